@@ -1,0 +1,252 @@
+/* libnvidia-ml.so.1 of the emulated GPU: what the device file says. Types and numbers: nvml.h of CUDA 13. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cuda_api.h"
+#include "device.h"
+#include "rm_abi.h"
+
+#define API __attribute__((visibility("default")))
+
+typedef struct nvml_device *nvmlDevice_t;
+typedef int nvmlReturn_t;
+enum { NVML_SUCCESS, NVML_ERROR_UNINITIALIZED, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND = 6, NVML_ERROR_INSUFFICIENT_SIZE, NVML_ERROR_DRIVER_NOT_LOADED = 9 };
+
+struct nvml_memory { unsigned long long total, free, used; };
+struct nvml_memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct nvml_utilization { unsigned gpu, memory; };
+struct nvml_process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
+struct nvml_sample { unsigned pid; unsigned long long timestamp; unsigned sm, memory, encoder, decoder; };
+struct nvml_pci { char legacy_id[16]; unsigned domain, bus, device, device_id, subsystem_id; char id[32]; };
+
+struct nvml_device {
+    struct emu_driver driver;
+    uint64_t sampled_at, seen[EMU_CLIENTS]; /* for utilisation: busy time at the last look */
+};
+static struct nvml_device devices[EMU_MAX_DEVICES];
+static int device_count, users;
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000ull + (uint64_t)t.tv_nsec / 1000;
+}
+
+API nvmlReturn_t nvmlInitWithFlags(unsigned flags)
+{
+    static char paths[EMU_MAX_DEVICES][512];
+    (void)flags;
+    if (users++ > 0)
+        return NVML_SUCCESS;
+    int count = emu_discover(paths, EMU_MAX_DEVICES);
+    for (int i = 0; i < count; i++)
+        if (emu_open(&devices[device_count].driver, paths[i]) == 0)
+            devices[device_count++].sampled_at = now_us();
+    return device_count ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
+}
+API nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+API nvmlReturn_t nvmlInit(void) { return nvmlInitWithFlags(0); }
+API nvmlReturn_t nvmlShutdown(void)
+{
+    if (users == 0)
+        return NVML_ERROR_UNINITIALIZED;
+    if (--users == 0)
+        while (device_count > 0)
+            emu_close(&devices[--device_count].driver);
+    return NVML_SUCCESS;
+}
+API const char *nvmlErrorString(nvmlReturn_t code)
+{
+    switch (code) {
+    case NVML_SUCCESS: return "Success";
+    case NVML_ERROR_UNINITIALIZED: return "Uninitialized";
+    case NVML_ERROR_INVALID_ARGUMENT: return "Invalid Argument";
+    case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
+    case NVML_ERROR_NOT_FOUND: return "Not Found";
+    case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
+    case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    default: return "Unknown Error";
+    }
+}
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            return NVML_ERROR_INVALID_ARGUMENT;                                                    \
+    } while (0)
+
+static nvmlReturn_t text(char *out, unsigned length, const char *value)
+{
+    CHECK(out && length > 0);
+    snprintf(out, length, "%s", value);
+    return strlen(value) < length ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+}
+API nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned length) { return text(out, length, EMU_DRIVER_VERSION); }
+API nvmlReturn_t nvmlSystemGetNVMLVersion(char *out, unsigned length) { return text(out, length, EMU_DRIVER_VERSION); }
+API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
+{
+    CHECK(version);
+    *version = CUDA_API_VERSION;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
+API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
+{
+    CHECK(count);
+    *count = (unsigned)device_count;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
+API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device)
+{
+    CHECK(device && index < (unsigned)device_count);
+    *device = &devices[index];
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device) { return nvmlDeviceGetHandleByIndex_v2(index, device); }
+API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
+{
+    CHECK(uuid && device);
+    for (int i = 0; i < device_count; i++)
+        if (strcmp(devices[i].driver.device->uuid, uuid) == 0) {
+            *device = &devices[i];
+            return NVML_SUCCESS;
+        }
+    return NVML_ERROR_NOT_FOUND;
+}
+API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *out, unsigned length)
+{
+    CHECK(device);
+    return text(out, length, device->driver.device->uuid);
+}
+API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *out, unsigned length)
+{
+    CHECK(device);
+    return text(out, length, device->driver.device->name);
+}
+API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
+{
+    CHECK(device && index);
+    *index = (unsigned)(device - devices);
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor) { return nvmlDeviceGetIndex(device, minor); }
+API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct nvml_pci *pci)
+{
+    CHECK(device && pci);
+    *pci = (struct nvml_pci){.domain = 0xFFFF, .bus = (unsigned)(device - devices)};
+    snprintf(pci->id, sizeof pci->id, "0000FFFF:%02X:00.0", pci->bus & 0xFF);
+    snprintf(pci->legacy_id, sizeof pci->legacy_id, "FFFF:%02X:00.0", pci->bus & 0xFF);
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor)
+{
+    CHECK(device && major && minor);
+    *major = 9;
+    *minor = 0;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory *memory)
+{
+    CHECK(device && memory);
+    memory->total = device->driver.device->memory_total;
+    memory->free = emu_free_bytes(&device->driver);
+    memory->used = memory->total - memory->free;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct nvml_memory_v2 *memory)
+{
+    struct nvml_memory simple;
+    CHECK(memory);
+    nvmlReturn_t rc = nvmlDeviceGetMemoryInfo(device, &simple);
+    if (rc == NVML_SUCCESS) {
+        memory->total = simple.total;
+        memory->free = simple.free;
+        memory->used = simple.used;
+        memory->reserved = 0;
+    }
+    return rc;
+}
+
+/* One row a process: it may have several clients. */
+static unsigned processes(struct emu_device *device, struct nvml_process *rows, unsigned max)
+{
+    unsigned count = 0;
+    for (int c = 0; c < EMU_CLIENTS; c++) {
+        struct emu_client *client = &device->clients[c];
+        unsigned long long bytes = 0;
+        unsigned row = 0;
+        for (uint32_t i = 0; client->handle && i < device->object_end; i++)
+            if (device->objects[i].handle && device->objects[i].client == client->handle)
+                bytes += device->objects[i].bytes;
+        if (!bytes)
+            continue;
+        while (row < count && row < max && rows[row].pid != (unsigned)client->pid)
+            row++;
+        if (row < max && row == count)
+            rows[row] = (struct nvml_process){.pid = (unsigned)client->pid, .gpu_instance = ~0u, .compute_instance = ~0u};
+        if (row < max)
+            rows[row].used += bytes;
+        count += row == count;
+    }
+    return count;
+}
+API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct nvml_process *rows)
+{
+    CHECK(device && count);
+    emu_reap(&device->driver);
+    unsigned room = rows ? *count : 0;
+    *count = processes(device->driver.device, rows, room);
+    return *count > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct nvml_process *rows)
+{
+    CHECK(device && count);
+    (void)rows;
+    *count = 0;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct nvml_sample *rows, unsigned *count, unsigned long long since)
+{
+    uint64_t now = now_us();
+    unsigned room = count ? *count : 0, used = 0;
+
+    (void)since;
+    CHECK(device && count);
+    emu_reap(&device->driver);
+    uint64_t elapsed = now > device->sampled_at ? now - device->sampled_at : 1;
+    for (int c = 0; c < EMU_CLIENTS; c++) {
+        struct emu_client *client = &device->driver.device->clients[c];
+        if (!client->handle)
+            continue;
+        if (rows && used < room) {
+            uint64_t busy = client->busy_ns >= device->seen[c] ? client->busy_ns - device->seen[c] : client->busy_ns;
+            uint64_t percent = (busy / 10 + elapsed / 2) / elapsed; /* ns over us, in percent */
+            rows[used] = (struct nvml_sample){.pid = (unsigned)client->pid, .timestamp = now, .sm = percent > 100 ? 100 : (unsigned)percent};
+            device->seen[c] = client->busy_ns;
+        }
+        used++;
+    }
+    *count = used;
+    if (!rows || used > room)
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    device->sampled_at = now;
+    return used ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+}
+API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct nvml_utilization *rates)
+{
+    static uint64_t last_busy[EMU_MAX_DEVICES], last_time[EMU_MAX_DEVICES];
+    uint64_t busy = 0, now = now_us(), i;
+    CHECK(device && rates);
+    for (int c = 0; c < EMU_CLIENTS; c++)
+        busy += device->driver.device->clients[c].busy_ns;
+    i = (uint64_t)(device - devices);
+    uint64_t percent = last_time[i] && now > last_time[i] && busy > last_busy[i] ? (busy - last_busy[i]) / 10 / (now - last_time[i]) : 0;
+    last_busy[i] = busy;
+    last_time[i] = now;
+    *rates = (struct nvml_utilization){.gpu = percent > 100 ? 100 : (unsigned)percent};
+    return NVML_SUCCESS;
+}

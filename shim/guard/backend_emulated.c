@@ -1,0 +1,59 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "backend.h"
+#include "device.h"
+#include "rm_abi.h"
+#include "util.h"
+
+static struct emu_driver drivers[MAX_GPUS];
+
+static void emulated_open(int index, const char *where)
+{
+    int rc = emu_open(&drivers[index], where);
+    if (rc < 0) {
+        errno = -rc;
+        die_with_error("emulated GPU %s", where);
+    }
+}
+
+static struct emu_driver *driver_of(int fd)
+{
+    struct stat theirs, ours;
+
+    if (fstat(fd, &theirs) < 0)
+        return NULL;
+    for (int i = 0; i < gpu_count; i++)
+        if (fstat(drivers[i].fd, &ours) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
+            return &drivers[i];
+    return NULL;
+}
+
+static bool emulated_is_driver(int fd) { return driver_of(fd) != NULL; }
+static bool emulated_performs(uint32_t class) { (void)class; return true; }
+
+static int emulated_perform(int fd, pid_t pid, unsigned long request, void *arg)
+{
+    struct emu_driver *driver = driver_of(fd);
+    return driver ? emu_ioctl(driver, fd, pid, request, arg) : -ENOTTY;
+}
+
+static uint32_t emulated_set_channels(int index, const struct channel *channels, int count, bool on)
+{
+    struct nv2080_fifo_disable_channels params = {.disable = !on, .count = (uint32_t)count};
+    struct nvos54 call = {.command = NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, .params = (uintptr_t)&params, .params_size = sizeof params};
+
+    for (int i = 0; i < count; i++) {
+        params.clients[i] = channels[i].root;
+        params.channels[i] = channels[i].handle;
+    }
+    int rc = emu_ioctl(&drivers[index], drivers[index].fd, getpid(), NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call);
+    return rc < 0 ? NV_ERR_OPERATING_SYSTEM : call.status;
+}
+
+const struct backend backend_emulated = {
+    .name = "emulated", .open = emulated_open, .is_driver = emulated_is_driver, .performs = emulated_performs,
+    .perform = emulated_perform, .set_channels = emulated_set_channels,
+};

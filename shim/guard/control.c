@@ -1,0 +1,136 @@
+#define _GNU_SOURCE
+#include "control.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backend.h"
+#include "ledger.h"
+#include "notify.h"
+#include "sched.h"
+#include "util.h"
+
+#define PROTOCOL 1
+
+static bool ending;
+
+bool control_wants_end(void) { return ending; }
+
+__attribute__((format(printf, 2, 3))) static void reply(int controller, const char *format, ...)
+{
+    char text[MAX_MESSAGE];
+    va_list list;
+
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    /* A controller that went away has a successor that asks anew. */
+    if (send_message(controller, text, -1) < 0)
+        say("answer to vgpud: %s", strerror(errno));
+}
+
+static bool valid_slot(int slot) { return slot >= 0 && slot < LEDGER_TENANTS; }
+
+/* tenant SLOT GPU MEMORY MILLIPERCENT POLICY ID, with the page's descriptor unless the tenant is known */
+static void set_tenant(int controller, const char *text, int fd)
+{
+    int slot, gpu;
+    uint64_t memory;
+    uint32_t millipercent, policy;
+    char id[72];
+
+    if (sscanf(text, "tenant %d %d %" SCNu64 " %u %u %71s", &slot, &gpu, &memory, &millipercent, &policy, id) != 6 ||
+        !valid_slot(slot) || gpu < 0 || gpu >= gpu_count || !millipercent || millipercent > 100000 || policy > VGPU_POLICY_BURST) {
+        reply(controller, "error malformed: %s", text);
+        return;
+    }
+    ledger_lock();
+    bool ok = ledger_set_tenant(slot, id, gpu, memory, millipercent, policy, fd);
+    ledger_unlock();
+    sched_wake();
+    reply(controller, ok ? "ok" : "error the tenant's page could not be mapped");
+}
+
+static void add_listener(int controller, const char *text, int fd)
+{
+    int slot;
+
+    if (sscanf(text, "listener %d", &slot) != 1 || !valid_slot(slot) || fd < 0 || !tenants[slot].used) {
+        reply(controller, "error malformed: %s", text);
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    reply(controller, notify_add_listener(slot, fd) ? "ok" : "error no room for another listener");
+    sched_wake();
+}
+
+static void remove_tenant(int controller, const char *text)
+{
+    int slot;
+
+    if (sscanf(text, "remove %d", &slot) != 1 || !valid_slot(slot)) {
+        reply(controller, "error malformed: %s", text);
+        return;
+    }
+    notify_remove_tenant(slot);
+    ledger_lock();
+    ledger_remove_tenant(slot);
+    ledger_unlock();
+    sched_wake();
+    reply(controller, "ok");
+}
+
+/* Hand back every listener, for a vgpud that was restarted. */
+static void give_listeners(int controller)
+{
+    char text[64];
+
+    for (int i = 0; i < MAX_LISTENERS; i++) {
+        if (listeners[i].fd < 0)
+            continue;
+        snprintf(text, sizeof text, "listener %d", listeners[i].slot);
+        if (send_message(controller, text, listeners[i].fd) < 0)
+            return;
+    }
+    reply(controller, "ok");
+}
+
+static void probe(int controller, const char *text)
+{
+    int pid;
+
+    if (sscanf(text, "probe %d", &pid) != 1) {
+        reply(controller, "error malformed: %s", text);
+        return;
+    }
+    int error = notify_can_guard((pid_t)pid);
+    reply(controller, error ? "error %s" : "ok", error ? strerror(error) : "");
+}
+
+void control_message(int controller, char *text, int fd)
+{
+    if (strncmp(text, "tenant ", 7) == 0) {
+        set_tenant(controller, text, fd);
+    } else if (strncmp(text, "listener ", 9) == 0) {
+        add_listener(controller, text, fd);
+        return; /* the descriptor is the listener now */
+    } else if (strncmp(text, "remove ", 7) == 0) {
+        remove_tenant(controller, text);
+    } else if (strncmp(text, "probe ", 6) == 0) {
+        probe(controller, text);
+    } else if (strcmp(text, "listeners") == 0) {
+        give_listeners(controller);
+    } else if (strcmp(text, "hello") == 0) {
+        reply(controller, "ok %d %d %s", PROTOCOL, (int)getpid(), backend->name);
+    } else if (strcmp(text, "end") == 0) {
+        ending = true;
+        reply(controller, "ok");
+    } else {
+        reply(controller, "error unknown message: %.200s", text);
+    }
+    if (fd >= 0)
+        close(fd);
+}

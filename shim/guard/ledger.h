@@ -1,0 +1,87 @@
+/*
+ * Who holds what: driver objects and bytes by tenant and process.
+ *
+ * The tables live in a shared file that outlives the guard, so that a killed guard's successor goes on
+ * where it was. Bytes are reserved before the driver is asked and committed after: at every instant the
+ * ledger counts at least what the tenant holds. One writer at a time: callers hold ledger_lock().
+ */
+#ifndef VGPU_GUARD_LEDGER_H
+#define VGPU_GUARD_LEDGER_H
+
+#include <linux/seccomp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "slice_page.h"
+
+#define LEDGER_MAGIC 0x4C474456u
+#define LEDGER_VERSION 1u
+#define LEDGER_TENANTS 1024
+#define LEDGER_OBJECTS (1u << 18)
+#define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
+
+enum object_state { OBJECT_FREE, OBJECT_RESERVED, OBJECT_HELD };
+
+struct ledger_object {
+    uint32_t state, tenant; /* tenant: slot */
+    uint32_t root, parent, handle, class;
+    int32_t pid;
+    uint32_t proven; /* roots: the driver accepted a call of this tenant under it */
+    uint64_t bytes;
+};
+
+/* The call being answered. The kernel writes it here, so a guard killed in mid-call leaves the number to answer. */
+struct ledger_inflight {
+    uint32_t tenant, performing;
+    int32_t pid;
+    uint32_t root, handle, padding;
+    struct seccomp_notif notification;
+    uint8_t spare[64]; /* a newer kernel's notification may be longer */
+};
+
+struct ledger_file {
+    uint32_t magic, version;
+    uint32_t object_end, padding;
+    struct ledger_inflight inflight;
+    struct ledger_object objects[LEDGER_OBJECTS];
+};
+
+struct tenant {
+    bool used;
+    char id[72];
+    int gpu;
+    uint64_t memory;
+    uint32_t core_millipercent, policy;
+    struct vgpu_slice_page *page;
+    uint32_t objects;
+    uint32_t channels;
+};
+
+extern struct ledger_file *ledger;
+extern struct tenant tenants[LEDGER_TENANTS];
+
+void ledger_open(const char *path); /* dies when it can't */
+void ledger_lock(void);
+void ledger_unlock(void);
+
+/* What is under the lock. Handles are the driver's; `slot` is the tenant's. */
+bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy, int page_fd);
+void ledger_remove_tenant(int slot);
+struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
+/* Whose client is this? -1: nobody's yet. */
+int ledger_root_owner(uint32_t root);
+/* Bind a client to a tenant on first sight. False: it is another tenant's. */
+bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
+
+enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL };
+enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class, uint64_t bytes, struct ledger_object **out);
+/* The driver did it: with the handle and size that it says. */
+void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes);
+void ledger_cancel(struct ledger_object *object);
+void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */
+void ledger_free_process(pid_t pid);
+void ledger_set_tier(int slot, uint32_t tier);
+void ledger_note_on(int slot, bool on, uint64_t on_ns); /* the scheduler's account of channel time */
+
+#endif

@@ -1,0 +1,27 @@
+/* The shim's parts to each other. */
+#ifndef VGPU_HOOK_H
+#define VGPU_HOOK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "slice_page.h"
+#include "table.h"
+
+#define API __attribute__((visibility("default")))
+
+/* hook.c: the driver's own function behind a row, or NULL when its library is not loaded. */
+void *real(enum row_id row);
+void *real_symbol(const char *library, const char *symbol);
+
+/* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
+struct slice { uint64_t quota, used; uint32_t tier; char gpu_uuid[VGPU_UUID_LENGTH]; };
+bool slice_read(struct slice *out);
+const char *slice_directory(void); /* NULL outside a slice */
+
+/* ledger.c: the tenant's ledger in the daemon, where the guard does not count (tier `shim`). */
+bool ledger_counts(void);
+bool ledger_reserve(uint64_t bytes);
+void ledger_release(uint64_t bytes);
+
+#endif

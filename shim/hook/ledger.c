@@ -1,0 +1,74 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "hook.h"
+
+/* One connection a process. What a process holds is given back when its connection closes, kill -9 included. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static int connection = -1;
+static pid_t connected_by;
+
+bool ledger_counts(void)
+{
+    const char *tier = getenv(VGPU_ENV_TIER);
+    return tier && strcmp(tier, "shim") == 0;
+}
+
+static int connect_ledger(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd;
+
+    if (!slice_directory() || snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", slice_directory(), VGPU_JOIN_SOCKET) >= (int)sizeof address.sun_path)
+        return -1;
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Ask the daemon; it answers one line. False: no, or nobody there, which is no too. */
+static bool ask(const char *text)
+{
+    char answer[64];
+    ssize_t got;
+
+    pthread_mutex_lock(&mutex);
+    if (connected_by != getpid()) { /* first use, or a fork: the parent's connection is the parent's account */
+        if (connection >= 0)
+            close(connection);
+        connection = connect_ledger();
+        connected_by = connection >= 0 ? getpid() : 0;
+    }
+    do
+        got = connection < 0 || send(connection, text, strlen(text), MSG_NOSIGNAL) < 0 ? -1 : recv(connection, answer, sizeof answer, 0);
+    while (got < 0 && errno == EINTR && connection >= 0);
+    if (got <= 0) /* the daemon restarted: connect anew next time */
+        connected_by = 0;
+    pthread_mutex_unlock(&mutex);
+    return got >= 2 && memcmp(answer, "ok", 2) == 0;
+}
+
+bool ledger_reserve(uint64_t bytes)
+{
+    char text[64];
+    snprintf(text, sizeof text, "reserve %" PRIu64, bytes);
+    return ask(text);
+}
+
+void ledger_release(uint64_t bytes)
+{
+    char text[64];
+    snprintf(text, sizeof text, "release %" PRIu64, bytes);
+    ask(text);
+}
