@@ -57,7 +57,7 @@ static void add_listener(int controller, const char *text, int fd)
 {
     int slot;
 
-    if (sscanf(text, "listener %d", &slot) != 1 || !valid_slot(slot) || fd < 0 || !tenants[slot].used) {
+    if (sscanf(text, "listener %d", &slot) != 1 || !valid_slot(slot) || fd < 0 || !tenants[slot].live) {
         reply(controller, "error malformed: %s", text);
         if (fd >= 0)
             close(fd);

@@ -72,7 +72,7 @@ static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, 
 {
     struct vgpu_process_row *spare = NULL;
 
-    for (uint32_t i = 0; i < page->process_rows; i++) {
+    for (uint32_t i = 0; i < page->process_rows && i < VGPU_PAGE_PROCESSES; i++) {
         if (page->processes[i].pid == (uint32_t)pid)
             return &page->processes[i];
         if (!page->processes[i].pid && !spare)
@@ -95,12 +95,13 @@ static void account(const struct ledger_object *object, int sign)
     bool channel = NV_CLASS_IS_CHANNEL(object->class);
 
     tenant->objects += (uint32_t)sign;
+    tenant->used += (uint64_t)sign * object->bytes;
     if (channel)
         tenant->channels += (uint32_t)sign;
     if (!page)
         return;
     page_begin(page);
-    page->memory_used += (uint64_t)sign * object->bytes;
+    page->memory_used = tenant->used;
     if (page->memory_used > page->memory_peak)
         page->memory_peak = page->memory_used;
     struct vgpu_process_row *row = row_of(page, object->pid, sign > 0);
@@ -167,6 +168,7 @@ static void recount(int slot)
     struct vgpu_slice_page *page = tenant->page;
 
     tenant->objects = tenant->channels = 0;
+    tenant->used = 0;
     page_begin(page);
     page->memory_used = 0;
     page->process_rows = 0;
@@ -180,7 +182,7 @@ static void recount(int slot)
 bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy, int page_fd)
 {
     struct tenant *tenant = &tenants[slot];
-    bool fresh = !tenant->used;
+    bool fresh = !tenant->live;
 
     if (fresh)
         *tenant = (struct tenant){0};
@@ -193,7 +195,7 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint3
     tenant->core_millipercent = millipercent;
     tenant->policy = policy;
     snprintf(tenant->id, sizeof tenant->id, "%s", id);
-    tenant->used = true;
+    tenant->live = true;
 
     struct vgpu_slice_page *page = tenant->page;
     /* A guard killed while it wrote left the sequence odd, and readers waiting. */
@@ -269,7 +271,7 @@ static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
     page_begin(page);
     page->refusals++;
     page->refused_bytes = bytes;
-    page->refused_free = tenant->memory > page->memory_used ? tenant->memory - page->memory_used : 0;
+    page->refused_free = tenant->memory > tenant->used ? tenant->memory - tenant->used : 0;
     page->refused_at_ns = realtime_ns();
     page->refused_pid = (uint32_t)pid;
     page_end(page);
@@ -278,9 +280,8 @@ static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class, uint64_t bytes, struct ledger_object **out)
 {
     struct tenant *tenant = &tenants[slot];
-    uint64_t used = tenant->page->memory_used;
 
-    if (bytes && (used > tenant->memory || bytes > tenant->memory - used)) {
+    if (bytes && (tenant->used > tenant->memory || bytes > tenant->memory - tenant->used)) {
         note_refusal(tenant, pid, bytes);
         return RESERVE_OVER_QUOTA;
     }

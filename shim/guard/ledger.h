@@ -48,11 +48,12 @@ struct ledger_file {
 };
 
 struct tenant {
-    bool used;
+    bool live;
     char id[72];
     int gpu;
     uint64_t memory;
     uint32_t core_millipercent, policy;
+    uint64_t used; /* the truth; the page shows a copy, and who shares the tenant's user may scribble on that */
     struct vgpu_slice_page *page;
     uint32_t objects;
     uint32_t channels;

@@ -307,7 +307,7 @@ static void handle(int listener, int slot)
         return;
     }
     ledger_lock();
-    bool tenant = tenants[slot].used;
+    bool tenant = tenants[slot].live;
     struct verdict verdict = tenant ? judge(&call) : (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM};
     ledger_unlock();
     if (verdict.kind == VERDICT_CONTINUE) {

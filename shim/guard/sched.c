@@ -82,7 +82,7 @@ static int collect(int index, struct share *shares)
 
     ledger_lock();
     for (int slot = 0; slot < LEDGER_TENANTS && count < SCHED_MAX_SHARES; slot++)
-        if (tenants[slot].used && tenants[slot].gpu == index && tenants[slot].channels)
+        if (tenants[slot].live && tenants[slot].gpu == index && tenants[slot].channels)
             shares[count++] = (struct share){slot, tenants[slot].core_millipercent, tenants[slot].policy};
     ledger_unlock();
     return count;

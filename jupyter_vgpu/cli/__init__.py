@@ -1,0 +1,1 @@
+"""`jupyter vgpu`: node, status, run, doctor."""

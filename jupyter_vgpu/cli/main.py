@@ -1,0 +1,87 @@
+"""The command `jupyter vgpu` and its subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .. import __version__
+from ..client import Client, DaemonError
+from ..native import NativeMissing
+from ..paths import ADMIN_SOCKET, TENANT_SOCKET, default_run_dir
+from ..quota import Policy, QuotaError
+from . import doctor, run, status
+
+_OK, _FAILED, _USAGE = 0, 1, 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jupyter vgpu", description="Slices of a GPU for notebooks.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    commands.add_parser("node", help="run the node daemon (see 'jupyter vgpu node --help')", add_help=False)
+
+    show = commands.add_parser("status", help="show GPUs and slices; inside a slice, that slice")
+    show.add_argument("--json", action="store_true", help="print what the daemon said, as JSON")
+
+    runner = commands.add_parser(
+        "run",
+        help="run a command in a slice, without a hub",
+        epilog="Exit code: the command's own; 125 when there is no slice for it.",
+    )
+    runner.add_argument("--mem", required=True, metavar="SIZE", help="GPU memory, such as 4G")
+    runner.add_argument("--cores", required=True, metavar="PERCENT", help="share of the GPU's compute, such as 25")
+    runner.add_argument("--policy", default=str(Policy.HARD), choices=[str(p) for p in Policy])
+    runner.add_argument("--gpu", metavar="UUID", help="only on this GPU")
+    runner.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+
+    check = commands.add_parser("doctor", help="say what works on this machine, and what to do where it does not")
+    check.add_argument("--json", action="store_true")
+
+    for command in (show, runner, check):
+        command.add_argument("--run-dir", type=Path, default=default_run_dir(), help="the node daemon's directory")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["node"]:
+        from ..node.app import NodeApp  # the user's image has no daemon, nor what it needs
+
+        NodeApp.launch_instance(argv=arguments[1:])
+        return _OK
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "status":
+            return status.show(_nearest_client(options.run_dir), inside=_slice_dir() is not None, as_json=options.json)
+        if options.command == "doctor":
+            return doctor.report(options.run_dir, as_json=options.json)
+        command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+        if not command:
+            parser.error("run: which command? Write it after --")
+        if _slice_dir():
+            print("jupyter vgpu run: this is a GPU slice already: run the command as it is", file=sys.stderr)
+            return run.NO_SLICE
+        request = {"memory": options.mem, "cores": options.cores, "policy": options.policy, "gpu": options.gpu}
+        return run.run(Client(options.run_dir / ADMIN_SOCKET), request, command)
+    except (DaemonError, QuotaError, NativeMissing) as error:
+        print(f"jupyter vgpu {options.command}: {error}", file=sys.stderr)
+        return run.NO_SLICE if options.command == "run" else _FAILED
+
+
+def _slice_dir() -> str | None:
+    return os.environ.get("VGPU_SLICE_DIR")
+
+
+def _nearest_client(run_dir: Path) -> Client:
+    inside = _slice_dir()
+    return Client(Path(inside) / TENANT_SOCKET) if inside else Client(run_dir / ADMIN_SOCKET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

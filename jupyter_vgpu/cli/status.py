@@ -1,0 +1,88 @@
+"""`jupyter vgpu status`: what is shared, and who holds what."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from ..client import Client, Json
+from ..quota import format_bytes, format_percent
+
+
+def show(client: Client, inside: bool, as_json: bool) -> int:
+    """Print the node's state, or inside a slice that slice's. Returns the exit code."""
+    if inside:
+        view = client.request("GET", "/api/slice")
+        tenants, gpus, health = [view], [], None
+    else:
+        health = client.request("GET", "/api/health")
+        gpus = client.request("GET", "/api/gpus")["gpus"]
+        tenants = client.request("GET", "/api/tenants")["tenants"]
+        view = {"health": health, "gpus": gpus, "tenants": tenants}
+    if as_json:
+        print(json.dumps(view, indent=2))
+        return 0
+    console = Console()
+    if health:
+        guard = health["guard"]
+        console.print(
+            f"vgpud {health['status']}, backend {health['backend']}, guard {guard['pid']}"
+            f" ({guard['restarts']} restarts), up {health['uptime_s']:.0f} s"
+        )
+        console.print(_gpu_table(gpus))
+    console.print(_tenant_table(tenants))
+    for tenant in tenants:
+        if tenant["processes"]:
+            console.print(_process_table(tenant))
+    return 0
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("GPU", "name", "tenant", "tier", "policy") else "right")
+    return table
+
+
+def _gpu_table(gpus: list[Json]) -> Table:
+    table = _table("GPUs", "GPU", "name", "memory", "promised", "free", "compute free")
+    for gpu in gpus:
+        memory, cores = gpu["memory"], gpu["cores"]
+        table.add_row(
+            str(gpu["index"]),
+            gpu["name"],
+            format_bytes(memory["total"]),
+            format_bytes(memory["reserved"]),
+            format_bytes(memory["free"]),
+            format_percent(cores["free"]),
+        )
+    return table
+
+
+def _tenant_table(tenants: list[Json]) -> Table:
+    table = _table("Slices", "tenant", "GPU", "memory", "of", "compute", "of", "policy", "tier", "refused")
+    for tenant in tenants:
+        quota, usage = tenant["quota"], tenant["usage"]
+        table.add_row(
+            tenant["name"],
+            str(tenant["gpu"]["index"]),
+            format_bytes(usage["memory"]),
+            format_bytes(quota["memory"]),
+            format_percent(usage["cores"]),
+            format_percent(quota["cores"]),
+            quota["policy"],
+            tenant["tier"],
+            str(tenant["refusals"]["count"]),
+        )
+    return table
+
+
+def _process_table(tenant: Json) -> Table:
+    table = _table(f"Processes of {tenant['name']}", "pid", "name", "memory", "compute")
+    for process in tenant["processes"]:
+        table.add_row(
+            str(process["pid"]), process["name"], format_bytes(process["memory"]), format_percent(process["cores"])
+        )
+    return table

@@ -1,0 +1,1 @@
+"""vgpud, the node daemon: tenants, quotas, placement and the guard."""

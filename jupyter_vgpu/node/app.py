@@ -1,0 +1,217 @@
+"""`jupyter vgpu node`: the daemon's process."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from jupyter_core.application import JupyterApp
+from traitlets import Bool, Float, Int, Unicode
+
+from .. import __version__
+from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
+from ..quota import QuotaError, parse_memory
+from .gpus import NoGpu, discover, emulate
+from .guard import GuardError
+from .handlers import admin_application, serve, tenant_application
+from .manager import Limits, Manager
+from .metrics import registry
+from .store import Store
+
+_SAMPLE_SECONDS = 1.0
+
+
+class NodeApp(JupyterApp):
+    """Run the GPU node daemon: tenants, quotas and the guard of this machine's GPUs."""
+
+    name = "jupyter-vgpu-node"
+    version = __version__
+    description = __doc__ or ""
+    examples = """
+    jupyter vgpu node                                  # share this machine's GPUs
+    jupyter vgpu node --emulate --emulated-memory=8G   # no GPU here: emulate one
+    """
+
+    run_dir = Unicode(
+        help="""
+        Directory of sockets and shared state.
+
+        It should be on a memory file system. Default: `/run/vgpu` for root, else below `$XDG_RUNTIME_DIR`::
+
+            c.NodeApp.run_dir = "/run/vgpu"
+        """
+    ).tag(config=True)
+    data_dir_path = Unicode(
+        help="""
+        Directory of the tenants' database.
+
+        It outlives a reboot. Default: `/var/lib/vgpu` for root, else `~/.local/share/vgpu`::
+
+            c.NodeApp.data_dir_path = "/var/lib/vgpu"
+        """
+    ).tag(config=True)
+    emulate = Bool(
+        False,
+        help="""
+        Emulate GPUs on the CPU instead of using real ones.
+
+        Programs in a slice get a libcuda that runs PTX on the CPU; everything else is the same::
+
+            c.NodeApp.emulate = True
+        """,
+    ).tag(config=True)
+    emulated_memory = Unicode(
+        "8G",
+        help="""
+        Memory of each emulated GPU.
+
+        Taken from the host's memory as programs touch it::
+
+            c.NodeApp.emulated_memory = "8G"
+        """,
+    ).tag(config=True)
+    emulated_gpus = Int(
+        1,
+        min=1,
+        max=64,
+        help="""
+        How many GPUs to emulate.
+
+        ::
+
+            c.NodeApp.emulated_gpus = 2
+        """,
+    ).tag(config=True)
+    memory_overcommit = Float(
+        1.0,
+        min=0.1,
+        help="""
+        How much memory may be promised, as a factor of what each GPU has.
+
+        Above 1 slices are promised more than there is: an allocation inside its quota may then be refused
+        by the driver when all use theirs at once::
+
+            c.NodeApp.memory_overcommit = 1.0
+        """,
+    ).tag(config=True)
+    core_overcommit = Float(
+        1.0,
+        min=0.1,
+        help="""
+        How much compute may be promised, as a factor of each GPU.
+
+        Above 1 all shares shrink in proportion while the tenants that use the GPU have over 100 percent together::
+
+            c.NodeApp.core_overcommit = 4.0
+        """,
+    ).tag(config=True)
+    allow_shim_tier = Bool(
+        help="""
+        Let a server start in the weaker tier where the guard can't hold it.
+
+        The guard needs to reach into the tenant's processes: root, or the same user and no Yama restriction.
+        Default: only when the daemon is not root. The tier in force is shown to the user::
+
+            c.NodeApp.allow_shim_tier = False
+        """
+    ).tag(config=True)
+
+    aliases = {
+        **JupyterApp.aliases,
+        "run-dir": "NodeApp.run_dir",
+        "data-dir": "NodeApp.data_dir_path",
+        "emulated-memory": "NodeApp.emulated_memory",
+        "emulated-gpus": "NodeApp.emulated_gpus",
+        "memory-overcommit": "NodeApp.memory_overcommit",
+        "core-overcommit": "NodeApp.core_overcommit",
+    }
+    flags = {
+        **JupyterApp.flags,
+        "emulate": ({"NodeApp": {"emulate": True}}, "Emulate GPUs on the CPU."),
+        "allow-shim-tier": (
+            {"NodeApp": {"allow_shim_tier": True}},
+            "Allow the weaker tier where the guard can't hold.",
+        ),
+    }
+
+    def _run_dir_default(self) -> str:
+        return str(default_run_dir())
+
+    def _data_dir_path_default(self) -> str:
+        return str(default_data_dir())
+
+    def _allow_shim_tier_default(self) -> bool:
+        return os.geteuid() != 0
+
+    def start(self) -> None:
+        super().start()
+        logging.basicConfig(
+            level=self.log_level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+        )
+        try:
+            asyncio.run(self._run())
+        except (NoGpu, GuardError, QuotaError) as error:
+            self.exit_with(str(error))
+
+    def exit_with(self, message: str) -> None:
+        self.log.critical(message)
+        self.exit(1)
+
+    def _lock(self, run_dir: Path) -> int:
+        """Held for life, so that a second daemon on the same directory says so instead of breaking the first."""
+        fd = os.open(run_dir / "vgpud.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.exit_with(f"another node daemon runs in {run_dir}: stop it, or give --run-dir another directory")
+        return fd
+
+    async def _run(self) -> None:
+        run_dir = Path(self.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.chmod(0o711)
+        lock = self._lock(run_dir)
+        if self.emulate:
+            emulate(run_dir / "emulated", parse_memory(self.emulated_memory), self.emulated_gpus)
+        gpus = discover()
+        ended = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+
+        limits = Limits(self.memory_overcommit, self.core_overcommit, self.allow_shim_tier)
+        manager = Manager(
+            run_dir,
+            Store(Path(self.data_dir_path) / "vgpud.sqlite"),
+            gpus,
+            limits,
+            lambda tenant_id, path: serve(tenant_application(manager, tenant_id), str(path), 0o666),
+        )
+        manager.start()
+        stop_api = serve(admin_application(manager, registry(manager)), str(run_dir / ADMIN_SOCKET), 0o600)
+        sampler = asyncio.create_task(self._sample(manager))
+        for gpu in gpus:
+            self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
+        self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
+        await ended.wait()
+        sampler.cancel()
+        stop_api()
+        (run_dir / ADMIN_SOCKET).unlink(missing_ok=True)
+        manager.stop()
+        os.close(lock)
+
+    async def _sample(self, manager: Manager) -> None:
+        """Compute use, once a second, off the event loop."""
+        since = time.time()
+        while True:
+            await asyncio.sleep(_SAMPLE_SECONDS)
+            now = time.time()
+            await asyncio.to_thread(manager.sample, int(since * 1e6))
+            since = now
+
+
+main = NodeApp.launch_instance

@@ -1,0 +1,104 @@
+"""The node's GPUs, through NVML: the real library, or the emulated one where the daemon is told to emulate."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+
+from ..native import native_dir
+
+ENV_EMULATED_DIR = "VGPU_EMULATED_DIR"
+ENV_EMULATED_MEMORY = "VGPU_EMULATED_MEMORY"
+ENV_EMULATED_GPUS = "VGPU_EMULATED_GPUS"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU. memory: bytes that programs can have. where: what the guard opens."""
+
+    index: int
+    uuid: str
+    name: str
+    memory: int
+    where: str
+    emulated: bool
+    devices: tuple[str, ...]
+
+
+class NoGpu(RuntimeError):
+    """There is none; the message says why and what to do."""
+
+
+def emulate(directory: Path, memory: int, count: int) -> None:
+    """Make this process, and what it starts, use emulated GPUs whose device files are in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ[ENV_EMULATED_DIR] = str(directory)
+    os.environ[ENV_EMULATED_MEMORY] = str(memory)
+    os.environ[ENV_EMULATED_GPUS] = str(count)
+    # the name is loaded now, so NVML's own lookup of it finds this one
+    ctypes.CDLL(str(native_dir() / "emulator" / "libnvidia-ml.so.1"))
+
+
+def is_emulating() -> bool:
+    return ENV_EMULATED_DIR in os.environ
+
+
+def discover() -> list[Gpu]:
+    """The GPUs of this node, lowest index first. Raises NoGpu."""
+    try:
+        pynvml.nvmlInit()
+        gpus = [_describe(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        raise NoGpu(
+            f"no NVIDIA GPU to share here ({error}): install the driver, or try an emulated one "
+            "with 'jupyter vgpu node --emulate'"
+        ) from error
+    if not gpus:
+        raise NoGpu("the NVIDIA driver reports no GPU: try an emulated one with 'jupyter vgpu node --emulate'")
+    return gpus
+
+
+def _describe(index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    emulated = is_emulating()
+    if emulated:
+        where = f"{os.environ[ENV_EMULATED_DIR]}/gpu{index}"
+        devices: tuple[str, ...] = ()
+    else:
+        where = pynvml.nvmlDeviceGetPciInfo(handle).busId
+        minor = pynvml.nvmlDeviceGetMinorNumber(handle)
+        shared = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+        devices = (f"/dev/nvidia{minor}", *(path for path in shared if os.path.exists(path)))
+    return Gpu(
+        index=index,
+        uuid=pynvml.nvmlDeviceGetUUID(handle),
+        name=pynvml.nvmlDeviceGetName(handle),
+        memory=int(memory.total - memory.reserved),
+        where=where,
+        emulated=emulated,
+        devices=devices,
+    )
+
+
+def utilisation(index: int, since_us: int) -> dict[int, int]:
+    """Percent of the GPU's compute by process since a time. Empty where the driver does not tell."""
+    try:
+        samples = pynvml.nvmlDeviceGetProcessUtilization(pynvml.nvmlDeviceGetHandleByIndex(index), since_us)
+    except pynvml.NVMLError:
+        return {}
+    latest = {sample.pid: sample for sample in sorted(samples, key=lambda sample: int(sample.timeStamp))}
+    return {int(pid): int(sample.smUtil) for pid, sample in latest.items() if sample.timeStamp > since_us}
+
+
+def memory_by_process(index: int) -> dict[int, int]:
+    """NVML's own bytes by process: the witness that the ledger is compared with."""
+    try:
+        rows = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return {}
+    return {int(row.pid): int(row.usedGpuMemory or 0) for row in rows}

@@ -1,0 +1,213 @@
+"""vgpu-guard from outside: start it, talk to it, notice its end and bring up a successor.
+
+The daemon keeps every listener, so a tenant whose guard was killed waits in its call and goes on under the
+next guard. The guard keeps running when the daemon ends, so the same holds the other way round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..native import program
+from .gpus import Gpu
+
+log = logging.getLogger("vgpud.guard")
+
+_START_SECONDS = 10
+_ANSWER_SECONDS = 5
+_MESSAGE = 2048
+
+
+class GuardError(RuntimeError):
+    """The guard said no, or is away."""
+
+
+class Guard:
+    """The node's guard. `revived` is called with a fresh one, to tell it the tenants again."""
+
+    def __init__(self, run_dir: Path, gpus: list[Gpu], revived: Callable[[], None]) -> None:
+        self._socket_path = run_dir / "guard.sock"
+        self._state_path = run_dir / "ledger"
+        self._gpus = gpus
+        self._revived = revived
+        self._socket: socket.socket | None = None
+        self._pidfd = -1
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._failures = 0
+        self.pid = 0
+        self.restarts = 0
+        self.backend = ""
+
+    # --- life ---
+
+    def start(self) -> list[tuple[int, int]]:
+        """Adopt the guard that runs, or start one. Returns (slot, listener) for each that the old one held."""
+        adopted: list[tuple[int, int]] = []
+        if self._connect():
+            adopted = self._take_listeners()
+            log.info("took over guard %d with %d listeners", self.pid, len(adopted))
+        else:
+            self._spawn()
+        self._watch()
+        return adopted
+
+    def _arguments(self) -> list[str]:
+        self.backend = "emulated" if self._gpus[0].emulated else "nvidia"
+        arguments = [str(program("vgpu-guard")), "--socket", str(self._socket_path), "--state", str(self._state_path)]
+        arguments += ["--backend", self.backend]
+        for gpu in self._gpus:
+            arguments += ["--gpu", gpu.where]
+        return arguments
+
+    def _spawn(self) -> None:
+        # a session of its own: Ctrl-C in the daemon's terminal is for the daemon to act on
+        self._child = subprocess.Popen(self._arguments(), start_new_session=True, stdin=subprocess.DEVNULL)
+        end = time.monotonic() + _START_SECONDS
+        while not self._connect():
+            if self._child.poll() is not None:
+                raise GuardError(
+                    f"vgpu-guard ended with code {self._child.returncode} at its start: see its message above"
+                )
+            if time.monotonic() > end:
+                raise GuardError(f"vgpu-guard did not answer within {_START_SECONDS} s")
+            time.sleep(0.005)
+
+    def _connect(self) -> bool:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(_ANSWER_SECONDS)
+        try:
+            connection.connect(str(self._socket_path))
+        except OSError:
+            connection.close()
+            return False
+        self._socket = connection
+        try:
+            _, self_pid, self.backend = self._ask("hello").split()
+        except GuardError:
+            return False
+        self.pid = int(self_pid)
+        return True
+
+    def _watch(self) -> None:
+        self._pidfd = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _ended(self) -> None:
+        self._unwatch()
+        self._disconnect()
+        if self._child and self._child.pid == self.pid:
+            self._child.wait()
+        if self._stopping:
+            return
+        log.warning("guard %d ended; starting another", self.pid)
+        self._revive()
+
+    def _revive(self) -> None:
+        if self._stopping:
+            return
+        try:
+            if not self._connect():
+                self._spawn()
+            self._watch()
+            self.restarts += 1
+            self._failures = 0
+            self._revived()
+        except (GuardError, OSError) as error:
+            # tenants wait meanwhile: nothing is let through without a guard
+            self._failures += 1
+            delay = min(10.0, 0.1 * 2**self._failures)
+            log.error("the guard does not come up (%s); next try in %.1f s", error, delay)
+            asyncio.get_running_loop().call_later(delay, self._revive)
+
+    def _disconnect(self) -> None:
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+    def stop(self) -> None:
+        """End the guard: every channel goes back on."""
+        self._stopping = True
+        self._unwatch()
+        try:
+            self._ask("end")
+        except GuardError:
+            pass
+        self._disconnect()
+        if self._child:
+            try:
+                self._child.wait(_ANSWER_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        else:
+            end = time.monotonic() + _ANSWER_SECONDS
+            while Path(f"/proc/{self.pid}").exists() and time.monotonic() < end:
+                time.sleep(0.01)
+
+    def leave(self) -> None:
+        """Let go of the guard; it goes on guarding."""
+        self._stopping = True
+        self._unwatch()
+        self._disconnect()
+
+    # --- words ---
+
+    def _ask(self, text: str, fd: int = -1) -> str:
+        if not self._socket:
+            raise GuardError("the guard is being restarted")
+        try:
+            if fd >= 0:
+                socket.send_fds(self._socket, [text.encode()], [fd])
+            else:
+                self._socket.send(text.encode())
+            answer = self._socket.recv(_MESSAGE).decode()
+        except OSError as error:
+            self._disconnect()
+            raise GuardError(f"the guard does not answer: {error}") from error
+        if answer == "ok" or answer.startswith("ok "):
+            return answer[3:]
+        raise GuardError(answer.removeprefix("error ") or "the guard went away")
+
+    def _take_listeners(self) -> list[tuple[int, int]]:
+        assert self._socket
+        self._socket.send(b"listeners")
+        found: list[tuple[int, int]] = []
+        while True:
+            data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, 1)
+            if not data.startswith(b"listener ") or not fds:
+                return found
+            os.set_inheritable(fds[0], False)
+            found.append((int(data.split()[1]), fds[0]))
+
+    def set_tenant(
+        self, slot: int, gpu: int, memory: int, millipercent: int, policy: int, name: str, page: int
+    ) -> None:
+        self._ask(f"tenant {slot} {gpu} {memory} {millipercent} {policy} {name}", page)
+
+    def remove_tenant(self, slot: int) -> None:
+        self._ask(f"remove {slot}")
+
+    def add_listener(self, slot: int, fd: int) -> None:
+        self._ask(f"listener {slot}", fd)
+
+    def probe(self, pid: int) -> str | None:
+        """None when the guard can reach into that process, else why not."""
+        try:
+            self._ask(f"probe {pid}")
+        except GuardError as error:
+            return str(error)
+        return None

@@ -1,0 +1,171 @@
+"""vgpud's HTTP API: the admin's, and the small one that each tenant has on its own socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from tornado import web
+
+from ..quota import Policy, Quota, QuotaError
+from .manager import Json, Manager, Refused
+
+log = logging.getLogger("vgpud.api")
+
+_BODY_MAX = 64 << 10
+
+
+class ApiHandler(web.RequestHandler):
+    """JSON in, JSON out, and errors as {"error": words}."""
+
+    def initialize(self, manager: Manager) -> None:
+        self.manager = manager
+
+    def body(self, allowed: dict[str, type | tuple[type, ...]]) -> Json:
+        """The request's object, holding none but the allowed keys. Raises Refused."""
+        try:
+            data = json.loads(self.request.body or b"{}")
+        except ValueError as error:
+            raise Refused(400, f"the request is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise Refused(400, "the request is not a JSON object")
+        for key, value in data.items():
+            if key not in allowed:
+                raise Refused(400, f"unknown field {key!r}: allowed are {', '.join(allowed)}")
+            if value is not None and not isinstance(value, allowed[key]):
+                raise Refused(400, f"{key}={value!r} has the wrong type")
+        return {key: value for key, value in data.items() if value is not None}
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        message = str(error) if isinstance(error, Refused | QuotaError) else self._reason
+        self.finish({"error": message})
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, Refused | QuotaError):
+            super().log_exception(typ, value, tb)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, Refused):
+            status_code = error.status
+        elif isinstance(error, QuotaError):
+            status_code = 400
+        super().send_error(status_code, **kwargs)
+
+
+_QUOTA_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "memory": (int, str, float),
+    "cores": (int, float, str),
+    "policy": str,
+}
+
+
+class TenantsHandler(ApiHandler):
+    def get(self) -> None:
+        self.finish({"tenants": [self.manager.describe(tenant) for tenant in self.manager.tenants.values()]})
+
+    def post(self) -> None:
+        data = self.body({"name": str, **_QUOTA_FIELDS, "gpu": str, "owner": int, "until_pid": int})
+        for field in ("name", "memory", "cores"):
+            if field not in data:
+                raise Refused(400, f"{field} is missing: a tenant has a name, memory and cores")
+        quota = Quota.parse(data["memory"], data["cores"], data.get("policy", Policy.HARD))
+        created = self.manager.create(data["name"], quota, data.get("gpu"), data.get("owner"), data.get("until_pid", 0))
+        self.set_status(201)
+        self.finish(created)
+
+
+class TenantHandler(ApiHandler):
+    def get(self, key: str) -> None:
+        self.finish(self.manager.describe(self.manager.find(key)))
+
+    def patch(self, key: str) -> None:
+        old = self.manager.find(key).quota
+        data = self.body(_QUOTA_FIELDS)
+        quota = Quota.parse(
+            data.get("memory", old.memory), data.get("cores", old.cores), data.get("policy", old.policy)
+        )
+        self.finish(self.manager.resize(key, quota))
+
+    def delete(self, key: str) -> None:
+        self.manager.remove(key)
+        self.set_status(204)
+
+
+class GpusHandler(ApiHandler):
+    def get(self) -> None:
+        self.finish({"gpus": self.manager.describe_gpus()})
+
+
+class HealthHandler(ApiHandler):
+    def get(self) -> None:
+        self.finish(self.manager.health())
+
+
+class MetricsHandler(ApiHandler):
+    registry: ClassVar[CollectorRegistry]
+
+    def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(generate_latest(self.registry))
+
+
+class NotFoundHandler(ApiHandler):
+    def prepare(self) -> None:
+        raise Refused(404, f"nothing at {self.request.path}")
+
+
+class SliceHandler(ApiHandler):
+    """What a tenant may know: itself."""
+
+    def initialize(self, manager: Manager, tenant_id: str = "") -> None:
+        super().initialize(manager)
+        self.tenant_id = tenant_id
+
+    def get(self) -> None:
+        self.finish(self.manager.describe(self.manager.find(self.tenant_id)))
+
+
+def admin_application(manager: Manager, registry: CollectorRegistry) -> web.Application:
+    """Everything; its socket is for the node's admin alone."""
+    MetricsHandler.registry = registry
+    arguments = {"manager": manager}
+    routes: list[tuple[str, Callable[..., Any], Json]] = [
+        (r"/api/tenants", TenantsHandler, arguments),
+        (r"/api/tenants/(.+)", TenantHandler, arguments),
+        (r"/api/gpus", GpusHandler, arguments),
+        (r"/api/health", HealthHandler, arguments),
+        (r"/metrics", MetricsHandler, arguments),
+    ]
+    return _application(routes, arguments)
+
+
+def tenant_application(manager: Manager, tenant_id: str) -> web.Application:
+    """One tenant's view of itself."""
+    arguments = {"manager": manager}
+    return _application([(r"/api/slice", SliceHandler, arguments | {"tenant_id": tenant_id})], arguments)
+
+
+def _application(routes: list[tuple[str, Callable[..., Any], Json]], arguments: Json) -> web.Application:
+    return web.Application(
+        routes,  # type: ignore[arg-type]
+        default_handler_class=NotFoundHandler,
+        default_handler_args=arguments,
+        log_function=lambda handler: log.debug(
+            "%s %s %d", handler.request.method, handler.request.uri, handler.get_status()
+        ),
+    )
+
+
+def serve(application: web.Application, path: str, mode: int) -> Callable[[], None]:
+    """Serve on a Unix socket; returns how to stop."""
+    from tornado.httpserver import HTTPServer
+    from tornado.netutil import bind_unix_socket
+
+    server = HTTPServer(application, max_body_size=_BODY_MAX, idle_connection_timeout=60, body_timeout=10)
+    server.add_socket(bind_unix_socket(path, mode=mode))
+    return server.stop

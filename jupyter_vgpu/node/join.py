@@ -1,0 +1,172 @@
+"""A tenant's join socket: launchers hand over their listener here, and the shim tier keeps its ledger here.
+
+Whoever can connect is the tenant: its directory is mounted into no other. Nothing that it says is believed
+beyond that, and what it says wrong is answered in words and hurts nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..native import layout
+from .page import SlicePage
+
+log = logging.getLogger("vgpud.join")
+
+_MESSAGE = 256
+_MAX_CONNECTIONS = 512
+MAX_LISTENERS = 64
+
+
+class JoinServer:
+    """The join socket of one tenant.
+
+    probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener.
+    allow_shim: where the guard can't, may the tenant run in the shim tier?
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        page: SlicePage,
+        quota: Callable[[], int],
+        probe: Callable[[int], str | None],
+        join: Callable[[int], str | None],
+        allow_shim: bool,
+    ) -> None:
+        self._page = page
+        self._quota = quota
+        self._probe = probe
+        self._join = join
+        self._allow_shim = allow_shim
+        self._path = directory / layout()["join_socket"]
+        self._path.unlink(missing_ok=True)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._server.bind(str(self._path))
+        self._path.chmod(0o666)
+        self._server.listen(128)
+        self._connections: set[socket.socket] = set()
+        self._guarded = False
+        self._held: dict[socket.socket, int] = {}
+        self._pids: dict[socket.socket, int] = {}
+        asyncio.get_running_loop().add_reader(self._server, self._accept)
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in self._connections:
+            loop.remove_reader(connection)
+            connection.close()
+        self._connections.clear()
+        loop.remove_reader(self._server)
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._server.accept()
+        except OSError:
+            return
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self._pids[connection] = struct.unpack("3i", credentials)[0]
+        self._connections.add(connection)
+        asyncio.get_running_loop().add_reader(connection, self._readable, connection)
+
+    def _drop(self, connection: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
+        self._connections.discard(connection)
+        self._pids.pop(connection, None)
+        if self._held.pop(connection, 0):
+            self._publish()
+
+    def _readable(self, connection: socket.socket) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(connection, _MESSAGE, 4)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        try:
+            if not data:
+                self._drop(connection)
+                return
+            answer = self._answer(connection, data, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        try:
+            connection.send(answer.encode())
+        except OSError:
+            self._drop(connection)
+
+    def _answer(self, connection: socket.socket, data: bytes, fds: list[int]) -> str:
+        words = data.decode("ascii", "replace").split()
+        match words:
+            case ["probe"]:
+                reason = self._probe(self._pids[connection])
+                return "guard" if reason is None else self._shim(reason)
+            case ["join"] if len(fds) == 1 and _is_listener(fds[0]):
+                refusal = self._join(os.dup(fds[0]))
+                self._guarded = self._guarded or refusal is None
+                return "guard" if refusal is None else f"refused {refusal}"
+            case ["join"]:
+                return "refused join comes with one seccomp listener"
+            case ["shim" | "reserve" | "release", *_] if self._guarded or not self._allow_shim and words[0] != "shim":
+                return "refused this slice is held by the guard"
+            case ["shim", *reason]:
+                return self._shim(" ".join(reason))
+            case ["reserve", amount] if amount.isdigit() and len(amount) < 20:
+                return self._reserve(connection, int(amount))
+            case ["release", amount] if amount.isdigit() and len(amount) < 20:
+                return self._release(connection, int(amount))
+            case _:
+                return "refused unknown message: this socket speaks with vgpu-run and libvgpu.so"
+
+    def _shim(self, reason: str) -> str:
+        if not self._allow_shim:
+            return (
+                f"refused the guard can't hold this process ({reason}), and this node allows no weaker tier. "
+                "Run the node daemon as root, or allow it with --allow-shim-tier"
+            )
+        log.warning("tier shim: the guard can't hold process (%s)", reason)
+        self._publish()
+        return "shim"
+
+    def _publish(self, refusal: tuple[int, int, int, int] | None = None) -> None:
+        holdings: dict[int, int] = {}
+        for connection, amount in self._held.items():
+            holdings[self._pids[connection]] = holdings.get(self._pids[connection], 0) + amount
+        self._page.write_shim(holdings, refusal)
+
+    def _reserve(self, connection: socket.socket, amount: int) -> str:
+        free = self._quota() - sum(self._held.values())
+        if amount > free:
+            self._publish((self._pids[connection], amount, max(0, free), time.time_ns()))
+            return "full"
+        self._held[connection] = self._held.get(connection, 0) + amount
+        self._publish()
+        return "ok"
+
+    def _release(self, connection: socket.socket, amount: int) -> str:
+        held = self._held.get(connection, 0)
+        self._held[connection] = max(0, held - amount)
+        self._publish()
+        return "ok"
+
+
+def _is_listener(fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:seccomp notify"
+    except OSError:
+        return False

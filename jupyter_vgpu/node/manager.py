@@ -1,0 +1,403 @@
+"""Tenants, from creation to removal: the one place that changes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import select
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..native import layout, native_dir
+from ..paths import TENANT_SOCKET
+from ..quota import Quota
+from . import gpus as gpu_module
+from .gpus import Gpu
+from .guard import Guard, GuardError
+from .join import MAX_LISTENERS, JoinServer
+from .page import PageState, SlicePage
+from .placement import NoRoom, Room, place
+from .store import Store, Tenant, timestamp
+
+log = logging.getLogger("vgpud")
+
+Json = dict[str, Any]
+NAME_MAX = 200
+
+
+class Refused(Exception):
+    """What was asked can't be done; `status` is HTTP's word for why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Limits:
+    """What the admin set for the node. Factors: how much of a GPU may be promised in all."""
+
+    memory_overcommit: float = 1.0
+    core_overcommit: float = 1.0
+    allow_shim_tier: bool = False
+
+
+class _Live:
+    """A tenant's open ends in this process."""
+
+    def __init__(self, page: SlicePage) -> None:
+        self.page = page
+        self.join: JoinServer | None = None
+        self.stop_api: Callable[[], None] = lambda: None
+        self.listeners: list[int] = []
+        self.until = -1
+
+    def close(self) -> None:
+        self.stop_api()
+        if self.until >= 0:
+            asyncio.get_running_loop().remove_reader(self.until)
+            os.close(self.until)
+        if self.join:
+            self.join.close()
+        for fd in self.listeners:
+            os.close(fd)
+        self.page.close()
+
+
+class Manager:
+    """vgpud's heart. serve_tenant(id, socket path) opens a tenant's own API and returns how to close it."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        store: Store,
+        gpus: list[Gpu],
+        limits: Limits,
+        serve_tenant: Callable[[str, Path], Callable[[], None]],
+    ) -> None:
+        self.gpus = gpus
+        self.limits = limits
+        self.started = time.time()
+        self._store = store
+        self._serve_tenant = serve_tenant
+        self._tenants_dir = run_dir / "tenants"
+        # names in here are secrets, so it may be passed through but not listed
+        self._tenants_dir.mkdir(parents=True, exist_ok=True)
+        self._tenants_dir.chmod(0o711)
+        self.guard = Guard(run_dir, gpus, self._guard_revived)
+        self.tenants: dict[str, Tenant] = {}
+        self._live: dict[str, _Live] = {}
+        self._usage: dict[int, dict[int, int]] = {}
+
+    # --- life of the daemon ---
+
+    def start(self) -> None:
+        adopted = self.guard.start()
+        for tenant in self._store.tenants():
+            self.tenants[tenant.id] = tenant
+            self._open(tenant)
+        by_slot = {tenant.slot: tenant.id for tenant in self.tenants.values()}
+        for slot, fd in adopted:
+            if slot in by_slot:
+                self._live[by_slot[slot]].listeners.append(fd)
+            else:
+                os.close(fd)
+                self.guard.remove_tenant(slot)
+        for stray in self._tenants_dir.iterdir():
+            if stray.name not in self.tenants:
+                shutil.rmtree(stray, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Tenants go on under the guard; without any, the guard ends too."""
+        for live in self._live.values():
+            live.close()
+        if self._live:
+            log.info("leaving %d slices to guard %d", len(self._live), self.guard.pid)
+            self.guard.leave()
+        else:
+            self.guard.stop()
+        self._store.close()
+
+    def _guard_revived(self) -> None:
+        for tenant_id, live in self._live.items():
+            tenant = self.tenants[tenant_id]
+            self._tell_guard(tenant, live.page.fd)
+            for fd in live.listeners:
+                self.guard.add_listener(tenant.slot, fd)
+
+    # --- what hub and CLI ask for ---
+
+    def find(self, key: str) -> Tenant:
+        """By id or by name."""
+        for tenant in self.tenants.values():
+            if key in (tenant.id, tenant.name):
+                return tenant
+        raise Refused(404, f"no tenant {key!r} on this node")
+
+    def rooms(self) -> list[Room]:
+        def room(gpu: Gpu) -> Room:
+            here = [tenant.quota for tenant in self.tenants.values() if tenant.gpu == gpu.uuid]
+            return Room(
+                uuid=gpu.uuid,
+                index=gpu.index,
+                memory_total=int(gpu.memory * self.limits.memory_overcommit),
+                memory_reserved=sum(quota.memory for quota in here),
+                cores_total=100 * self.limits.core_overcommit,
+                cores_reserved=sum(quota.cores for quota in here),
+            )
+
+        return [room(gpu) for gpu in self.gpus]
+
+    def create(
+        self, name: str, quota: Quota, gpu: str | None = None, owner: int | None = None, until_pid: int = 0
+    ) -> Json:
+        """Place, reserve, persist, open. Returns what a launcher needs: see `_describe_launch`.
+
+        gpu: only on this one. owner: the user who alone may enter the slice. until_pid: removed with that process.
+        """
+        if not name or len(name) > NAME_MAX or not name.isprintable():
+            raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
+        if any(tenant.name == name for tenant in self.tenants.values()):
+            raise Refused(409, f"tenant {name!r} exists already: remove it first, or choose another name")
+        try:
+            room = place(quota, self.rooms(), gpu)
+        except NoRoom as error:
+            raise Refused(409, str(error)) from error
+        used = {tenant.slot for tenant in self.tenants.values()}
+        slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
+        if slot is None:
+            raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
+        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid)
+        self._store.add(tenant)
+        self.tenants[tenant.id] = tenant
+        try:
+            self._open(tenant, owner)
+        except Exception:
+            self.remove(tenant.id)
+            raise
+        log.info("tenant %s: %s on GPU %d", name, quota, room.index)
+        return self.describe(tenant) | {"launch": self._describe_launch(tenant)}
+
+    def resize(self, key: str, quota: Quota) -> Json:
+        """In force at once. A quota below what is held refuses new memory and kills nothing."""
+        tenant = self.find(key)
+        others = [t.quota for t in self.tenants.values() if t.gpu == tenant.gpu and t.id != tenant.id]
+        room = next(room for room in self.rooms() if room.uuid == tenant.gpu)
+        memory = room.memory_total - sum(other.memory for other in others)
+        cores = room.cores_total - sum(other.cores for other in others)
+        if quota.memory > max(memory, tenant.quota.memory) or quota.cores > max(cores, tenant.quota.cores):
+            raise Refused(
+                409,
+                f"{quota} does not fit on GPU {room.index} beside the others: at most "
+                f"{Quota(max(memory, 0), max(cores, 0), quota.policy)}",
+            )
+        self._store.resize(tenant.id, quota)
+        tenant = replace(tenant, quota=quota)
+        self.tenants[tenant.id] = tenant
+        self._tell_guard(tenant)
+        return self.describe(tenant)
+
+    def remove(self, key: str) -> None:
+        """Forget the slice. Processes that are left of it find the GPU gone."""
+        tenant = self.find(key)
+        self._store.remove(tenant.id)
+        del self.tenants[tenant.id]
+        if live := self._live.pop(tenant.id, None):
+            live.close()
+        try:
+            self.guard.remove_tenant(tenant.slot)
+        except GuardError as error:
+            log.warning("removing %s while the guard restarts: %s", tenant.name, error)
+        shutil.rmtree(self._tenants_dir / tenant.id, ignore_errors=True)
+        log.info("tenant %s removed", tenant.name)
+
+    # --- a tenant's open ends ---
+
+    def directory(self, tenant: Tenant) -> Path:
+        return self._tenants_dir / tenant.id
+
+    def _open(self, tenant: Tenant, owner: int | None = None) -> None:
+        directory = self.directory(tenant)
+        directory.mkdir(exist_ok=True)
+        page = SlicePage(directory / layout()["page_file"], tenant.gpu)
+        live = self._live[tenant.id] = _Live(page)
+        self._tell_guard(tenant, page.fd)
+        live.join = JoinServer(
+            directory,
+            page,
+            quota=lambda: self.tenants[tenant.id].quota.memory,
+            probe=self.guard.probe,
+            join=lambda fd: self._join(tenant.id, fd),
+            allow_shim=self.limits.allow_shim_tier,
+        )
+        live.stop_api = self._serve_tenant(tenant.id, directory / TENANT_SOCKET)
+        if tenant.until_pid:
+            self._watch(tenant, live)
+        if owner is not None:
+            os.chown(directory, owner, -1)
+            directory.chmod(0o700)
+
+    def _watch(self, tenant: Tenant, live: _Live) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            live.until = os.pidfd_open(tenant.until_pid)
+        except OSError:  # it ended while nobody looked
+            loop.call_soon(self._remove_ended, tenant.id)
+            return
+        loop.add_reader(live.until, self._remove_ended, tenant.id)
+
+    def _remove_ended(self, tenant_id: str) -> None:
+        if tenant_id in self.tenants:
+            self.remove(tenant_id)
+
+    def _join(self, tenant_id: str, fd: int) -> str | None:
+        live, tenant = self._live[tenant_id], self.tenants[tenant_id]
+        if len(live.listeners) >= MAX_LISTENERS:
+            os.close(fd)
+            return f"this slice has {MAX_LISTENERS} launchers running, the most that it may"
+        live.listeners.append(fd)
+        try:
+            self.guard.add_listener(tenant.slot, fd)
+        except GuardError:
+            pass  # it is being restarted, and will be given this listener with the others
+        asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
+        return None
+
+    @staticmethod
+    def _drop_dead_listeners(live: _Live) -> None:
+        poller = select.poll()
+        for fd in live.listeners:
+            poller.register(fd, 0)
+        for fd, events in poller.poll(0):
+            if events & select.POLLHUP:  # no process is left under that filter
+                live.listeners.remove(fd)
+                os.close(fd)
+
+    def _tell_guard(self, tenant: Tenant, page: int = -1) -> None:
+        index = next((i for i, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
+        if index is None:
+            log.error("tenant %s: its GPU %s is not in this node any more", tenant.name, tenant.gpu)
+            return
+        quota = tenant.quota
+        policy = layout()["policies"][str(quota.policy)]
+        try:
+            self.guard.set_tenant(tenant.slot, index, quota.memory, round(quota.cores * 1000), policy, tenant.id, page)
+        except GuardError as error:
+            log.warning("telling the guard of %s: %s", tenant.name, error)
+
+    # --- numbers ---
+
+    def sample(self, since_us: int) -> None:
+        """Refresh compute use; runs on a thread, for NVML may take its time."""
+        self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self.gpus}
+
+    def page(self, tenant: Tenant) -> PageState:
+        return self._live[tenant.id].page.read()
+
+    def describe(self, tenant: Tenant) -> Json:
+        """Quota and usage of one tenant; bytes and percent."""
+        state = self.page(tenant)
+        gpu = next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
+        busy = self._usage.get(gpu.index, {}) if gpu else {}
+        pids = {row.pid for row in state.processes}
+        return {
+            "id": tenant.id,
+            "name": tenant.name,
+            "created": tenant.created,
+            "tier": state.tier,
+            "gpu": {
+                "uuid": tenant.gpu,
+                "index": gpu.index if gpu else None,
+                "name": gpu.name if gpu else "not in this node any more",
+                "emulated": gpu.emulated if gpu else False,
+            },
+            "quota": {
+                "memory": tenant.quota.memory,
+                "cores": tenant.quota.cores,
+                "policy": str(tenant.quota.policy),
+            },
+            "usage": {
+                "memory": state.memory_used,
+                "memory_peak": state.memory_peak,
+                "memory_over_by": max(0, state.memory_used - tenant.quota.memory),
+                "cores": sum(percent for pid, percent in busy.items() if pid in pids),
+                "on_gpu_ns": state.on_ns,
+            },
+            "refusals": {
+                "count": state.refusals,
+                "last": {
+                    "bytes": state.refused_bytes,
+                    "free": state.refused_free,
+                    "pid": state.refused_pid,
+                    "time": state.refused_at_ns / 1e9,
+                }
+                if state.refusals
+                else None,
+            },
+            "processes": [
+                _describe_process(row.pid) | {"memory": row.memory, "cores": busy.get(row.pid, 0)}
+                for row in sorted(state.processes, key=lambda row: -row.memory)
+            ],
+        }
+
+    def _describe_launch(self, tenant: Tenant) -> Json:
+        """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""
+        gpu = next(gpu for gpu in self.gpus if gpu.uuid == tenant.gpu)
+        environment = {layout()["env_dir"]: str(self.directory(tenant)), "CUDA_VISIBLE_DEVICES": gpu.uuid}
+        if gpu.emulated:
+            environment[gpu_module.ENV_EMULATED_DIR] = str(Path(gpu.where).parent)
+        return {
+            "directory": str(self.directory(tenant)),
+            "native": str(native_dir()),
+            "environment": environment,
+            "devices": list(gpu.devices),
+            "emulated_device": gpu.where if gpu.emulated else None,
+        }
+
+    def health(self) -> Json:
+        return {
+            "status": "ok" if self.guard.pid and Path(f"/proc/{self.guard.pid}").exists() else "guard restarting",
+            "backend": self.guard.backend,
+            "guard": {"pid": self.guard.pid, "restarts": self.guard.restarts},
+            "tenants": len(self.tenants),
+            "uptime_s": round(time.time() - self.started, 1),
+            "allow_shim_tier": self.limits.allow_shim_tier,
+        }
+
+    def describe_gpus(self) -> list[Json]:
+        rooms = {room.uuid: room for room in self.rooms()}
+        return [_describe_gpu(gpu, rooms[gpu.uuid], self._in(gpu)) for gpu in self.gpus]
+
+    def _in(self, gpu: Gpu) -> Iterable[Tenant]:
+        return (tenant for tenant in self.tenants.values() if tenant.gpu == gpu.uuid)
+
+
+def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
+    return {
+        "uuid": gpu.uuid,
+        "index": gpu.index,
+        "name": gpu.name,
+        "emulated": gpu.emulated,
+        "memory": {"total": room.memory_total, "reserved": room.memory_reserved, "free": room.memory_free},
+        "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": room.cores_free},
+        "tenants": sorted(tenant.name for tenant in tenants),
+    }
+
+
+def _describe_process(pid: int) -> Json:
+    """What /proc says: its name, and its number as the tenant's own container sees it."""
+    inside, name = pid, "exited"
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                inside = int(line.split()[-1])
+    except OSError:
+        pass
+    return {"pid": pid, "pid_in_slice": inside, "name": name}

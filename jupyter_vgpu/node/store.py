@@ -1,0 +1,99 @@
+"""Tenants on disk: SQLite through SQLAlchemy. What is here survives a restart of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import BigInteger, Engine, Float, String, create_engine, event, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from ..quota import Policy, Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A slice: a quota placed on a GPU. `slot` is its place in the guard's ledger.
+
+    until_pid: the tenant ends with that process; 0: when it is removed.
+    """
+
+    id: str
+    name: str
+    slot: int
+    gpu: str
+    quota: Quota
+    created: str
+    until_pid: int = 0
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class _Row(_Base):
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    slot: Mapped[int] = mapped_column(unique=True)
+    gpu: Mapped[str] = mapped_column(String(64))
+    memory: Mapped[int] = mapped_column(BigInteger)
+    cores: Mapped[float] = mapped_column(Float)
+    policy: Mapped[str] = mapped_column(String(16))
+    created: Mapped[str] = mapped_column(String(32))
+    until_pid: Mapped[int] = mapped_column(default=0)
+
+    def tenant(self) -> Tenant:
+        quota = Quota(self.memory, self.cores, Policy(self.policy))
+        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid)
+
+
+class Store:
+    """The tenants' table. Each change is one transaction, on disk when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine: Engine = create_engine(f"sqlite:///{path}")
+        # a power cut must not bring back a slice that was given to another since
+        event.listen(self._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=FULL"))
+        _Base.metadata.create_all(self._engine)
+
+    def tenants(self) -> list[Tenant]:
+        with Session(self._engine) as session:
+            return [row.tenant() for row in session.scalars(select(_Row).order_by(_Row.slot))]
+
+    def add(self, tenant: Tenant) -> None:
+        quota = tenant.quota
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                _Row(
+                    id=tenant.id,
+                    name=tenant.name,
+                    slot=tenant.slot,
+                    gpu=tenant.gpu,
+                    memory=quota.memory,
+                    cores=quota.cores,
+                    policy=str(quota.policy),
+                    created=tenant.created,
+                    until_pid=tenant.until_pid,
+                )
+            )
+
+    def resize(self, tenant_id: str, quota: Quota) -> None:
+        with Session(self._engine) as session, session.begin():
+            row = session.get_one(_Row, tenant_id)
+            row.memory, row.cores, row.policy = quota.memory, quota.cores, str(quota.policy)
+
+    def remove(self, tenant_id: str) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.delete(session.get_one(_Row, tenant_id))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

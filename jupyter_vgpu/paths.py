@@ -1,0 +1,27 @@
+"""Where the node daemon's sockets and state are, for every part that looks for them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ADMIN_SOCKET = "vgpud.sock"
+TENANT_SOCKET = "vgpu.sock"
+ENV_RUN_DIR = "VGPU_RUN_DIR"
+
+
+def default_run_dir() -> Path:
+    """Sockets and shared state; `VGPU_RUN_DIR` overrides it."""
+    if given := os.environ.get(ENV_RUN_DIR):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/vgpu")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "vgpu" if runtime else Path(f"/tmp/vgpu-{os.geteuid()}")
+
+
+def default_data_dir() -> Path:
+    """What outlives a reboot: the tenants' database."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/vgpu")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vgpu"

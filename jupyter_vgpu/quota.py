@@ -1,0 +1,103 @@
+"""Quotas: how they are written, checked and shown. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIN_MEMORY = 64 << 20
+MAX_MEMORY = 1 << 50
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
+
+
+class QuotaError(ValueError):
+    """A quota that nobody can have; the message names the value, the allowed set and the way out."""
+
+
+class Policy(StrEnum):
+    """`hard`: never above its percent. `burst`: guaranteed its percent, and may use what is idle."""
+
+    HARD = "hard"
+    BURST = "burst"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant may use of one GPU.
+
+    memory: bytes, CUDA context included. cores: percent of the GPU, 0 < cores <= 100.
+    """
+
+    memory: int
+    cores: float
+    policy: Policy = Policy.HARD
+
+    @classmethod
+    def parse(cls, memory: object, cores: object, policy: object = Policy.HARD) -> Quota:
+        """Make a quota of values that came from a user. Raises QuotaError."""
+        return cls(parse_memory(memory), parse_cores(cores), parse_policy(policy))
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"
+
+
+def parse_memory(value: object) -> int:
+    """Bytes of `4G`, `"512 MiB"`, `4294967296`. Units are powers of 1024. Raises QuotaError."""
+    match = _SIZE.match(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    if match is None or len(str(value)) > 40:
+        raise QuotaError(
+            f"memory={_shown(value)} is not a size: give a number of bytes, or one with K, M, G or T, such as '4G'"
+        )
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        raise QuotaError(
+            f"memory={_shown(value)} is not a usable size: give from {format_bytes(MIN_MEMORY)}, "
+            f"and not more than the GPU has"
+        )
+    return size
+
+
+def parse_cores(value: object) -> float:
+    """Percent of one GPU's compute. Raises QuotaError."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        cores = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
+        cores = math.nan
+    # a thousandth of a percent is the finest share that the guard knows
+    if not 0.001 <= cores <= 100:
+        raise QuotaError(f"cores={_shown(value)} is not a percentage of one GPU: give a number above 0 and up to 100")
+    return cores
+
+
+def parse_policy(value: object) -> Policy:
+    """Raises QuotaError."""
+    try:
+        return Policy(str(value))
+    except ValueError:
+        allowed = " or ".join(repr(str(policy)) for policy in Policy)
+        raise QuotaError(f"policy={_shown(value)} is not a policy: give {allowed}") from None
+
+
+def format_bytes(size: float) -> str:
+    """`4 GiB`, `512 MiB`: as people read it."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        factor = _UNITS[unit[0]]
+        if abs(size) >= factor:
+            return f"{size / factor:.3g} {unit}" if size / factor < 1000 else f"{size / factor:.0f} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_percent(value: float) -> str:
+    """`25 %`."""
+    return f"{value:.3g} %"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
