@@ -40,6 +40,8 @@ class Guard:
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
+        # the guard's own clients of the driver: channels that one took off, only the same one puts back
+        self._clients: list[tuple[int, str]] = []
         self._stopping = False
         self._failures = 0
         self.pid = 0
@@ -65,11 +67,20 @@ class Guard:
         arguments += ["--backend", self.backend]
         for gpu in self._gpus:
             arguments += ["--gpu", gpu.where]
+        for fd, handles in self._clients:
+            arguments += ["--client", f"{fd}:{handles}"]
+        if os.environ.get("VGPU_GUARD_TRACE"):
+            arguments.append("--trace")
         return arguments
 
     def _spawn(self) -> None:
         # a session of its own: Ctrl-C in the daemon's terminal is for the daemon to act on
-        self._child = subprocess.Popen(self._arguments(), start_new_session=True, stdin=subprocess.DEVNULL)
+        self._child = subprocess.Popen(
+            self._arguments(),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[fd for fd, _ in self._clients],
+        )
         end = time.monotonic() + _START_SECONDS
         while not self._connect():
             if self._child.poll() is not None:
@@ -94,6 +105,7 @@ class Guard:
         except GuardError:
             return False
         self.pid = int(self_pid)
+        self._take_clients()
         return True
 
     def _watch(self) -> None:
@@ -181,6 +193,18 @@ class Guard:
         if answer == "ok" or answer.startswith("ok "):
             return answer[3:]
         raise GuardError(answer.removeprefix("error ") or "the guard went away")
+
+    def _take_clients(self) -> None:
+        assert self._socket
+        for fd, _ in self._clients:
+            os.close(fd)
+        self._clients = []
+        for index in range(len(self._gpus)):
+            self._socket.send(f"client {index}".encode())
+            data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, 1)
+            if fds:
+                os.set_inheritable(fds[0], False)
+                self._clients.append((fds[0], data.decode().removeprefix("ok ")))
 
     def _take_listeners(self) -> list[tuple[int, int]]:
         assert self._socket

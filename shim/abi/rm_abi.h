@@ -132,7 +132,11 @@ struct nv2080_fifo_disable_channels {
 };
 _Static_assert(sizeof(struct nv2080_fifo_disable_channels) == 536, "FIFO_DISABLE_CHANNELS layout");
 
-#define NVA06C_CTRL_CMD_GPFIFO_SCHEDULE 0xA06C0101u
+#define NVA06C_CTRL_CMD_GPFIFO_SCHEDULE 0xA06C0101u /* on a channel group */
+#define NVA06F_CTRL_CMD_GPFIFO_SCHEDULE 0xA06F0103u /* on a channel */
+struct nva06c_gpfifo_schedule {
+    uint8_t enable, skip_submit, skip_enable;
+};
 #define NVA06C_CTRL_CMD_SET_TIMESLICE 0xA06C0103u
 #define NVA06C_CTRL_CMD_PREEMPT 0xA06C0105u
 #define NVA06C_CTRL_CMD_SET_INTERLEAVE_LEVEL 0xA06C0107u

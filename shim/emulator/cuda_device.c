@@ -48,6 +48,12 @@ uint32_t rm_free(struct gpu *gpu, uint32_t handle)
     return rm_ioctl(gpu, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &call, &call.status);
 }
 
+static uint32_t rm_control(struct gpu *gpu, uint32_t object, uint32_t command, void *params, uint32_t size)
+{
+    struct nvos54 call = {.client = gpu->client, .object = object, .command = command, .params = (uintptr_t)params, .params_size = size};
+    return rm_ioctl(gpu, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call, &call.status);
+}
+
 static CUresult attach(struct gpu *gpu)
 {
     struct nv0080_alloc_params device = {0};
@@ -256,6 +262,7 @@ static CUresult create_context(struct gpu *gpu, int ordinal, struct context **ou
 {
     struct nv_memory_allocation_params overhead = {.size = EMU_CONTEXT_BYTES};
     struct context *context = calloc(1, sizeof *context);
+    struct nva06c_gpfifo_schedule schedule = {.enable = 1};
     struct emu_device *device = gpu->driver.device;
     uint32_t status;
 
@@ -270,6 +277,8 @@ static CUresult create_context(struct gpu *gpu, int ordinal, struct context **ou
         status = rm_alloc(gpu, gpu->device, &context->group, KEPLER_CHANNEL_GROUP_A, NULL, 0);
     if (status == NV_OK)
         status = rm_alloc(gpu, context->group, &context->channel, HOPPER_CHANNEL_GPFIFO_A, NULL, 0);
+    if (status == NV_OK)
+        status = rm_control(gpu, context->group, NVA06C_CTRL_CMD_GPFIFO_SCHEDULE, &schedule, sizeof schedule);
     if (status == NV_OK)
         context->channel_object = emu_find(device, gpu->client, context->channel);
     for (int i = 0; i < EMU_CLIENTS; i++)

@@ -205,8 +205,10 @@ static uint32_t disable_channels(struct emu_device *device, const struct nv2080_
             status = NV_ERR_INVALID_ARGUMENT;
             continue;
         }
-        __atomic_store_n(&channel->disabled, request->disable ? 1 : 0, __ATOMIC_SEQ_CST);
-        if (!request->disable)
+        /* as the real driver: off twice wants on twice, on once too often does nothing */
+        if (request->disable)
+            __atomic_add_fetch(&channel->disabled, 1, __ATOMIC_SEQ_CST);
+        else if (channel->disabled && __atomic_sub_fetch(&channel->disabled, 1, __ATOMIC_SEQ_CST) == 0)
             syscall(SYS_futex, &channel->disabled, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
     }
     return status;
@@ -228,6 +230,8 @@ static uint32_t do_control(struct emu_device *device, const struct nvos54 *call)
         group->timeslice_us = (uint32_t) * (uint64_t *)params;
         return NV_OK;
     }
+    if (call->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && call->params_size == sizeof(struct nva06c_gpfifo_schedule))
+        return emu_find(device, call->client, call->object) ? NV_OK : NV_ERR_OBJECT_NOT_FOUND;
     return NV_ERR_NOT_SUPPORTED;
 }
 
@@ -256,8 +260,10 @@ void emu_wait_enabled(struct emu_object *channel)
     /* Bounded sleeps, so that a lost wake-up costs 100 ms and not a hang. */
     const struct timespec patience = {.tv_nsec = 100000000};
 
-    while (__atomic_load_n(&channel->disabled, __ATOMIC_SEQ_CST))
-        syscall(SYS_futex, &channel->disabled, FUTEX_WAIT, 1, &patience, NULL, 0);
+    uint32_t disabled;
+
+    while ((disabled = __atomic_load_n(&channel->disabled, __ATOMIC_SEQ_CST)))
+        syscall(SYS_futex, &channel->disabled, FUTEX_WAIT, disabled, &patience, NULL, 0);
 }
 
 /* --- device files --- */

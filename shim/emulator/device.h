@@ -36,7 +36,7 @@ struct emu_client {
 struct emu_object {
     uint32_t client, parent, handle, class; /* handle 0: free */
     uint64_t bytes;
-    uint32_t disabled; /* channels: a futex word, nonzero while off the GPU */
+    uint32_t disabled; /* channels: a futex word, how often taken off the GPU and not put back */
     uint32_t timeslice_us;
 };
 

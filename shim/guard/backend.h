@@ -10,16 +10,24 @@
 
 struct channel { uint32_t root, handle; };
 
+/* The guard's own client of the driver. Channels that it took off come back only by its word, so it outlives a guard. */
+struct driver_client { int fd; uint32_t client, device, subdevice; };
+
 struct backend {
     const char *name;
     /* Open what the guard itself needs on GPU `index`: a PCI bus id, or an emulated device's file. Dies when it can't. */
     void (*open)(int index, const char *where);
+    /* For a successor: what open() made, fd -1 where nothing has to be kept; and using a predecessor's instead. */
+    struct driver_client (*client)(int index);
+    void (*adopt)(int index, const struct driver_client *client);
     /* Is this descriptor, duplicated from a tenant, the driver's? */
     bool (*is_driver)(int fd);
     /* Which RM_ALLOC classes the guard performs itself; the rest the kernel does for the tenant. */
     bool (*performs)(uint32_t class);
     /* Do the tenant's ioctl on its own descriptor, with the guard's copy of the arguments. 0 or -errno. */
     int (*perform)(int fd, pid_t pid, unsigned long request, void *arg);
+    /* After the tenant had a channel scheduled, leave it alone for so long: the kernel is still at it. */
+    uint64_t settle_ns;
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */
     uint32_t (*set_channels)(int index, const struct channel *channels, int count, bool on);
 };

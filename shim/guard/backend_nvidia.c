@@ -12,14 +12,14 @@
 #include "util.h"
 
 /* The guard's own client of the driver. It holds no tenant's descriptor: one would keep a dead tenant's memory alive. */
-static struct { int control_fd, device_fd; uint32_t client, device, subdevice; } gpus[MAX_GPUS];
+static struct driver_client gpus[MAX_GPUS];
 
 static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size, uint32_t *out)
 {
     struct nvos64 call = {.root = gpus[index].client, .parent = parent, .object = handle, .class = class,
         .params = (uintptr_t)params, .params_size = size};
 
-    if (ioctl(gpus[index].control_fd, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), &call) < 0)
+    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), &call) < 0)
         return NV_ERR_OPERATING_SYSTEM;
     *out = call.object;
     return call.status;
@@ -29,7 +29,7 @@ static uint32_t rm_control(int index, uint32_t object, uint32_t command, void *p
 {
     struct nvos54 call = {.client = gpus[index].client, .object = object, .command = command, .params = (uintptr_t)params, .params_size = size};
 
-    if (ioctl(gpus[index].control_fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call) < 0)
+    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call) < 0)
         return NV_ERR_OPERATING_SYSTEM;
     return call.status;
 }
@@ -43,7 +43,7 @@ static void find_card(int index, const char *bus_id, struct nv_card_info *out)
     if (sscanf(bus_id, "%x:%x:%x", &domain, &bus, &slot) != 3)
         die("'%s' is not a PCI bus id like 00000000:1B:00.0", bus_id);
     unsigned long request = _IOC(_IOC_READ | _IOC_WRITE, NV_IOCTL_MAGIC, NV_ESC_CARD_INFO, sizeof cards);
-    if (ioctl(gpus[index].control_fd, request, cards) < 0)
+    if (ioctl(gpus[index].fd, request, cards) < 0)
         die_with_error("NV_ESC_CARD_INFO");
     for (int i = 0; i < NV_MAX_CARDS; i++)
         if (cards[i].valid && cards[i].domain == domain && cards[i].bus == bus && cards[i].slot == slot) {
@@ -62,14 +62,16 @@ static void nvidia_open(int index, const char *where)
     char path[64];
     uint32_t status;
 
-    gpus[index].control_fd = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
-    if (gpus[index].control_fd < 0)
+    if (gpus[index].client) /* adopted */
+        return;
+    gpus[index].fd = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
+    if (gpus[index].fd < 0)
         die_with_error("open /dev/nvidiactl");
     find_card(index, where, &card);
     snprintf(path, sizeof path, "/dev/nvidia%u", card.minor);
     /* Class 0x80 is only given to a process that has the GPU itself open. */
-    gpus[index].device_fd = open(path, O_RDWR | O_CLOEXEC);
-    if (gpus[index].device_fd < 0)
+    int device_fd = open(path, O_RDWR | O_CLOEXEC); /* for life */
+    if (device_fd < 0)
         die_with_error("open %s", path);
     status = rm_alloc(index, 0, 0, NV01_ROOT_CLIENT, NULL, 0, &gpus[index].client);
     info.gpu_id = card.gpu_id;
@@ -84,6 +86,9 @@ static void nvidia_open(int index, const char *where)
     if (status != NV_OK)
         die("the driver gave the guard no handle on %s: status 0x%x", path, status);
 }
+
+static struct driver_client nvidia_client(int index) { return gpus[index]; }
+static void nvidia_adopt(int index, const struct driver_client *client) { gpus[index] = *client; }
 
 static bool nvidia_is_driver(int fd)
 {
@@ -115,6 +120,7 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
 }
 
 const struct backend backend_nvidia = {
-    .name = "nvidia", .open = nvidia_open, .is_driver = nvidia_is_driver, .performs = nvidia_performs,
+    .name = "nvidia", .open = nvidia_open, .client = nvidia_client, .adopt = nvidia_adopt, .is_driver = nvidia_is_driver, .performs = nvidia_performs,
     .perform = nvidia_perform, .set_channels = nvidia_set_channels,
+    .settle_ns = 20000000,
 };

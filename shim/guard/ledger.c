@@ -359,6 +359,17 @@ void ledger_free(uint32_t root, uint32_t handle)
         free_children(root, handle);
 }
 
+void ledger_note_scheduled(uint32_t root, uint32_t handle)
+{
+    for (uint32_t i = 0; i < ledger->object_end; i++) {
+        struct ledger_object *object = &ledger->objects[i];
+        if (object->state == OBJECT_FREE || object->root != root || !NV_CLASS_IS_CHANNEL(object->class))
+            continue;
+        if ((object->handle == handle || object->parent == handle) && !object->scheduled_ns)
+            object->scheduled_ns = monotonic_ns();
+    }
+}
+
 void ledger_free_process(pid_t pid)
 {
     for (uint32_t i = 0; i < ledger->object_end; i++) {

@@ -29,7 +29,12 @@ struct ledger_object {
     int32_t pid;
     uint32_t proven; /* roots: the driver accepted a call of this tenant under it */
     uint64_t bytes;
+    uint64_t scheduled_ns; /* channels: when the tenant asked the driver to run it; 0: not yet */
+    uint32_t off, padding; /* channels: enum channel_off */
 };
+
+/* UNSURE while the driver is being asked: a guard killed in between leaves it to its successor. */
+enum channel_off { CHANNEL_ON, CHANNEL_OFF, CHANNEL_UNSURE };
 
 /* The call being answered. The kernel writes it here, so a guard killed in mid-call leaves the number to answer. */
 struct ledger_inflight {
@@ -81,6 +86,8 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes);
 void ledger_cancel(struct ledger_object *object);
 void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */
+/* The tenant asks the driver to start running a channel, or a group's channels. */
+void ledger_note_scheduled(uint32_t root, uint32_t handle);
 void ledger_free_process(pid_t pid);
 void ledger_set_tier(int slot, uint32_t tier);
 void ledger_note_on(int slot, bool on, uint64_t on_ns); /* the scheduler's account of channel time */

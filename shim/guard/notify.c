@@ -18,6 +18,7 @@
 #include "util.h"
 
 struct listener listeners[MAX_LISTENERS];
+bool notify_trace;
 
 /* Processes that made a judged call: kept to notice their exit, and to take their descriptors. */
 static struct { pid_t pid; int pidfd, slot; } processes[MAX_PROCESSES];
@@ -210,8 +211,6 @@ static int perform_alloc(int fd, pid_t tid, struct call *call)
     __atomic_store_n(&ledger->inflight.performing, 0, __ATOMIC_RELEASE);
     if (rc < 0)
         return -rc;
-    if (made && NV_CLASS_IS_CHANNEL(mine.class))
-        sched_wake();
     if (write_alloc_result(tid, call, &mine))
         return 0;
     if (made) { /* the tenant will never learn the handle */
@@ -281,6 +280,15 @@ static int perform(int fd, pid_t tid, struct call *call, const struct verdict *v
     return 0;
 }
 
+static void trace(const struct call *call, const struct verdict *verdict)
+{
+    static const char *const words[] = {"continue", "status", "errno", "alloc", "free"};
+    uint32_t object = call->nr == NV_ESC_RM_ALLOC ? call->alloc.object : call->args.control.object;
+    uint32_t what = call->nr == NV_ESC_RM_ALLOC ? call->alloc.class : call->args.control.command;
+
+    say("pid %d escape 0x%02x object 0x%08x class/command 0x%08x: %s", call->pid, call->nr, object, what, words[verdict->kind]);
+}
+
 /* Answer the notification in ledger->inflight. */
 static void handle(int listener, int slot)
 {
@@ -310,8 +318,11 @@ static void handle(int listener, int slot)
     bool tenant = tenants[slot].live;
     struct verdict verdict = tenant ? judge(&call) : (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM};
     ledger_unlock();
+    if (notify_trace)
+        trace(&call, &verdict);
     if (verdict.kind == VERDICT_CONTINUE) {
-        bool wakes = call.nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_CHANNEL(call.alloc.class);
+        bool wakes = call.nr == NV_ESC_RM_CONTROL && (call.args.control.command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE ||
+                                                      call.args.control.command == NVA06F_CTRL_CMD_GPFIFO_SCHEDULE);
         answer(listener, n->id, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
         if (wakes)
             sched_wake();

@@ -10,6 +10,7 @@
 
 struct listener { int fd, slot; }; /* fd -1: free */
 extern struct listener listeners[MAX_LISTENERS];
+extern bool notify_trace; /* say every judged call on stderr */
 
 void notify_init(int epoll);
 bool notify_add_listener(int slot, int fd); /* takes the descriptor */

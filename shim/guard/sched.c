@@ -8,12 +8,12 @@
 
 #include "backend.h"
 #include "ledger.h"
+#include "notify.h"
 #include "rm_abi.h"
 #include "util.h"
 
 #define FULL 100000u      /* millipercent of one GPU */
 #define MAX_CHANNELS 16384
-#define SETTLE_NS 2000000 /* after a call that makes a channel was let through, until the channel is there */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed;
@@ -24,6 +24,7 @@ static pthread_t threads[MAX_GPUS];
 struct gpu_state {
     int index;
     bool on[LEDGER_TENANTS];
+    bool known[LEDGER_TENANTS]; /* what a predecessor left of this tenant was seen to */
     uint64_t on_since[LEDGER_TENANTS];
     int64_t owed[LEDGER_TENANTS]; /* ns that a tenant got too little (or, negative, too much) so far */
     struct channel channels[MAX_CHANNELS];
@@ -48,26 +49,80 @@ int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct
     return count;
 }
 
-/* The tenant's channels, in batches of what one call takes. */
-static void switch_tenant(struct gpu_state *gpu, int slot, bool on)
+/*
+ * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
+ * each is switched only from a known state, and one of unknown state is put on, twice, before anything else.
+ */
+static int take_channels(struct gpu_state *gpu, int slot, bool on)
 {
+    uint64_t ripe = monotonic_ns() - backend->settle_ns;
     int count = 0;
 
     ledger_lock();
     for (uint32_t i = 0; i < ledger->object_end && count < MAX_CHANNELS; i++) {
-        const struct ledger_object *object = &ledger->objects[i];
-        if (object->state == OBJECT_HELD && object->tenant == (uint32_t)slot && NV_CLASS_IS_CHANNEL(object->class))
-            gpu->channels[count++] = (struct channel){object->root, object->handle};
+        struct ledger_object *object = &ledger->objects[i];
+        if (object->state != OBJECT_HELD || object->tenant != (uint32_t)slot || !object->scheduled_ns || object->scheduled_ns > ripe)
+            continue;
+        if ((object->off == CHANNEL_ON) == on)
+            continue;
+        object->off = CHANNEL_UNSURE;
+        gpu->channels[count++] = (struct channel){object->root, object->handle};
     }
     ledger_unlock();
+    return count;
+}
+
+static void note_channels(const struct channel *channels, int count, bool on)
+{
+    ledger_lock();
+    for (int i = 0; i < count; i++) {
+        struct ledger_object *object = ledger_find(channels[i].root, channels[i].handle);
+        if (object)
+            object->off = on ? CHANNEL_ON : CHANNEL_OFF;
+    }
+    ledger_unlock();
+}
+
+/* A batch failed, for one of it is gone: how far it came is unknown, so each is made sure of by itself. */
+static void switch_singly(struct gpu_state *gpu, const struct channel *channels, int count, bool on)
+{
+    for (int i = 0; i < count; i++) {
+        uint32_t status = backend->set_channels(gpu->index, &channels[i], 1, true);
+        if (!on)
+            status = backend->set_channels(gpu->index, &channels[i], 1, false);
+        if (status != NV_OK && notify_trace)
+            say("channel 0x%08x of client 0x%08x %s: status 0x%x", channels[i].handle, channels[i].root, on ? "on" : "off", status);
+    }
+}
+
+static void switch_channels(struct gpu_state *gpu, int slot, bool on)
+{
+    int count = take_channels(gpu, slot, on);
+
     for (int i = 0; i < count; i += NV2080_FIFO_DISABLE_CHANNELS_MAX) {
         int batch = count - i < NV2080_FIFO_DISABLE_CHANNELS_MAX ? count - i : NV2080_FIFO_DISABLE_CHANNELS_MAX;
-        if (backend->set_channels(gpu->index, gpu->channels + i, batch, on) == NV_OK)
-            continue;
-        /* One of them may be gone by now: the rest must not go unswitched for it. */
-        for (int k = i; k < i + batch; k++)
-            backend->set_channels(gpu->index, gpu->channels + k, 1, on);
+        if (backend->set_channels(gpu->index, gpu->channels + i, batch, on) != NV_OK)
+            switch_singly(gpu, gpu->channels + i, batch, on);
+        note_channels(gpu->channels + i, batch, on);
     }
+}
+
+/* What a killed predecessor left: every channel that is or may be off goes on. */
+static void put_all_on(struct gpu_state *gpu)
+{
+    for (int slot = 0; slot < LEDGER_TENANTS; slot++) {
+        bool news = tenants[slot].live && tenants[slot].gpu == gpu->index && !gpu->known[slot];
+        int count = news ? take_channels(gpu, slot, true) : 0;
+        for (int pass = 0; pass < 2; pass++)
+            switch_singly(gpu, gpu->channels, count, true);
+        note_channels(gpu->channels, count, true);
+        gpu->known[slot] = tenants[slot].live;
+    }
+}
+
+static void switch_tenant(struct gpu_state *gpu, int slot, bool on)
+{
+    switch_channels(gpu, slot, on);
     uint64_t now = monotonic_ns();
     ledger_lock();
     ledger_note_on(slot, on, gpu->on[slot] ? now - gpu->on_since[slot] : 0);
@@ -149,6 +204,7 @@ static void *schedule(void *argument)
     uint64_t seen = 0;
 
     while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
+        put_all_on(gpu);
         int count = collect(gpu->index, shares);
         count = sched_plan(shares, count, SCHED_PERIOD_NS, turns);
         if (count == 0 || alone_and_unlimited(turns, count)) {
@@ -169,7 +225,7 @@ static void *schedule(void *argument)
             if (end < monotonic_ns()) /* a stall: don't race through the periods that were missed */
                 end = monotonic_ns() + SCHED_PERIOD_NS;
         }
-        pause_briefly(SETTLE_NS);
+        pause_briefly(1000000);
     }
     int count = collect(gpu->index, shares);
     for (int i = 0; i < count; i++)

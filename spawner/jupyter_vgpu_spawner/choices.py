@@ -1,0 +1,82 @@
+"""What a user may choose on the spawn page, and what comes of the choice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_vgpu.quota import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
+
+NO_GPU = "none"
+FIELD = "gpu_slice"
+"""Name of the form field, and of the key in `user_options`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One line of the spawn page. why_not is empty when it can be had now."""
+
+    key: str
+    title: str
+    why_not: str = ""
+
+
+def slice_key(quota: Quota) -> str:
+    """A stable name for a slice, such as `4GiB-25`, for forms and the REST API."""
+    return f"{format_bytes(quota.memory).replace(' ', '')}-{quota.cores:g}"
+
+
+def allowed_slices(slices: Sequence[Mapping[str, Any]], ceiling: Quota) -> list[Quota]:
+    """The slices that a user may choose: those of the config that fit under the ceiling, else the ceiling itself.
+
+    Raises QuotaError when the config holds something that is no slice.
+    """
+    parsed = [
+        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), ceiling.policy)
+        if {"memory", "cores"} <= set(entry)
+        else _malformed(entry)
+        for entry in slices
+    ]
+    fitting = [quota for quota in parsed if quota.memory <= ceiling.memory and quota.cores <= ceiling.cores]
+    return fitting or [ceiling]
+
+
+def _malformed(entry: Mapping[str, Any]) -> Quota:
+    raise QuotaError(f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores'")
+
+
+def choices(slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]]) -> list[Choice]:
+    """The lines of the form. gpus: as vgpud describes them."""
+    return [Choice(slice_key(quota), describe(quota), why_not(quota, gpus)) for quota in slices]
+
+
+def describe(quota: Quota) -> str:
+    """`4 GiB of GPU memory, 25 % of its compute`."""
+    burst = ", and more while the GPU is idle" if quota.policy is Policy.BURST else ""
+    return f"{format_bytes(quota.memory)} of GPU memory, {format_percent(quota.cores)} of its compute{burst}"
+
+
+def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
+    """Empty when some GPU has room for the slice now, else the reason in words."""
+    if any(gpu["memory"]["free"] >= quota.memory and gpu["cores"]["free"] >= quota.cores for gpu in gpus):
+        return ""
+    best = max(gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
+    if best is None:
+        return "this node has no GPU"
+    return (
+        f"in use by others: {format_bytes(best['memory']['free'])} and "
+        f"{format_percent(best['cores']['free'])} of compute are free"
+    )
+
+
+def pick(key: object, slices: Sequence[Quota]) -> Quota | None:
+    """The slice that a key names; None: no GPU. Raises QuotaError for what is not allowed."""
+    if key == NO_GPU:
+        return None
+    for quota in slices:
+        if key == slice_key(quota):
+            return quota
+    allowed = ", ".join([*(slice_key(quota) for quota in slices), NO_GPU])
+    shown = repr(key) if len(repr(key)) <= 40 else repr(key)[:37] + "..."
+    raise QuotaError(f"GPU slice {shown} is not one of yours: choose from {allowed}")

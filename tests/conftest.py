@@ -1,0 +1,42 @@
+"""Fixtures that every part of the tests may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from support.node import Node  # noqa: E402
+
+HAS_GPU = Path("/dev/nvidiactl").exists()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the real card run where there is one: `make test-gpu`. Elsewhere they are left out, aloud."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not HAS_GPU:
+        kept = [item for item in items if item not in gpu]
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: object, config: pytest.Config) -> None:
+    if not HAS_GPU:
+        terminalreporter.write_line("no NVIDIA GPU here: tests/gpu was left out; run 'make test-gpu' where there is one")  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node daemon with one emulated GPU of 8 GiB."""
+    made = Node("--emulate", "--emulated-memory=8G")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def as_root() -> bool:
+    return os.geteuid() == 0
