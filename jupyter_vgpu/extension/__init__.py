@@ -1,0 +1,1 @@
+"""The Jupyter server extension: a student's own slice, over REST."""

@@ -1,0 +1,75 @@
+"""Which notebook holds what: from processes to kernels, consoles and terminals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["notebook", "console", "terminal", "kernel", "other"]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What a process belongs to. path: of the notebook; id: of the kernel, or the terminal's name."""
+
+    kind: Kind
+    name: str
+    path: str | None = None
+    id: str | None = None
+
+
+def owners_of_kernels(kernel_pids: Mapping[str, int], sessions: Iterable[Mapping[str, Any]]) -> dict[int, Owner]:
+    """Owners by the pid of their kernel. sessions: as Jupyter's session manager lists them."""
+    by_kernel = {session["kernel"]["id"]: session for session in sessions if session.get("kernel")}
+    owners = {}
+    for kernel, pid in kernel_pids.items():
+        session = by_kernel.get(kernel)
+        if session is None:
+            owners[pid] = Owner("kernel", "kernel without a notebook", None, kernel)
+        else:
+            kind: Kind = "console" if session["type"] == "console" else "notebook"
+            name = session["path"].rsplit("/", 1)[-1] if kind == "notebook" else session["name"] or session["path"]
+            owners[pid] = Owner(kind, name, session["path"] if kind == "notebook" else None, kernel)
+    return owners
+
+
+def attribute(
+    processes: Sequence[Mapping[str, Any]], owners: Mapping[int, Owner], parent: Callable[[int], int | None]
+) -> list[Json]:
+    """Sum the processes up by owner, largest first.
+
+    A process belongs to the nearest of its ancestors that is a kernel or a terminal; without one it stands
+    for itself. parent(pid) is None at the end of the line.
+    """
+    rows: dict[Owner, Json] = {}
+    for process in processes:
+        owner = _find(process["pid_in_slice"], owners, parent) or Owner("other", process["name"], None, None)
+        row = rows.setdefault(
+            owner,
+            {
+                "kind": owner.kind,
+                "name": owner.name,
+                "path": owner.path,
+                "id": owner.id,
+                "memory": 0,
+                "cores": 0,
+                "pids": [],
+            },
+        )
+        row["memory"] += process["memory"]
+        row["cores"] += process["cores"]
+        row["pids"].append(process["pid_in_slice"])
+    return sorted(rows.values(), key=lambda row: (-row["memory"], row["name"]))
+
+
+def _find(pid: int, owners: Mapping[int, Owner], parent: Callable[[int], int | None]) -> Owner | None:
+    seen: set[int] = set()
+    at: int | None = pid
+    while at and at not in seen:
+        if at in owners:
+            return owners[at]
+        seen.add(at)
+        at = parent(at)
+    return None
