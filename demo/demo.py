@@ -42,7 +42,9 @@ def find_proxy() -> str:
     own = HERE.parent / ".tools" / "node_modules" / ".bin" / "configurable-http-proxy"
     found = str(own) if own.exists() else shutil.which("configurable-http-proxy")
     if not found:
-        raise SystemExit("configurable-http-proxy is missing: 'make demo' installs it, or 'npm install configurable-http-proxy'")
+        raise SystemExit(
+            "configurable-http-proxy is missing: 'make demo' installs it, or 'npm install configurable-http-proxy'"
+        )
     return found
 
 
@@ -63,7 +65,7 @@ class Demo:
         if self._emulate:
             node += ["--emulate", f"--emulated-memory={self._memory}"]
         self._spawn("node", node)
-        self._wait("the GPU node daemon", lambda: (self.root / "run" / "vgpud.sock").exists())
+        self._wait("the GPU node daemon", (self.root / "run" / "vgpud.sock").exists)
         print("Starting JupyterHub …", flush=True)
         self._spawn("hub", [sys.executable, "-m", "jupyterhub", "-f", str(HERE / "jupyterhub_config.py")])
         self._wait("JupyterHub", self._answers)
@@ -79,7 +81,13 @@ class Demo:
         with (self.root / f"{name}.log").open("ab") as log:
             # a session of its own, so that Ctrl-C comes to this program alone, which ends them in order
             process = subprocess.Popen(
-                command, env=environment, cwd=self.root, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=environment,
+                cwd=self.root,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self._processes.append((name, process))
 

@@ -113,7 +113,14 @@ class HubUser:
         cookies = "; ".join(f"{c.name}={c.value}" for c in self.session.cookies if c.path in (path, "/"))
         connection = await websocket_connect(HTTPRequest(url, headers={"Cookie": cookies}))
         message_id = uuid.uuid4().hex
-        header = {"msg_id": message_id, "username": "", "session": uuid.uuid4().hex, "msg_type": "execute_request", "version": "5.3", "date": ""}
+        header = {
+            "msg_id": message_id,
+            "username": "",
+            "session": uuid.uuid4().hex,
+            "msg_type": "execute_request",
+            "version": "5.3",
+            "date": "",
+        }
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         await connection.write_message(
             json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"})

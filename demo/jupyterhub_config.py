@@ -9,7 +9,7 @@ root = Path(os.environ["VGPU_DEMO_ROOT"])
 port = int(os.environ["VGPU_DEMO_PORT"])
 here = Path(__file__).parent
 
-c = get_config()  # noqa: F821
+c = get_config()
 
 c.JupyterHub.bind_url = f"http://127.0.0.1:{port}"
 c.JupyterHub.hub_port = port + 1

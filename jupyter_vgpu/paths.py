@@ -17,7 +17,7 @@ def default_run_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/vgpu")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "vgpu" if runtime else Path(f"/tmp/vgpu-{os.geteuid()}")
+    return Path(runtime) / "vgpu" if runtime else Path(f"/tmp/vgpu-{os.geteuid()}")  # noqa: S108
 
 
 def default_data_dir() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from support.node import Node  # noqa: E402
+from support.node import Node
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 
@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: object, config: pytest.Config) -> None:
     if not HAS_GPU:
-        terminalreporter.write_line("no NVIDIA GPU here: tests/gpu was left out; run 'make test-gpu' where there is one")  # type: ignore[attr-defined]
+        terminalreporter.write_line(
+            "no NVIDIA GPU here: tests/gpu was left out; run 'make test-gpu' where there is one"
+        )  # type: ignore[attr-defined]
 
 
 @pytest.fixture

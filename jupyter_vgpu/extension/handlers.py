@@ -59,7 +59,7 @@ class SliceHandler(APIHandler):
 
     async def _owners(self) -> dict[int, Owner]:
         kernels = {kernel: _kernel_pid(self.kernel_manager, kernel) for kernel in self.kernel_manager.list_kernel_ids()}
-        sessions = await ensure_async(self.session_manager.list_sessions())
+        sessions: list[Json] = await ensure_async(self.session_manager.list_sessions())
         owners = owners_of_kernels({kernel: pid for kernel, pid in kernels.items() if pid}, sessions)
         terminals = getattr(self.settings.get("terminal_manager"), "terminals", None) or {}
         for name, terminal in terminals.items():

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from jupyter_core.application import JupyterApp
 from traitlets import Bool, Float, Int, Unicode
@@ -121,7 +122,7 @@ class NodeApp(JupyterApp):
         """
     ).tag(config=True)
 
-    aliases = {
+    aliases = {  # noqa: RUF012 (as traitlets declares it)
         **JupyterApp.aliases,
         "run-dir": "NodeApp.run_dir",
         "data-dir": "NodeApp.data_dir_path",
@@ -130,7 +131,7 @@ class NodeApp(JupyterApp):
         "memory-overcommit": "NodeApp.memory_overcommit",
         "core-overcommit": "NodeApp.core_overcommit",
     }
-    flags = {
+    flags = {  # noqa: RUF012
         **JupyterApp.flags,
         "emulate": ({"NodeApp": {"emulate": True}}, "Emulate GPUs on the CPU."),
         "allow-shim-tier": (
@@ -150,9 +151,8 @@ class NodeApp(JupyterApp):
 
     def start(self) -> None:
         super().start()
-        logging.basicConfig(
-            level=self.log_level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
-        )
+        level: Any = self.log_level
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
         try:
             asyncio.run(self._run())
         except (NoGpu, GuardError, QuotaError) as error:
@@ -164,6 +164,8 @@ class NodeApp(JupyterApp):
 
     def _lock(self, run_dir: Path) -> int:
         """Held for life, so that a second daemon on the same directory says so instead of breaking the first."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.chmod(0o711)
         fd = os.open(run_dir / "vgpud.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,8 +175,6 @@ class NodeApp(JupyterApp):
 
     async def _run(self) -> None:
         run_dir = Path(self.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        run_dir.chmod(0o711)
         lock = self._lock(run_dir)
         if self.emulate:
             emulate(run_dir / "emulated", parse_memory(self.emulated_memory), self.emulated_gpus)

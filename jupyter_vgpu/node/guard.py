@@ -7,6 +7,7 @@ next guard. The guard keeps running when the daemon ends, so the same holds the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -154,10 +155,8 @@ class Guard:
         """End the guard: every channel goes back on."""
         self._stopping = True
         self._unwatch()
-        try:
+        with contextlib.suppress(GuardError):
             self._ask("end")
-        except GuardError:
-            pass
         self._disconnect()
         if self._child:
             try:
@@ -195,7 +194,8 @@ class Guard:
         raise GuardError(answer.removeprefix("error ") or "the guard went away")
 
     def _take_clients(self) -> None:
-        assert self._socket
+        if not self._socket:
+            return
         for fd, _ in self._clients:
             os.close(fd)
         self._clients = []
@@ -207,9 +207,10 @@ class Guard:
                 self._clients.append((fds[0], data.decode().removeprefix("ok ")))
 
     def _take_listeners(self) -> list[tuple[int, int]]:
-        assert self._socket
-        self._socket.send(b"listeners")
         found: list[tuple[int, int]] = []
+        if not self._socket:
+            return found
+        self._socket.send(b"listeners")
         while True:
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, 1)
             if not data.startswith(b"listener ") or not fds:

@@ -152,7 +152,7 @@ def tenant_application(manager: Manager, tenant_id: str) -> web.Application:
 
 def _application(routes: list[tuple[str, Callable[..., Any], Json]], arguments: Json) -> web.Application:
     return web.Application(
-        routes,  # type: ignore[arg-type]
+        routes,
         default_handler_class=NotFoundHandler,
         default_handler_args=arguments,
         log_function=lambda handler: log.debug(

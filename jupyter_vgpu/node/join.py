@@ -122,7 +122,7 @@ class JoinServer:
                 return "guard" if refusal is None else f"refused {refusal}"
             case ["join"]:
                 return "refused join comes with one seccomp listener"
-            case ["shim" | "reserve" | "release", *_] if self._guarded or not self._allow_shim and words[0] != "shim":
+            case ["shim" | "reserve" | "release", *_] if self._guarded or (not self._allow_shim and words[0] != "shim"):
                 return "refused this slice is held by the guard"
             case ["shim", *reason]:
                 return self._shim(" ".join(reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -262,10 +263,9 @@ class Manager:
             os.close(fd)
             return f"this slice has {MAX_LISTENERS} launchers running, the most that it may"
         live.listeners.append(fd)
-        try:
+        # a guard that is being restarted will be given this listener with the others
+        with contextlib.suppress(GuardError):
             self.guard.add_listener(tenant.slot, fd)
-        except GuardError:
-            pass  # it is being restarted, and will be given this listener with the others
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 

@@ -56,7 +56,8 @@ def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:
     free = f"{format_bytes(best.memory_free)} and {format_percent(best.cores_free)} of compute on GPU {best.index}"
     if all(quota.memory > room.memory_total or quota.cores > room.cores_total for room in rooms):
         largest = max(room.memory_total for room in rooms)
-        return f"no GPU here is large enough for {quota}: the largest has {format_bytes(largest)}. Ask for a smaller slice."
+        has = f"the largest has {format_bytes(largest)}"
+        return f"no GPU here is large enough for {quota}: {has}. Ask for a smaller slice."
     return (
         f"no GPU has {format_bytes(quota.memory)} and {format_percent(quota.cores)} of compute free now. "
         f"Largest free slice: {free}. Ask for a smaller one, or wait until a server stops."

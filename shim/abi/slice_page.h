@@ -19,29 +19,29 @@ enum vgpu_policy { VGPU_POLICY_HARD = 0, VGPU_POLICY_BURST = 1 };
 enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
 
 /* FIELD(type, name): one entry of the page or of a process row; bytes and nanoseconds throughout. */
-#define VGPU_PROCESS_FIELDS(FIELD)                                                                  \
-    FIELD(uint32_t, pid) /* as the node sees it; 0: the row is free */                              \
-    FIELD(uint32_t, channels)                                                                       \
+#define VGPU_PROCESS_FIELDS(FIELD)                                     \
+    FIELD(uint32_t, pid) /* as the node sees it; 0: the row is free */ \
+    FIELD(uint32_t, channels)                                          \
     FIELD(uint64_t, memory)
 
-#define VGPU_PAGE_FIELDS(FIELD)                                                                     \
-    FIELD(uint32_t, magic)                                                                          \
-    FIELD(uint32_t, version)                                                                        \
-    FIELD(uint32_t, sequence)                                                                       \
-    FIELD(uint32_t, tier)                                                                           \
-    FIELD(uint32_t, policy)                                                                         \
-    FIELD(uint32_t, core_millipercent) /* 25000 is a quarter of the GPU */                          \
-    FIELD(uint64_t, memory_quota)                                                                   \
-    FIELD(uint64_t, memory_used)                                                                    \
-    FIELD(uint64_t, memory_peak)                                                                    \
-    FIELD(uint64_t, on_ns) /* time that the tenant's channels were on the GPU */                    \
-    FIELD(uint32_t, channels_on)                                                                    \
-    FIELD(uint32_t, process_rows) /* rows ever used: readers stop here */                           \
-    FIELD(uint64_t, refusals)                                                                       \
-    FIELD(uint64_t, refused_bytes) /* the last refusal: what was asked, what was free, by whom */   \
-    FIELD(uint64_t, refused_free)                                                                   \
-    FIELD(uint64_t, refused_at_ns) /* CLOCK_REALTIME */                                             \
-    FIELD(uint32_t, refused_pid)                                                                    \
+#define VGPU_PAGE_FIELDS(FIELD)                                                                   \
+    FIELD(uint32_t, magic)                                                                        \
+    FIELD(uint32_t, version)                                                                      \
+    FIELD(uint32_t, sequence)                                                                     \
+    FIELD(uint32_t, tier)                                                                         \
+    FIELD(uint32_t, policy)                                                                       \
+    FIELD(uint32_t, core_millipercent) /* 25000 is a quarter of the GPU */                        \
+    FIELD(uint64_t, memory_quota)                                                                 \
+    FIELD(uint64_t, memory_used)                                                                  \
+    FIELD(uint64_t, memory_peak)                                                                  \
+    FIELD(uint64_t, on_ns) /* time that the tenant's channels were on the GPU */                  \
+    FIELD(uint32_t, channels_on)                                                                  \
+    FIELD(uint32_t, process_rows) /* rows ever used: readers stop here */                         \
+    FIELD(uint64_t, refusals)                                                                     \
+    FIELD(uint64_t, refused_bytes) /* the last refusal: what was asked, what was free, by whom */ \
+    FIELD(uint64_t, refused_free)                                                                 \
+    FIELD(uint64_t, refused_at_ns) /* CLOCK_REALTIME */                                           \
+    FIELD(uint32_t, refused_pid)                                                                  \
     FIELD(uint32_t, guard_pid)
 
 struct vgpu_process_row {

@@ -17,7 +17,10 @@ static pthread_mutex_t init_lock = PTHREAD_MUTEX_INITIALIZER;
 static pid_t initialised_by;
 
 #define STACK_DEPTH 32
-static _Thread_local struct { struct context *items[STACK_DEPTH]; int depth; } stack;
+static _Thread_local struct {
+    struct context *items[STACK_DEPTH];
+    int depth;
+} stack;
 
 /* --- the driver --- */
 
@@ -33,7 +36,8 @@ static uint32_t rm_ioctl(struct gpu *gpu, unsigned long request, void *arg, cons
 
 uint32_t rm_alloc(struct gpu *gpu, uint32_t parent, uint32_t *handle, uint32_t class, void *params, uint32_t size)
 {
-    struct nvos64 call = {.root = gpu->client, .parent = parent, .class = class, .params = (uintptr_t)params, .params_size = size};
+    struct nvos64 call = {
+        .root = gpu->client, .parent = parent, .class = class, .params = (uintptr_t)params, .params_size = size};
 
     if (gpu->client)
         call.object = 0x5C000000u + __atomic_add_fetch(&gpu->next_handle, 1, __ATOMIC_RELAXED);
@@ -50,7 +54,8 @@ uint32_t rm_free(struct gpu *gpu, uint32_t handle)
 
 static uint32_t rm_control(struct gpu *gpu, uint32_t object, uint32_t command, void *params, uint32_t size)
 {
-    struct nvos54 call = {.client = gpu->client, .object = object, .command = command, .params = (uintptr_t)params, .params_size = size};
+    struct nvos54 call = {
+        .client = gpu->client, .object = object, .command = command, .params = (uintptr_t)params, .params_size = size};
     return rm_ioctl(gpu, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call, &call.status);
 }
 
@@ -145,17 +150,17 @@ static CUresult gpu_of(CUdevice ordinal, struct gpu **gpu)
     *gpu = &gpus[ordinal];
     return CUDA_SUCCESS;
 }
-#define GPU(ordinal)                                                                               \
-    struct gpu *gpu;                                                                               \
-    do {                                                                                           \
-        CUresult found_ = gpu_of(ordinal, &gpu);                                                   \
-        if (found_ != CUDA_SUCCESS)                                                                \
-            return found_;                                                                         \
+#define GPU(ordinal)                             \
+    struct gpu *gpu;                             \
+    do {                                         \
+        CUresult found_ = gpu_of(ordinal, &gpu); \
+        if (found_ != CUDA_SUCCESS)              \
+            return found_;                       \
     } while (0)
-#define NEEDS(pointer)                                                                             \
-    do {                                                                                           \
-        if (!(pointer))                                                                            \
-            return CUDA_ERROR_INVALID_VALUE;                                                       \
+#define NEEDS(pointer)                       \
+    do {                                     \
+        if (!(pointer))                      \
+            return CUDA_ERROR_INVALID_VALUE; \
     } while (0)
 
 API CUresult cuDriverGetVersion(int *version)
@@ -210,16 +215,33 @@ API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal)
 API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice ordinal)
 {
     static const int answers[] = {
-        [ATTRIBUTE_MAX_THREADS_PER_BLOCK] = 1024, [ATTRIBUTE_MAX_BLOCK_DIM_X] = 1024, [ATTRIBUTE_MAX_BLOCK_DIM_Y] = 1024,
-        [ATTRIBUTE_MAX_BLOCK_DIM_Z] = 64, [ATTRIBUTE_MAX_GRID_DIM_X] = 2147483647, [ATTRIBUTE_MAX_GRID_DIM_Y] = 65535,
-        [ATTRIBUTE_MAX_GRID_DIM_Z] = 65535, [ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK] = 49152,
-        [ATTRIBUTE_TOTAL_CONSTANT_MEMORY] = 65536, [ATTRIBUTE_WARP_SIZE] = 32, [ATTRIBUTE_MAX_PITCH] = 2147483647,
-        [ATTRIBUTE_MAX_REGISTERS_PER_BLOCK] = 65536, [ATTRIBUTE_CLOCK_RATE] = 1000000, [ATTRIBUTE_TEXTURE_ALIGNMENT] = 512,
-        [ATTRIBUTE_GPU_OVERLAP] = 1, [ATTRIBUTE_MULTIPROCESSOR_COUNT] = 1, [ATTRIBUTE_CAN_MAP_HOST_MEMORY] = 1,
-        [ATTRIBUTE_MEMORY_CLOCK_RATE] = 1000000, [ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH] = 64, [ATTRIBUTE_L2_CACHE_SIZE] = 1 << 20,
-        [ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR] = 2048, [ATTRIBUTE_ASYNC_ENGINE_COUNT] = 1, [ATTRIBUTE_UNIFIED_ADDRESSING] = 1,
-        [ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR] = 9, [ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] = 233472,
-        [ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR] = 65536, [ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] = 49152,
+        [ATTRIBUTE_MAX_THREADS_PER_BLOCK] = 1024,
+        [ATTRIBUTE_MAX_BLOCK_DIM_X] = 1024,
+        [ATTRIBUTE_MAX_BLOCK_DIM_Y] = 1024,
+        [ATTRIBUTE_MAX_BLOCK_DIM_Z] = 64,
+        [ATTRIBUTE_MAX_GRID_DIM_X] = 2147483647,
+        [ATTRIBUTE_MAX_GRID_DIM_Y] = 65535,
+        [ATTRIBUTE_MAX_GRID_DIM_Z] = 65535,
+        [ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK] = 49152,
+        [ATTRIBUTE_TOTAL_CONSTANT_MEMORY] = 65536,
+        [ATTRIBUTE_WARP_SIZE] = 32,
+        [ATTRIBUTE_MAX_PITCH] = 2147483647,
+        [ATTRIBUTE_MAX_REGISTERS_PER_BLOCK] = 65536,
+        [ATTRIBUTE_CLOCK_RATE] = 1000000,
+        [ATTRIBUTE_TEXTURE_ALIGNMENT] = 512,
+        [ATTRIBUTE_GPU_OVERLAP] = 1,
+        [ATTRIBUTE_MULTIPROCESSOR_COUNT] = 1,
+        [ATTRIBUTE_CAN_MAP_HOST_MEMORY] = 1,
+        [ATTRIBUTE_MEMORY_CLOCK_RATE] = 1000000,
+        [ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH] = 64,
+        [ATTRIBUTE_L2_CACHE_SIZE] = 1 << 20,
+        [ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR] = 2048,
+        [ATTRIBUTE_ASYNC_ENGINE_COUNT] = 1,
+        [ATTRIBUTE_UNIFIED_ADDRESSING] = 1,
+        [ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR] = 9,
+        [ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] = 233472,
+        [ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR] = 65536,
+        [ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] = 49152,
         [ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR] = 32,
     };
     GPU(ordinal);
@@ -284,9 +306,9 @@ static CUresult create_context(struct gpu *gpu, int ordinal, struct context **ou
     for (int i = 0; i < EMU_CLIENTS; i++)
         if (device->clients[i].handle == gpu->client)
             context->client = &device->clients[i];
-    CUresult rc = status == NV_ERR_NO_MEMORY                       ? CUDA_ERROR_OUT_OF_MEMORY
+    CUresult rc = status == NV_ERR_NO_MEMORY                     ? CUDA_ERROR_OUT_OF_MEMORY
                   : !context->channel_object || !context->client ? CUDA_ERROR_OPERATING_SYSTEM
-                                                                   : start_worker(context);
+                                                                 : start_worker(context);
     if (rc != CUDA_SUCCESS) {
         destroy_context(context);
         return rc;
@@ -425,7 +447,10 @@ API CUresult cuCtxSynchronize(void)
     CUresult rc = current(&context);
     return rc ? rc : wait_for(context, context->submitted);
 }
-API CUresult cuCtxSynchronize_v2(CUcontext context) { return context ? wait_for(context, context->submitted) : cuCtxSynchronize(); }
+API CUresult cuCtxSynchronize_v2(CUcontext context)
+{
+    return context ? wait_for(context, context->submitted) : cuCtxSynchronize();
+}
 API CUresult cuCtxGetApiVersion(CUcontext context, unsigned *version)
 {
     NEEDS(version);

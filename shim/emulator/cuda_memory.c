@@ -98,7 +98,8 @@ CUresult device_alloc(struct context *context, uint64_t size, CUdeviceptr *out)
         return CUDA_ERROR_INVALID_VALUE;
     if (size > context->gpu->driver.device->memory_total)
         params.size = size > UINT64_MAX / 2 ? UINT64_MAX / 2 : size; /* let the driver say no, and count it */
-    uint32_t status = rm_alloc(context->gpu, context->gpu->device, &a.handle, NV01_MEMORY_LOCAL_USER, &params, sizeof params);
+    uint32_t status = rm_alloc(context->gpu, context->gpu->device, &a.handle, NV01_MEMORY_LOCAL_USER, &params,
+                               sizeof params);
     if (status != NV_OK)
         return status == NV_ERR_NO_MEMORY ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_UNKNOWN;
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -149,12 +150,12 @@ void free_allocations(struct context *context)
 
 /* --- allocation --- */
 
-#define CURRENT()                                                                                  \
-    struct context *context;                                                                       \
-    do {                                                                                           \
-        CUresult current_ = current(&context);                                                     \
-        if (current_ != CUDA_SUCCESS)                                                              \
-            return current_;                                                                       \
+#define CURRENT()                              \
+    struct context *context;                   \
+    do {                                       \
+        CUresult current_ = current(&context); \
+        if (current_ != CUDA_SUCCESS)          \
+            return current_;                   \
     } while (0)
 
 API CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t size)
@@ -245,7 +246,8 @@ static bool pointer_attribute(int attribute, CUdeviceptr address, const struct a
     switch (attribute) {
     case POINTER_CONTEXT: *(void **)out = a->context; return true;
     case POINTER_MEMORY_TYPE: *(unsigned *)out = a->handle ? MEMORY_TYPE_DEVICE : MEMORY_TYPE_HOST; return true;
-    case POINTER_DEVICE_POINTER: case POINTER_HOST_POINTER: *(CUdeviceptr *)out = address; return true;
+    case POINTER_DEVICE_POINTER:
+    case POINTER_HOST_POINTER: *(CUdeviceptr *)out = address; return true;
     case POINTER_IS_MANAGED: *(unsigned *)out = 0; return true;
     case POINTER_DEVICE_ORDINAL: *(int *)out = a->context->ordinal; return true;
     case POINTER_RANGE_START: *(CUdeviceptr *)out = a->address; return true;
@@ -256,7 +258,8 @@ static bool pointer_attribute(int attribute, CUdeviceptr address, const struct a
 API CUresult cuPointerGetAttribute(void *out, int attribute, CUdeviceptr address)
 {
     struct allocation a;
-    return out && find(address, &a) && pointer_attribute(attribute, address, &a, out) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return out && find(address, &a) && pointer_attribute(attribute, address, &a, out) ? CUDA_SUCCESS
+                                                                                      : CUDA_ERROR_INVALID_VALUE;
 }
 API CUresult cuPointerGetAttributes(unsigned count, int *attributes, void **out, CUdeviceptr address)
 {
@@ -270,7 +273,12 @@ API CUresult cuPointerGetAttributes(unsigned count, int *attributes, void **out,
 
 /* --- copies and fills: everything is in this process's memory, so one routine serves them all --- */
 
-struct transfer { CUdeviceptr to, from; uint64_t count; uint32_t value; uint32_t width; };
+struct transfer {
+    CUdeviceptr to, from;
+    uint64_t count;
+    uint32_t value;
+    uint32_t width;
+};
 
 static CUresult run_copy(struct context *context, void *argument)
 {
@@ -307,24 +315,26 @@ static CUresult transfer(work run, struct transfer t, int what, CUstream handle)
     rc = submit(context, stream, run, &t, sizeof t, &ticket);
     return rc || !(what & SYNCHRONOUS) ? rc : wait_for(context, ticket);
 }
-#define COPY(name, to_type, from_type, what)                                                       \
-    API CUresult name(to_type to, from_type from, size_t count)                                    \
-    {                                                                                              \
-        return transfer(run_copy, (struct transfer){(uintptr_t)to, (uintptr_t)from, count, 0, 1}, (what) | SYNCHRONOUS, NULL); \
+#define COPY(name, to_type, from_type, what)                                                      \
+    API CUresult name(to_type to, from_type from, size_t count)                                   \
+    {                                                                                             \
+        return transfer(run_copy, (struct transfer){(uintptr_t)to, (uintptr_t)from, count, 0, 1}, \
+                        (what) | SYNCHRONOUS, NULL);                                              \
     }
-#define COPY_ASYNC(name, to_type, from_type, what)                                                 \
-    API CUresult name(to_type to, from_type from, size_t count, CUstream stream)                   \
-    {                                                                                              \
+#define COPY_ASYNC(name, to_type, from_type, what)                                                                 \
+    API CUresult name(to_type to, from_type from, size_t count, CUstream stream)                                   \
+    {                                                                                                              \
         return transfer(run_copy, (struct transfer){(uintptr_t)to, (uintptr_t)from, count, 0, 1}, (what), stream); \
     }
-#define FILL(name, type)                                                                           \
-    API CUresult name(CUdeviceptr to, type value, size_t count)                                    \
-    {                                                                                              \
-        return transfer(run_fill, (struct transfer){to, 0, count, value, sizeof value}, DEVICE_TO | SYNCHRONOUS, NULL); \
-    }                                                                                              \
-    API CUresult name##Async(CUdeviceptr to, type value, size_t count, CUstream stream)            \
-    {                                                                                              \
-        return transfer(run_fill, (struct transfer){to, 0, count, value, sizeof value}, DEVICE_TO, stream); \
+#define FILL(name, type)                                                                                         \
+    API CUresult name(CUdeviceptr to, type value, size_t count)                                                  \
+    {                                                                                                            \
+        return transfer(run_fill, (struct transfer){to, 0, count, value, sizeof value}, DEVICE_TO | SYNCHRONOUS, \
+                        NULL);                                                                                   \
+    }                                                                                                            \
+    API CUresult name##Async(CUdeviceptr to, type value, size_t count, CUstream stream)                          \
+    {                                                                                                            \
+        return transfer(run_fill, (struct transfer){to, 0, count, value, sizeof value}, DEVICE_TO, stream);      \
     }
 
 COPY(cuMemcpy, CUdeviceptr, CUdeviceptr, 0)
@@ -332,7 +342,8 @@ COPY(cuMemcpyHtoD_v2, CUdeviceptr, const void *, DEVICE_TO)
 COPY(cuMemcpyDtoH_v2, void *, CUdeviceptr, DEVICE_FROM)
 COPY(cuMemcpyDtoD_v2, CUdeviceptr, CUdeviceptr, DEVICE_TO | DEVICE_FROM)
 COPY_ASYNC(cuMemcpyAsync, CUdeviceptr, CUdeviceptr, 0)
-COPY_ASYNC(cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, DEVICE_TO | SYNCHRONOUS) /* pageable memory: the source may change after */
+COPY_ASYNC(cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *,
+           DEVICE_TO | SYNCHRONOUS) /* pageable memory: the source may change after */
 COPY_ASYNC(cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, DEVICE_FROM)
 COPY_ASYNC(cuMemcpyDtoDAsync_v2, CUdeviceptr, CUdeviceptr, DEVICE_TO | DEVICE_FROM)
 FILL(cuMemsetD8, unsigned char)
@@ -340,5 +351,8 @@ FILL(cuMemsetD16, unsigned short)
 FILL(cuMemsetD32, unsigned int)
 /* the names that the ABI exports for the fills above */
 API CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count) { return cuMemsetD8(to, value, count); }
-API CUresult cuMemsetD16_v2(CUdeviceptr to, unsigned short value, size_t count) { return cuMemsetD16(to, value, count); }
+API CUresult cuMemsetD16_v2(CUdeviceptr to, unsigned short value, size_t count)
+{
+    return cuMemsetD16(to, value, count);
+}
 API CUresult cuMemsetD32_v2(CUdeviceptr to, unsigned int value, size_t count) { return cuMemsetD32(to, value, count); }

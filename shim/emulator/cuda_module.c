@@ -38,7 +38,11 @@ static CUresult load(struct module **out, const void *image, unsigned count, con
         return rc;
     if (!out || !image)
         return CUDA_ERROR_INVALID_VALUE;
-    if (memcmp(image, "\x7f""ELF", 4) == 0 || *(const uint32_t *)image == 0xBA55ED50u /* fatbin */) {
+    if (memcmp(image,
+               "\x7f"
+               "ELF",
+               4) == 0 ||
+        *(const uint32_t *)image == 0xBA55ED50u /* fatbin */) {
         const char *why = "vgpu: the emulated GPU runs PTX; this is compiled machine code. Compile to PTX.\n";
         give_log(why, count, options, values);
         fputs(why, stderr);
@@ -111,8 +115,14 @@ API CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned co
 }
 API CUresult cuModuleLoadData(CUmodule *module, const void *image) { return load(module, image, 0, NULL, NULL); }
 API CUresult cuModuleUnload(CUmodule module) { return unload(module); }
-API CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) { return function_named(function, module, name); }
-API CUresult cuModuleGetGlobal_v2(CUdeviceptr *address, size_t *size, CUmodule module, const char *name) { return global_named(address, size, module, name); }
+API CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name)
+{
+    return function_named(function, module, name);
+}
+API CUresult cuModuleGetGlobal_v2(CUdeviceptr *address, size_t *size, CUmodule module, const char *name)
+{
+    return global_named(address, size, module, name);
+}
 
 API CUresult cuLibraryLoadData(CUlibrary *library, const void *code, int *jit, void **jit_values, unsigned jit_count,
                                int *options, void **values, unsigned count)
@@ -121,13 +131,19 @@ API CUresult cuLibraryLoadData(CUlibrary *library, const void *code, int *jit, v
     return load(library, code, jit_count, jit, jit_values);
 }
 API CUresult cuLibraryUnload(CUlibrary library) { return unload(library); }
-API CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name) { return function_named(kernel, library, name); }
+API CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name)
+{
+    return function_named(kernel, library, name);
+}
 API CUresult cuLibraryGetModule(CUmodule *module, CUlibrary library)
 {
     *module = library;
     return CUDA_SUCCESS;
 }
-API CUresult cuLibraryGetGlobal(CUdeviceptr *address, size_t *size, CUlibrary library, const char *name) { return global_named(address, size, library, name); }
+API CUresult cuLibraryGetGlobal(CUdeviceptr *address, size_t *size, CUlibrary library, const char *name)
+{
+    return global_named(address, size, library, name);
+}
 API CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel)
 {
     *function = kernel;
@@ -142,7 +158,10 @@ API CUresult cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t *offset,
         *size = kernel->kernel->parameters[index].size;
     return CUDA_SUCCESS;
 }
-API CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *size) { return cuKernelGetParamInfo(function, index, offset, size); }
+API CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *size)
+{
+    return cuKernelGetParamInfo(function, index, offset, size);
+}
 
 API CUresult cuFuncGetAttribute(int *value, int attribute, CUfunction function)
 {
@@ -153,7 +172,8 @@ API CUresult cuFuncGetAttribute(int *value, int attribute, CUfunction function)
     case FUNCTION_SHARED_SIZE: *value = (int)function->kernel->shared_bytes; break;
     case FUNCTION_LOCAL_SIZE: *value = (int)function->kernel->local_bytes; break;
     case FUNCTION_NUM_REGS: *value = 32; break;
-    case FUNCTION_PTX_VERSION: case FUNCTION_BINARY_VERSION: *value = 90; break;
+    case FUNCTION_PTX_VERSION:
+    case FUNCTION_BINARY_VERSION: *value = 90; break;
     case FUNCTION_MAX_DYNAMIC_SHARED_SIZE: *value = 49152 - (int)function->kernel->shared_bytes; break;
     default: *value = 0;
     }
@@ -196,12 +216,19 @@ static void before_block(void *context) { emu_wait_enabled(((struct context *)co
 static CUresult run_kernel(struct context *context, void *argument)
 {
     static const CUresult results[] = {
-        [PTX_OK] = CUDA_SUCCESS, [PTX_ILLEGAL_ADDRESS] = CUDA_ERROR_ILLEGAL_ADDRESS, [PTX_TRAP] = CUDA_ERROR_LAUNCH_FAILED,
-        [PTX_MISALIGNED] = CUDA_ERROR_MISALIGNED_ADDRESS, [PTX_NO_HOST_MEMORY] = CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+        [PTX_OK] = CUDA_SUCCESS,
+        [PTX_ILLEGAL_ADDRESS] = CUDA_ERROR_ILLEGAL_ADDRESS,
+        [PTX_TRAP] = CUDA_ERROR_LAUNCH_FAILED,
+        [PTX_MISALIGNED] = CUDA_ERROR_MISALIGNED_ADDRESS,
+        [PTX_NO_HOST_MEMORY] = CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
     };
     struct kernel_task *task = argument;
-    struct ptx_launch launch = {.kernel = task->kernel, .parameters = task->parameters, .dynamic_shared = task->shared,
-        .readable = is_device_memory, .before_block = before_block, .context = context};
+    struct ptx_launch launch = {.kernel = task->kernel,
+                                .parameters = task->parameters,
+                                .dynamic_shared = task->shared,
+                                .readable = is_device_memory,
+                                .before_block = before_block,
+                                .context = context};
     struct timespec before, after;
 
     memcpy(launch.grid, task->grid, sizeof launch.grid);
@@ -239,8 +266,8 @@ static CUresult gather(const struct ptx_kernel *kernel, unsigned char *out, void
     return CUDA_SUCCESS;
 }
 
-API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                            unsigned shared, CUstream handle, void **parameters, void **extra)
+API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                            unsigned bz, unsigned shared, CUstream handle, void **parameters, void **extra)
 {
     struct context *context;
     struct stream *stream;
@@ -251,8 +278,8 @@ API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsig
     if (!function)
         return CUDA_ERROR_INVALID_HANDLE;
     const struct ptx_kernel *kernel = function->kernel;
-    if (!gx || !gy || !gz || !bx || !by || !bz || gx > INT32_MAX || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 || bz > 64 ||
-        bx * by * bz > 1024 || shared > 49152 || kernel->shared_bytes + shared > 49152)
+    if (!gx || !gy || !gz || !bx || !by || !bz || gx > INT32_MAX || gy > 65535 || gz > 65535 || bx > 1024 ||
+        by > 1024 || bz > 64 || bx * by * bz > 1024 || shared > 49152 || kernel->shared_bytes + shared > 49152)
         return CUDA_ERROR_INVALID_VALUE;
     if (bx * by * bz > kernel->max_threads)
         return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;

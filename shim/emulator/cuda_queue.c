@@ -61,7 +61,8 @@ void stop_worker(struct context *context)
     pthread_join(context->worker, NULL);
 }
 
-CUresult submit(struct context *context, struct stream *stream, work run, const void *argument, size_t size, uint64_t *ticket)
+CUresult submit(struct context *context, struct stream *stream, work run, const void *argument, size_t size,
+                uint64_t *ticket)
 {
     struct task *task = malloc(sizeof *task + size);
 
@@ -193,7 +194,10 @@ API CUresult cuStreamGetCtx(CUstream handle, CUcontext *context)
     return context ? stream_of(handle, context, &stream) : CUDA_ERROR_INVALID_VALUE;
 }
 
-struct host_call { void (*function)(void *); void *data; };
+struct host_call {
+    void (*function)(void *);
+    void *data;
+};
 static CUresult run_host_call(struct context *context, void *argument)
 {
     struct host_call *call = argument;
@@ -251,8 +255,14 @@ API CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned fla
     (void)flags;
     return cuEventRecord(event, stream);
 }
-API CUresult cuEventSynchronize(CUevent event) { return event ? wait_for(event->context, event->ticket) : CUDA_ERROR_INVALID_HANDLE; }
-API CUresult cuEventQuery(CUevent event) { return event ? query(event->context, event->ticket) : CUDA_ERROR_INVALID_HANDLE; }
+API CUresult cuEventSynchronize(CUevent event)
+{
+    return event ? wait_for(event->context, event->ticket) : CUDA_ERROR_INVALID_HANDLE;
+}
+API CUresult cuEventQuery(CUevent event)
+{
+    return event ? query(event->context, event->ticket) : CUDA_ERROR_INVALID_HANDLE;
+}
 API CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end)
 {
     if (!milliseconds || !start || !end || !start->ticket || !end->ticket)
@@ -262,7 +272,10 @@ API CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent e
     *milliseconds = (float)((double)(int64_t)(end->time_ns - start->time_ns) / 1e6);
     return CUDA_SUCCESS;
 }
-API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) { return cuEventElapsedTime_v2(milliseconds, start, end); }
+API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)
+{
+    return cuEventElapsedTime_v2(milliseconds, start, end);
+}
 API CUresult cuEventDestroy_v2(CUevent event)
 {
     if (!event)

@@ -40,16 +40,32 @@ struct context {
     bool closing;
 };
 
-struct stream { struct context *context; unsigned flags; int priority; uint64_t last; };
-struct event { uint64_t ticket, time_ns; unsigned flags; struct context *context; };
-struct function { struct module *module; const struct ptx_kernel *kernel; };
-struct module { struct context *context; struct ptx_module *ptx; struct function *functions; };
+struct stream {
+    struct context *context;
+    unsigned flags;
+    int priority;
+    uint64_t last;
+};
+struct event {
+    uint64_t ticket, time_ns;
+    unsigned flags;
+    struct context *context;
+};
+struct function {
+    struct module *module;
+    const struct ptx_kernel *kernel;
+};
+struct module {
+    struct context *context;
+    struct ptx_module *ptx;
+    struct function *functions;
+};
 
 /* cuda_device.c */
 extern struct gpu gpus[EMU_MAX_DEVICES];
 extern int gpu_count;
-CUresult ready(void);                         /* initialised and not in a forked child? */
-CUresult current(struct context **context);   /* the thread's context */
+CUresult ready(void);                       /* initialised and not in a forked child? */
+CUresult current(struct context **context); /* the thread's context */
 uint32_t rm_alloc(struct gpu *gpu, uint32_t parent, uint32_t *handle, uint32_t class, void *params, uint32_t size);
 uint32_t rm_free(struct gpu *gpu, uint32_t handle);
 
@@ -61,7 +77,8 @@ void free_allocations(struct context *context);
 
 /* cuda_queue.c: one worker a context runs everything that is asynchronous, in order */
 typedef CUresult (*work)(struct context *, void *argument);
-CUresult submit(struct context *context, struct stream *stream, work run, const void *argument, size_t size, uint64_t *ticket);
+CUresult submit(struct context *context, struct stream *stream, work run, const void *argument, size_t size,
+                uint64_t *ticket);
 CUresult wait_for(struct context *context, uint64_t ticket);
 CUresult start_worker(struct context *context);
 void stop_worker(struct context *context);

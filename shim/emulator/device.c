@@ -30,10 +30,7 @@ static int lock(struct emu_device *device)
     return rc ? -rc : 0;
 }
 
-static void unlock(struct emu_device *device)
-{
-    pthread_mutex_unlock(&device->lock);
-}
+static void unlock(struct emu_device *device) { pthread_mutex_unlock(&device->lock); }
 
 static int client_lock(int fd, int slot, int command, short type, bool *held)
 {
@@ -147,7 +144,8 @@ static uint32_t insert(struct emu_device *device, const struct emu_object *objec
 static uint32_t alloc_object(struct emu_driver *driver, struct nvos64 *call)
 {
     struct emu_device *device = driver->device;
-    struct emu_object object = {.client = call->root, .parent = call->parent, .handle = call->object, .class = call->class};
+    struct emu_object object = {
+        .client = call->root, .parent = call->parent, .handle = call->object, .class = call->class};
     struct nv_memory_allocation_params *memory = NULL;
 
     if (!find_client(device, call->root))

@@ -12,14 +12,41 @@
 
 typedef struct nvml_device *nvmlDevice_t;
 typedef int nvmlReturn_t;
-enum { NVML_SUCCESS, NVML_ERROR_UNINITIALIZED, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND = 6, NVML_ERROR_INSUFFICIENT_SIZE, NVML_ERROR_DRIVER_NOT_LOADED = 9 };
+enum {
+    NVML_SUCCESS,
+    NVML_ERROR_UNINITIALIZED,
+    NVML_ERROR_INVALID_ARGUMENT,
+    NVML_ERROR_NOT_SUPPORTED,
+    NVML_ERROR_NOT_FOUND = 6,
+    NVML_ERROR_INSUFFICIENT_SIZE,
+    NVML_ERROR_DRIVER_NOT_LOADED = 9
+};
 
-struct nvml_memory { unsigned long long total, free, used; };
-struct nvml_memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
-struct nvml_utilization { unsigned gpu, memory; };
-struct nvml_process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
-struct nvml_sample { unsigned pid; unsigned long long timestamp; unsigned sm, memory, encoder, decoder; };
-struct nvml_pci { char legacy_id[16]; unsigned domain, bus, device, device_id, subsystem_id; char id[32]; };
+struct nvml_memory {
+    unsigned long long total, free, used;
+};
+struct nvml_memory_v2 {
+    unsigned version;
+    unsigned long long total, reserved, free, used;
+};
+struct nvml_utilization {
+    unsigned gpu, memory;
+};
+struct nvml_process {
+    unsigned pid;
+    unsigned long long used;
+    unsigned gpu_instance, compute_instance;
+};
+struct nvml_sample {
+    unsigned pid;
+    unsigned long long timestamp;
+    unsigned sm, memory, encoder, decoder;
+};
+struct nvml_pci {
+    char legacy_id[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char id[32];
+};
 
 struct nvml_device {
     struct emu_driver driver;
@@ -72,10 +99,10 @@ API const char *nvmlErrorString(nvmlReturn_t code)
     }
 }
 
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition))                                                                          \
-            return NVML_ERROR_INVALID_ARGUMENT;                                                    \
+#define CHECK(condition)                        \
+    do {                                        \
+        if (!(condition))                       \
+            return NVML_ERROR_INVALID_ARGUMENT; \
     } while (0)
 
 static nvmlReturn_t text(char *out, unsigned length, const char *value)
@@ -84,7 +111,10 @@ static nvmlReturn_t text(char *out, unsigned length, const char *value)
     snprintf(out, length, "%s", value);
     return strlen(value) < length ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
-API nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned length) { return text(out, length, EMU_DRIVER_VERSION); }
+API nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned length)
+{
+    return text(out, length, EMU_DRIVER_VERSION);
+}
 API nvmlReturn_t nvmlSystemGetNVMLVersion(char *out, unsigned length) { return text(out, length, EMU_DRIVER_VERSION); }
 API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
 {
@@ -106,7 +136,10 @@ API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *dev
     *device = &devices[index];
     return NVML_SUCCESS;
 }
-API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device) { return nvmlDeviceGetHandleByIndex_v2(index, device); }
+API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device)
+{
+    return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
 API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
     CHECK(uuid && device);
@@ -133,7 +166,10 @@ API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
     *index = (unsigned)(device - devices);
     return NVML_SUCCESS;
 }
-API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor) { return nvmlDeviceGetIndex(device, minor); }
+API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor)
+{
+    return nvmlDeviceGetIndex(device, minor);
+}
 API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct nvml_pci *pci)
 {
     CHECK(device && pci);
@@ -187,14 +223,16 @@ static unsigned processes(struct emu_device *device, struct nvml_process *rows, 
         while (row < count && row < max && rows[row].pid != (unsigned)client->pid)
             row++;
         if (row < max && row == count)
-            rows[row] = (struct nvml_process){.pid = (unsigned)client->pid, .gpu_instance = ~0u, .compute_instance = ~0u};
+            rows[row] = (struct nvml_process){
+                .pid = (unsigned)client->pid, .gpu_instance = ~0u, .compute_instance = ~0u};
         if (row < max)
             rows[row].used += bytes;
         count += row == count;
     }
     return count;
 }
-API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct nvml_process *rows)
+API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count,
+                                                         struct nvml_process *rows)
 {
     CHECK(device && count);
     emu_reap(&device->driver);
@@ -202,14 +240,16 @@ API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, un
     *count = processes(device->driver.device, rows, room);
     return *count > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
 }
-API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, struct nvml_process *rows)
+API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count,
+                                                          struct nvml_process *rows)
 {
     CHECK(device && count);
     (void)rows;
     *count = 0;
     return NVML_SUCCESS;
 }
-API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct nvml_sample *rows, unsigned *count, unsigned long long since)
+API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct nvml_sample *rows, unsigned *count,
+                                                 unsigned long long since)
 {
     uint64_t now = now_us();
     unsigned room = count ? *count : 0, used = 0;
@@ -225,7 +265,8 @@ API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct nvm
         if (rows && used < room) {
             uint64_t busy = client->busy_ns >= device->seen[c] ? client->busy_ns - device->seen[c] : client->busy_ns;
             uint64_t percent = (busy / 10 + elapsed / 2) / elapsed; /* ns over us, in percent */
-            rows[used] = (struct nvml_sample){.pid = (unsigned)client->pid, .timestamp = now, .sm = percent > 100 ? 100 : (unsigned)percent};
+            rows[used] = (struct nvml_sample){
+                .pid = (unsigned)client->pid, .timestamp = now, .sm = percent > 100 ? 100 : (unsigned)percent};
             device->seen[c] = client->busy_ns;
         }
         used++;
@@ -244,7 +285,9 @@ API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct nvml_
     for (int c = 0; c < EMU_CLIENTS; c++)
         busy += device->driver.device->clients[c].busy_ns;
     i = (uint64_t)(device - devices);
-    uint64_t percent = last_time[i] && now > last_time[i] && busy > last_busy[i] ? (busy - last_busy[i]) / 10 / (now - last_time[i]) : 0;
+    uint64_t percent = last_time[i] && now > last_time[i] && busy > last_busy[i]
+                           ? (busy - last_busy[i]) / 10 / (now - last_time[i])
+                           : 0;
     last_busy[i] = busy;
     last_time[i] = now;
     *rates = (struct nvml_utilization){.gpu = percent > 100 ? 100 : (unsigned)percent};

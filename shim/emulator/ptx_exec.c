@@ -11,7 +11,12 @@
 #define LOCAL_WINDOW (2ull << 56)
 #define WINDOW_MASK (~0ull << 56)
 
-struct thread { uint64_t *registers; unsigned char *local; uint32_t pc, tid[3]; bool finished; };
+struct thread {
+    uint64_t *registers;
+    unsigned char *local;
+    uint32_t pc, tid[3];
+    bool finished;
+};
 struct block {
     const struct ptx_launch *launch;
     uint32_t index[3], shared_bytes;
@@ -32,10 +37,18 @@ static uint64_t special(const struct block *block, const struct thread *t, uint3
     uint32_t linear = t->tid[0] + n[0] * (t->tid[1] + n[1] * t->tid[2]);
 
     switch ((enum ptx_special)which) {
-    case SR_TID_X: case SR_TID_Y: case SR_TID_Z: return t->tid[which - SR_TID_X];
-    case SR_NTID_X: case SR_NTID_Y: case SR_NTID_Z: return n[which - SR_NTID_X];
-    case SR_CTAID_X: case SR_CTAID_Y: case SR_CTAID_Z: return block->index[which - SR_CTAID_X];
-    case SR_NCTAID_X: case SR_NCTAID_Y: case SR_NCTAID_Z: return block->launch->grid[which - SR_NCTAID_X];
+    case SR_TID_X:
+    case SR_TID_Y:
+    case SR_TID_Z: return t->tid[which - SR_TID_X];
+    case SR_NTID_X:
+    case SR_NTID_Y:
+    case SR_NTID_Z: return n[which - SR_NTID_X];
+    case SR_CTAID_X:
+    case SR_CTAID_Y:
+    case SR_CTAID_Z: return block->index[which - SR_CTAID_X];
+    case SR_NCTAID_X:
+    case SR_NCTAID_Y:
+    case SR_NCTAID_Z: return block->launch->grid[which - SR_NCTAID_X];
     case SR_LANEID: return linear % 32;
     case SR_WARPID: return linear / 32;
     case SR_SMID: return 0;
@@ -52,17 +65,40 @@ static inline uint64_t read_raw(const struct block *block, const struct thread *
     case OPERAND_REGISTER: return t->registers[o->index];
     case OPERAND_IMMEDIATE: return o->value;
     case OPERAND_SPECIAL: return special(block, t, o->index);
-    case OPERAND_SHARED: case OPERAND_LOCAL: case OPERAND_PARAM: return o->index;
+    case OPERAND_SHARED:
+    case OPERAND_LOCAL:
+    case OPERAND_PARAM: return o->index;
     case OPERAND_GLOBAL: return o->value;
     case OPERAND_NONE: break;
     }
     return 0;
 }
 
-static inline float as_f32(uint64_t raw) { float f; uint32_t u = (uint32_t)raw; memcpy(&f, &u, 4); return f; }
-static inline double as_f64(uint64_t raw) { double d; memcpy(&d, &raw, 8); return d; }
-static inline uint64_t from_f32(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
-static inline uint64_t from_f64(double d) { uint64_t u; memcpy(&u, &d, 8); return u; }
+static inline float as_f32(uint64_t raw)
+{
+    float f;
+    uint32_t u = (uint32_t)raw;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static inline double as_f64(uint64_t raw)
+{
+    double d;
+    memcpy(&d, &raw, 8);
+    return d;
+}
+static inline uint64_t from_f32(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+static inline uint64_t from_f64(double d)
+{
+    uint64_t u;
+    memcpy(&u, &d, 8);
+    return u;
+}
 
 static inline bool is_signed(enum ptx_type t) { return t >= T_S8 && t <= T_S64; }
 static inline bool is_float(enum ptx_type t) { return t == T_F32 || t == T_F64; }
@@ -71,9 +107,13 @@ static inline bool is_float(enum ptx_type t) { return t == T_F32 || t == T_F64; 
 static inline uint64_t fit(uint64_t raw, enum ptx_type type)
 {
     switch (type) {
-    case T_B8: case T_U8: return (uint8_t)raw;
-    case T_B16: case T_U16: return (uint16_t)raw;
-    case T_B32: case T_U32: case T_F32: return (uint32_t)raw;
+    case T_B8:
+    case T_U8: return (uint8_t)raw;
+    case T_B16:
+    case T_U16: return (uint16_t)raw;
+    case T_B32:
+    case T_U32:
+    case T_F32: return (uint32_t)raw;
     case T_S8: return (uint64_t)(int64_t)(int8_t)raw;
     case T_S16: return (uint64_t)(int64_t)(int16_t)raw;
     case T_S32: return (uint64_t)(int64_t)(int32_t)raw;
@@ -81,7 +121,10 @@ static inline uint64_t fit(uint64_t raw, enum ptx_type type)
     default: return raw;
     }
 }
-static inline double real(uint64_t raw, enum ptx_type type) { return type == T_F32 ? (double)as_f32(raw) : as_f64(raw); }
+static inline double real(uint64_t raw, enum ptx_type type)
+{
+    return type == T_F32 ? (double)as_f32(raw) : as_f64(raw);
+}
 
 static float saturated(float f) { return isnan(f) ? 0.0f : f < 0.0f ? 0.0f : f > 1.0f ? 1.0f : f; }
 
@@ -94,7 +137,8 @@ static uint64_t float_arithmetic(const struct ptx_instruction *in, uint64_t a, u
         case OP_SUB: r = x - y; break;
         case OP_MUL: r = x * y; break;
         case OP_DIV: r = x / y; break;
-        case OP_FMA: case OP_MAD: r = fmaf(x, y, z); break;
+        case OP_FMA:
+        case OP_MAD: r = fmaf(x, y, z); break;
         case OP_MIN: r = fminf(x, y); break;
         case OP_MAX: r = fmaxf(x, y); break;
         case OP_ABS: r = fabsf(x); break;
@@ -116,7 +160,8 @@ static uint64_t float_arithmetic(const struct ptx_instruction *in, uint64_t a, u
     case OP_SUB: return from_f64(x - y);
     case OP_MUL: return from_f64(x * y);
     case OP_DIV: return from_f64(x / y);
-    case OP_FMA: case OP_MAD: return from_f64(fma(x, y, z));
+    case OP_FMA:
+    case OP_MAD: return from_f64(fma(x, y, z));
     case OP_MIN: return from_f64(fmin(x, y));
     case OP_MAX: return from_f64(fmax(x, y));
     case OP_ABS: return from_f64(fabs(x));
@@ -160,8 +205,14 @@ static uint64_t integer_arithmetic(const struct ptx_instruction *in, uint64_t a,
     case OP_MUL: r = multiply(in, a, b); break;
     case OP_MAD: r = multiply(in, a, b) + c; break;
     /* division by zero gives all ones on the GPU; the most negative number by -1 is itself */
-    case OP_DIV: r = fit(b, in->type) == 0 ? ~0ull : sign ? ((int64_t)b == -1 ? -a : (uint64_t)((int64_t)a / (int64_t)b)) : a / b; break;
-    case OP_REM: r = fit(b, in->type) == 0 ? a : sign ? ((int64_t)b == -1 ? 0 : (uint64_t)((int64_t)a % (int64_t)b)) : a % b; break;
+    case OP_DIV:
+        r = fit(b, in->type) == 0 ? ~0ull
+            : sign                ? ((int64_t)b == -1 ? -a : (uint64_t)((int64_t)a / (int64_t)b))
+                                  : a / b;
+        break;
+    case OP_REM:
+        r = fit(b, in->type) == 0 ? a : sign ? ((int64_t)b == -1 ? 0 : (uint64_t)((int64_t)a % (int64_t)b)) : a % b;
+        break;
     case OP_MIN: r = sign ? ((int64_t)a < (int64_t)b ? a : b) : (a < b ? a : b); break;
     case OP_MAX: r = sign ? ((int64_t)a > (int64_t)b ? a : b) : (a > b ? a : b); break;
     case OP_ABS: r = (int64_t)a < 0 ? -a : a; break;
@@ -170,7 +221,8 @@ static uint64_t integer_arithmetic(const struct ptx_instruction *in, uint64_t a,
     case OP_AND: r = a & b; break;
     case OP_OR: r = a | b; break;
     case OP_XOR: r = a ^ b; break;
-    case OP_SHL: case OP_SHR: r = shift(in, a, b); break;
+    case OP_SHL:
+    case OP_SHR: r = shift(in, a, b); break;
     default: break;
     }
     return fit(r, wide);
@@ -299,7 +351,9 @@ static void *locate(struct block *block, struct thread *t, const struct ptx_inst
         if (at <= kernel->parameter_bytes && at + size <= kernel->parameter_bytes)
             return (void *)(block->launch->parameters + at);
         break;
-    case SPACE_GENERIC: case SPACE_GLOBAL: case SPACE_CONST:
+    case SPACE_GENERIC:
+    case SPACE_GLOBAL:
+    case SPACE_CONST:
         if (block->launch->readable(block->launch->context, at, size))
             return (void *)(uintptr_t)at;
         break;
@@ -340,7 +394,8 @@ static bool atomic(struct block *block, struct thread *t, const struct ptx_instr
         return false;
     memcpy(&old, at, element);
     old = fit(old, in->type);
-    static const enum ptx_op ops[] = {[ATOM_ADD] = OP_ADD, [ATOM_MIN] = OP_MIN, [ATOM_MAX] = OP_MAX, [ATOM_AND] = OP_AND, [ATOM_OR] = OP_OR, [ATOM_XOR] = OP_XOR};
+    static const enum ptx_op ops[] = {[ATOM_ADD] = OP_ADD, [ATOM_MIN] = OP_MIN, [ATOM_MAX] = OP_MAX,
+                                      [ATOM_AND] = OP_AND, [ATOM_OR] = OP_OR,   [ATOM_XOR] = OP_XOR};
     if (in->atomic == ATOM_CAS) {
         new = old == b ? read_raw(block, t, &in->c) : old;
     } else if (in->atomic != ATOM_EXCH) {
@@ -377,7 +432,8 @@ static uint64_t generic_address(const struct ptx_instruction *in, uint64_t raw, 
     return from_generic ? (window ? raw & ~WINDOW_MASK : raw) : raw | window;
 }
 
-static void set_predicate(struct block *block, struct thread *t, const struct ptx_instruction *in, uint64_t a, uint64_t b)
+static void set_predicate(struct block *block, struct thread *t, const struct ptx_instruction *in, uint64_t a,
+                          uint64_t b)
 {
     bool r = compare(in, a, b), r2 = !r;
 
@@ -393,7 +449,8 @@ static void set_predicate(struct block *block, struct thread *t, const struct pt
 
 static uint64_t arithmetic(struct block *block, struct thread *t, const struct ptx_instruction *in)
 {
-    uint64_t a = fit(read_raw(block, t, &in->a), in->type), b = read_raw(block, t, &in->b), c = read_raw(block, t, &in->c);
+    uint64_t a = fit(read_raw(block, t, &in->a), in->type), b = read_raw(block, t, &in->b),
+             c = read_raw(block, t, &in->c);
 
     if (is_float(in->type))
         return float_arithmetic(in, a, b, c);
@@ -419,7 +476,8 @@ static bool run_thread(struct block *block, struct thread *t)
             nanosleep(&(struct timespec){.tv_nsec = (long)ns}, NULL);
             break;
         }
-        case OP_LD: case OP_ST:
+        case OP_LD:
+        case OP_ST:
             if (!load_or_store(block, t, in))
                 return false;
             break;
@@ -429,14 +487,14 @@ static bool run_thread(struct block *block, struct thread *t)
             break;
         case OP_MOV: move(block, t, in); break;
         case OP_CVT: t->registers[in->d.index] = convert(in, read_raw(block, t, &in->a)); break;
-        case OP_CVTA:
-            t->registers[in->d.index] = generic_address(in, read_raw(block, t, &in->a), in->combines);
-            break;
+        case OP_CVTA: t->registers[in->d.index] = generic_address(in, read_raw(block, t, &in->a), in->combines); break;
         case OP_SELP:
-            t->registers[in->d.index] = fit(read_raw(block, t, read_raw(block, t, &in->c) & 1 ? &in->a : &in->b), in->type);
+            t->registers[in->d.index] = fit(read_raw(block, t, read_raw(block, t, &in->c) & 1 ? &in->a : &in->b),
+                                            in->type);
             break;
         case OP_SETP:
-            set_predicate(block, t, in, fit(read_raw(block, t, &in->a), in->type), fit(read_raw(block, t, &in->b), in->type));
+            set_predicate(block, t, in, fit(read_raw(block, t, &in->a), in->type),
+                          fit(read_raw(block, t, &in->b), in->type));
             break;
         default: t->registers[in->d.index] = arithmetic(block, t, in); break;
         }

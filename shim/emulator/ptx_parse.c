@@ -7,20 +7,40 @@
 
 #include "ptx.h"
 
-struct token { const char *text; uint32_t line; };
+struct token {
+    const char *text;
+    uint32_t line;
+};
 
-struct family { const char *prefix; uint32_t count, base; }; /* .reg .f32 %f<4> declares %f0..%f3 */
-struct symbol { const char *name; enum operand_kind kind; uint32_t offset; uint64_t address; };
-struct label { const char *name; uint32_t at; };
-struct fixup { const char *name; uint32_t instruction, line; };
+struct family {
+    const char *prefix;
+    uint32_t count, base;
+}; /* .reg .f32 %f<4> declares %f0..%f3 */
+struct symbol {
+    const char *name;
+    enum operand_kind kind;
+    uint32_t offset;
+    uint64_t address;
+};
+struct label {
+    const char *name;
+    uint32_t at;
+};
+struct fixup {
+    const char *name;
+    uint32_t instruction, line;
+};
 
-#define VECTOR(type, name)                                                                         \
-    struct {                                                                                       \
-        type *items;                                                                               \
-        uint32_t count, room;                                                                      \
+#define VECTOR(type, name)    \
+    struct {                  \
+        type *items;          \
+        uint32_t count, room; \
     } name
 /* Append a zeroed item and yield it; NULL when memory is out. */
-#define PUSH(v) ((v).count == (v).room && !grow((void **)&(v).items, &(v).room, sizeof *(v).items) ? NULL : memset(&(v).items[(v).count++], 0, sizeof *(v).items))
+#define PUSH(v)                                                                        \
+    ((v).count == (v).room && !grow((void **)&(v).items, &(v).room, sizeof *(v).items) \
+         ? NULL                                                                        \
+         : memset(&(v).items[(v).count++], 0, sizeof *(v).items))
 
 struct parser {
     char *text;
@@ -126,10 +146,7 @@ static bool tokenise(struct parser *p)
     return true;
 }
 
-static const char *peek(struct parser *p)
-{
-    return p->at < p->tokens.count ? p->tokens.items[p->at].text : "";
-}
+static const char *peek(struct parser *p) { return p->at < p->tokens.count ? p->tokens.items[p->at].text : ""; }
 static uint32_t line_of(struct parser *p)
 {
     uint32_t at = p->at < p->tokens.count ? p->at : p->tokens.count - 1;
@@ -162,10 +179,13 @@ static void skip_past(struct parser *p, const char *text)
 
 /* --- names and numbers --- */
 
-static const struct { const char *name; enum ptx_type type; } type_names[] = {
-    {"b8", T_B8}, {"b16", T_B16}, {"b32", T_B32}, {"b64", T_B64}, {"u8", T_U8}, {"u16", T_U16}, {"u32", T_U32},
-    {"u64", T_U64}, {"s8", T_S8}, {"s16", T_S16}, {"s32", T_S32}, {"s64", T_S64}, {"f32", T_F32}, {"f64", T_F64},
-    {"pred", T_PRED},
+static const struct {
+    const char *name;
+    enum ptx_type type;
+} type_names[] = {
+    {"b8", T_B8},   {"b16", T_B16}, {"b32", T_B32}, {"b64", T_B64}, {"u8", T_U8},
+    {"u16", T_U16}, {"u32", T_U32}, {"u64", T_U64}, {"s8", T_S8},   {"s16", T_S16},
+    {"s32", T_S32}, {"s64", T_S64}, {"f32", T_F32}, {"f64", T_F64}, {"pred", T_PRED},
 };
 
 static enum ptx_type type_named(const char *name)
@@ -178,8 +198,9 @@ static enum ptx_type type_named(const char *name)
 
 size_t ptx_type_size(enum ptx_type type)
 {
-    static const size_t sizes[] = {[T_B8] = 1, [T_U8] = 1, [T_S8] = 1, [T_B16] = 2, [T_U16] = 2, [T_S16] = 2,
-        [T_B32] = 4, [T_U32] = 4, [T_S32] = 4, [T_F32] = 4, [T_B64] = 8, [T_U64] = 8, [T_S64] = 8, [T_F64] = 8, [T_PRED] = 1};
+    static const size_t sizes[] = {
+        [T_B8] = 1,  [T_U8] = 1,  [T_S8] = 1,  [T_B16] = 2, [T_U16] = 2, [T_S16] = 2, [T_B32] = 4, [T_U32] = 4,
+        [T_S32] = 4, [T_F32] = 4, [T_B64] = 8, [T_U64] = 8, [T_S64] = 8, [T_F64] = 8, [T_PRED] = 1};
     return sizes[type];
 }
 
@@ -209,7 +230,8 @@ static bool register_index(struct parser *p, const char *name, uint32_t *index)
             *index = family->base;
             return true;
         }
-        if (family->count && strlen(family->prefix) == length && strncmp(family->prefix, name, length) == 0 && name[length]) {
+        if (family->count && strlen(family->prefix) == length && strncmp(family->prefix, name, length) == 0 &&
+            name[length]) {
             uint32_t n = (uint32_t)strtoul(name + length, NULL, 10);
             *index = family->base + n;
             return n < family->count;
@@ -218,11 +240,16 @@ static bool register_index(struct parser *p, const char *name, uint32_t *index)
     return false;
 }
 
-static const struct { const char *name; enum ptx_special special; } specials[] = {
-    {"%tid.x", SR_TID_X}, {"%tid.y", SR_TID_Y}, {"%tid.z", SR_TID_Z}, {"%ntid.x", SR_NTID_X}, {"%ntid.y", SR_NTID_Y},
-    {"%ntid.z", SR_NTID_Z}, {"%ctaid.x", SR_CTAID_X}, {"%ctaid.y", SR_CTAID_Y}, {"%ctaid.z", SR_CTAID_Z},
-    {"%nctaid.x", SR_NCTAID_X}, {"%nctaid.y", SR_NCTAID_Y}, {"%nctaid.z", SR_NCTAID_Z}, {"%laneid", SR_LANEID},
-    {"%warpid", SR_WARPID}, {"%smid", SR_SMID}, {"%clock", SR_CLOCK}, {"%clock64", SR_CLOCK64}, {"%globaltimer", SR_GLOBALTIMER},
+static const struct {
+    const char *name;
+    enum ptx_special special;
+} specials[] = {
+    {"%tid.x", SR_TID_X},       {"%tid.y", SR_TID_Y},       {"%tid.z", SR_TID_Z},
+    {"%ntid.x", SR_NTID_X},     {"%ntid.y", SR_NTID_Y},     {"%ntid.z", SR_NTID_Z},
+    {"%ctaid.x", SR_CTAID_X},   {"%ctaid.y", SR_CTAID_Y},   {"%ctaid.z", SR_CTAID_Z},
+    {"%nctaid.x", SR_NCTAID_X}, {"%nctaid.y", SR_NCTAID_Y}, {"%nctaid.z", SR_NCTAID_Z},
+    {"%laneid", SR_LANEID},     {"%warpid", SR_WARPID},     {"%smid", SR_SMID},
+    {"%clock", SR_CLOCK},       {"%clock64", SR_CLOCK64},   {"%globaltimer", SR_GLOBALTIMER},
 };
 
 static bool operand(struct parser *p, struct ptx_operand *out)
@@ -255,7 +282,9 @@ static bool operand(struct parser *p, struct ptx_operand *out)
             out->value = p->symbols.items[i].address;
             return true;
         }
-    return fail(p, line, "'%s' is neither a register, a number, a special register nor a symbol known to the emulated GPU", text);
+    return fail(p, line,
+                "'%s' is neither a register, a number, a special register nor a symbol known to the emulated GPU",
+                text);
 }
 
 static bool address(struct parser *p, struct ptx_operand *out)
@@ -278,47 +307,122 @@ static bool address(struct parser *p, struct ptx_operand *out)
 
 /* --- instructions --- */
 
-enum shape { SHAPE_NONE, SHAPE_D, SHAPE_DA, SHAPE_DAB, SHAPE_DABC, SHAPE_LD, SHAPE_ST, SHAPE_BRA, SHAPE_ATOM, SHAPE_RED, SHAPE_SETP, SHAPE_BAR, SHAPE_A };
-static const struct { const char *name; enum ptx_op op; enum shape shape; } opcodes[] = {
-    {"abs", OP_ABS, SHAPE_DA}, {"add", OP_ADD, SHAPE_DAB}, {"and", OP_AND, SHAPE_DAB}, {"atom", OP_ATOM, SHAPE_ATOM},
-    {"bar", OP_BAR, SHAPE_BAR}, {"barrier", OP_BAR, SHAPE_BAR}, {"bra", OP_BRA, SHAPE_BRA}, {"cos", OP_COS, SHAPE_DA},
-    {"cvt", OP_CVT, SHAPE_DA}, {"cvta", OP_CVTA, SHAPE_DA}, {"div", OP_DIV, SHAPE_DAB}, {"ex2", OP_EX2, SHAPE_DA},
-    {"exit", OP_EXIT, SHAPE_NONE}, {"fence", OP_FENCE, SHAPE_NONE}, {"fma", OP_FMA, SHAPE_DABC}, {"ld", OP_LD, SHAPE_LD},
-    {"ldu", OP_LD, SHAPE_LD}, {"lg2", OP_LG2, SHAPE_DA}, {"mad", OP_MAD, SHAPE_DABC}, {"max", OP_MAX, SHAPE_DAB},
-    {"membar", OP_FENCE, SHAPE_NONE}, {"min", OP_MIN, SHAPE_DAB}, {"mov", OP_MOV, SHAPE_DA}, {"mul", OP_MUL, SHAPE_DAB},
-    {"nanosleep", OP_NANOSLEEP, SHAPE_A}, {"neg", OP_NEG, SHAPE_DA}, {"not", OP_NOT, SHAPE_DA}, {"or", OP_OR, SHAPE_DAB},
-    {"rcp", OP_RCP, SHAPE_DA}, {"red", OP_ATOM, SHAPE_RED}, {"rem", OP_REM, SHAPE_DAB}, {"ret", OP_EXIT, SHAPE_NONE},
-    {"rsqrt", OP_RSQRT, SHAPE_DA}, {"selp", OP_SELP, SHAPE_DABC}, {"setp", OP_SETP, SHAPE_SETP}, {"shl", OP_SHL, SHAPE_DAB},
-    {"shr", OP_SHR, SHAPE_DAB}, {"sin", OP_SIN, SHAPE_DA}, {"sqrt", OP_SQRT, SHAPE_DA}, {"st", OP_ST, SHAPE_ST},
-    {"sub", OP_SUB, SHAPE_DAB}, {"trap", OP_TRAP, SHAPE_NONE}, {"xor", OP_XOR, SHAPE_DAB},
+enum shape {
+    SHAPE_NONE,
+    SHAPE_D,
+    SHAPE_DA,
+    SHAPE_DAB,
+    SHAPE_DABC,
+    SHAPE_LD,
+    SHAPE_ST,
+    SHAPE_BRA,
+    SHAPE_ATOM,
+    SHAPE_RED,
+    SHAPE_SETP,
+    SHAPE_BAR,
+    SHAPE_A
+};
+static const struct {
+    const char *name;
+    enum ptx_op op;
+    enum shape shape;
+} opcodes[] = {
+    {"abs", OP_ABS, SHAPE_DA},
+    {"add", OP_ADD, SHAPE_DAB},
+    {"and", OP_AND, SHAPE_DAB},
+    {"atom", OP_ATOM, SHAPE_ATOM},
+    {"bar", OP_BAR, SHAPE_BAR},
+    {"barrier", OP_BAR, SHAPE_BAR},
+    {"bra", OP_BRA, SHAPE_BRA},
+    {"cos", OP_COS, SHAPE_DA},
+    {"cvt", OP_CVT, SHAPE_DA},
+    {"cvta", OP_CVTA, SHAPE_DA},
+    {"div", OP_DIV, SHAPE_DAB},
+    {"ex2", OP_EX2, SHAPE_DA},
+    {"exit", OP_EXIT, SHAPE_NONE},
+    {"fence", OP_FENCE, SHAPE_NONE},
+    {"fma", OP_FMA, SHAPE_DABC},
+    {"ld", OP_LD, SHAPE_LD},
+    {"ldu", OP_LD, SHAPE_LD},
+    {"lg2", OP_LG2, SHAPE_DA},
+    {"mad", OP_MAD, SHAPE_DABC},
+    {"max", OP_MAX, SHAPE_DAB},
+    {"membar", OP_FENCE, SHAPE_NONE},
+    {"min", OP_MIN, SHAPE_DAB},
+    {"mov", OP_MOV, SHAPE_DA},
+    {"mul", OP_MUL, SHAPE_DAB},
+    {"nanosleep", OP_NANOSLEEP, SHAPE_A},
+    {"neg", OP_NEG, SHAPE_DA},
+    {"not", OP_NOT, SHAPE_DA},
+    {"or", OP_OR, SHAPE_DAB},
+    {"rcp", OP_RCP, SHAPE_DA},
+    {"red", OP_ATOM, SHAPE_RED},
+    {"rem", OP_REM, SHAPE_DAB},
+    {"ret", OP_EXIT, SHAPE_NONE},
+    {"rsqrt", OP_RSQRT, SHAPE_DA},
+    {"selp", OP_SELP, SHAPE_DABC},
+    {"setp", OP_SETP, SHAPE_SETP},
+    {"shl", OP_SHL, SHAPE_DAB},
+    {"shr", OP_SHR, SHAPE_DAB},
+    {"sin", OP_SIN, SHAPE_DA},
+    {"sqrt", OP_SQRT, SHAPE_DA},
+    {"st", OP_ST, SHAPE_ST},
+    {"sub", OP_SUB, SHAPE_DAB},
+    {"trap", OP_TRAP, SHAPE_NONE},
+    {"xor", OP_XOR, SHAPE_DAB},
 };
 
-static const struct { const char *name; enum ptx_compare compare; } compares[] = {
-    {"eq", CMP_EQ}, {"ne", CMP_NE}, {"lt", CMP_LT}, {"le", CMP_LE}, {"gt", CMP_GT}, {"ge", CMP_GE}, {"lo", CMP_LT},
-    {"ls", CMP_LE}, {"hi", CMP_GT}, {"hs", CMP_GE}, {"equ", CMP_EQU}, {"neu", CMP_NEU}, {"ltu", CMP_LTU},
-    {"leu", CMP_LEU}, {"gtu", CMP_GTU}, {"geu", CMP_GEU}, {"num", CMP_NUM}, {"nan", CMP_NAN},
+static const struct {
+    const char *name;
+    enum ptx_compare compare;
+} compares[] = {
+    {"eq", CMP_EQ},   {"ne", CMP_NE},   {"lt", CMP_LT},   {"le", CMP_LE},   {"gt", CMP_GT},   {"ge", CMP_GE},
+    {"lo", CMP_LT},   {"ls", CMP_LE},   {"hi", CMP_GT},   {"hs", CMP_GE},   {"equ", CMP_EQU}, {"neu", CMP_NEU},
+    {"ltu", CMP_LTU}, {"leu", CMP_LEU}, {"gtu", CMP_GTU}, {"geu", CMP_GEU}, {"num", CMP_NUM}, {"nan", CMP_NAN},
 };
-static const struct { const char *name; enum ptx_round round; bool integer; } rounds[] = {
+static const struct {
+    const char *name;
+    enum ptx_round round;
+    bool integer;
+} rounds[] = {
     {"rn", ROUND_NEAREST, false}, {"rz", ROUND_ZERO, false}, {"rm", ROUND_DOWN, false}, {"rp", ROUND_UP, false},
     {"rni", ROUND_NEAREST, true}, {"rzi", ROUND_ZERO, true}, {"rmi", ROUND_DOWN, true}, {"rpi", ROUND_UP, true},
 };
-static const struct { const char *name; enum ptx_atomic atomic; } atomics[] = {
-    {"add", ATOM_ADD}, {"min", ATOM_MIN}, {"max", ATOM_MAX}, {"and", ATOM_AND}, {"or", ATOM_OR}, {"xor", ATOM_XOR},
-    {"exch", ATOM_EXCH}, {"cas", ATOM_CAS},
+static const struct {
+    const char *name;
+    enum ptx_atomic atomic;
+} atomics[] = {
+    {"add", ATOM_ADD}, {"min", ATOM_MIN}, {"max", ATOM_MAX},   {"and", ATOM_AND},
+    {"or", ATOM_OR},   {"xor", ATOM_XOR}, {"exch", ATOM_EXCH}, {"cas", ATOM_CAS},
 };
-static const struct { const char *name; enum ptx_space space; } spaces[] = {
-    {"global", SPACE_GLOBAL}, {"shared", SPACE_SHARED}, {"shared::cta", SPACE_SHARED}, {"param", SPACE_PARAM},
-    {"local", SPACE_LOCAL}, {"const", SPACE_CONST},
+static const struct {
+    const char *name;
+    enum ptx_space space;
+} spaces[] = {
+    {"global", SPACE_GLOBAL}, {"shared", SPACE_SHARED}, {"shared::cta", SPACE_SHARED},
+    {"param", SPACE_PARAM},   {"local", SPACE_LOCAL},   {"const", SPACE_CONST},
 };
 /* Hints and orderings that one sequential engine satisfies by itself, for the opcodes that may carry them. */
-static const struct { enum ptx_op op; const char *names; } ignorable[] = {
+static const struct {
+    enum ptx_op op;
+    const char *names;
+} ignorable[] = {
     {OP_LD, " nc weak relaxed acquire volatile ca cg cs lu cv cta gpu sys "},
     {OP_ST, " weak relaxed release volatile wb cg cs wt cta gpu sys "},
     {OP_ATOM, " relaxed acquire release acq_rel cta gpu sys noftz "},
     {OP_FENCE, " cta gpu sys gl sc acq_rel acquire release "},
-    {OP_BAR, " sync cta aligned "}, {OP_BRA, " uni "}, {OP_EXIT, " uni "}, {OP_NANOSLEEP, ""},
-    {OP_DIV, " approx full "}, {OP_RCP, " approx "}, {OP_SQRT, " approx "}, {OP_RSQRT, " approx "}, {OP_SIN, " approx "},
-    {OP_COS, " approx "}, {OP_EX2, " approx "}, {OP_LG2, " approx "},
+    {OP_BAR, " sync cta aligned "},
+    {OP_BRA, " uni "},
+    {OP_EXIT, " uni "},
+    {OP_NANOSLEEP, ""},
+    {OP_DIV, " approx full "},
+    {OP_RCP, " approx "},
+    {OP_SQRT, " approx "},
+    {OP_RSQRT, " approx "},
+    {OP_SIN, " approx "},
+    {OP_COS, " approx "},
+    {OP_EX2, " approx "},
+    {OP_LG2, " approx "},
 };
 
 static bool can_ignore(enum ptx_op op, const char *modifier)
@@ -410,7 +514,8 @@ static bool opcode(struct parser *p, const char *text, uint32_t line, struct ptx
         while (rest) {
             char *modifier = strsep(&rest, ".");
             if (!set_modifier(out, modifier))
-                return fail(p, line, "instruction '%s' is not known to the emulated GPU (modifier '.%s')", text, modifier);
+                return fail(p, line, "instruction '%s' is not known to the emulated GPU (modifier '.%s')", text,
+                            modifier);
         }
         bool needs_type = *shape != SHAPE_NONE && *shape != SHAPE_BAR && *shape != SHAPE_BRA;
         if (needs_type && out->type == T_NONE)
@@ -428,7 +533,8 @@ static bool lanes(struct parser *p, struct ptx_instruction *out)
         return false;
     do {
         if (count == PTX_VECTOR)
-            return fail(p, line_of(p), "a vector of more than %d elements is not known to the emulated GPU", PTX_VECTOR);
+            return fail(p, line_of(p), "a vector of more than %d elements is not known to the emulated GPU",
+                        PTX_VECTOR);
         if (!operand(p, &out->lanes[count++]))
             return false;
     } while (accept(p, ","));
@@ -459,10 +565,8 @@ static bool operands(struct parser *p, struct ptx_instruction *out, enum shape s
     struct fixup *fixup;
 
     switch (shape) {
-    case SHAPE_NONE:
-        return true;
-    case SHAPE_A:
-        return operand(p, &out->a);
+    case SHAPE_NONE: return true;
+    case SHAPE_A: return operand(p, &out->a);
     case SHAPE_BAR:
         if (!operand(p, &out->a))
             return false;
@@ -476,18 +580,15 @@ static bool operands(struct parser *p, struct ptx_instruction *out, enum shape s
         *fixup = (struct fixup){.instruction = p->code.count - 1, .line = line_of(p)};
         fixup->name = next(p);
         return true;
-    case SHAPE_LD:
-        return value_or_lanes(p, out, &out->d) && expect(p, ",") && address(p, &out->a);
-    case SHAPE_ST:
-        return address(p, &out->a) && expect(p, ",") && value_or_lanes(p, out, &out->b);
+    case SHAPE_LD: return value_or_lanes(p, out, &out->d) && expect(p, ",") && address(p, &out->a);
+    case SHAPE_ST: return address(p, &out->a) && expect(p, ",") && value_or_lanes(p, out, &out->b);
     case SHAPE_ATOM:
         return operand(p, &out->d) && expect(p, ",") && address(p, &out->a) && expect(p, ",") && operand(p, &out->b) &&
                (out->atomic != ATOM_CAS || (expect(p, ",") && operand(p, &out->c)));
-    case SHAPE_RED:
-        return address(p, &out->a) && expect(p, ",") && operand(p, &out->b);
+    case SHAPE_RED: return address(p, &out->a) && expect(p, ",") && operand(p, &out->b);
     case SHAPE_SETP:
-        if (!operand(p, &out->d) || (accept(p, "|") && !operand(p, &out->d2)) || !expect(p, ",") || !operand(p, &out->a) ||
-            !expect(p, ",") || !operand(p, &out->b))
+        if (!operand(p, &out->d) || (accept(p, "|") && !operand(p, &out->d2)) || !expect(p, ",") ||
+            !operand(p, &out->a) || !expect(p, ",") || !operand(p, &out->b))
             return false;
         if (!out->combines)
             return true;
@@ -513,7 +614,8 @@ static bool operands(struct parser *p, struct ptx_instruction *out, enum shape s
 
 static bool check_destination(struct parser *p, const struct ptx_instruction *in, enum shape shape)
 {
-    bool writes = (shape >= SHAPE_D && shape <= SHAPE_DABC) || shape == SHAPE_SETP || shape == SHAPE_ATOM || shape == SHAPE_LD;
+    bool writes = (shape >= SHAPE_D && shape <= SHAPE_DABC) || shape == SHAPE_SETP || shape == SHAPE_ATOM ||
+                  shape == SHAPE_LD;
 
     if (writes && in->vector <= 1 && in->d.kind != OPERAND_REGISTER)
         return fail(p, in->line, "the destination is not a register");
@@ -541,14 +643,23 @@ static bool instruction(struct parser *p)
         if (!register_index(p, name, &out->guard))
             return fail(p, line, "'%s' is not a register", name);
     }
-    return opcode(p, next(p), line, out, &shape) && operands(p, out, shape) && check_destination(p, out, shape) && expect(p, ";");
+    return opcode(p, next(p), line, out, &shape) && operands(p, out, shape) && check_destination(p, out, shape) &&
+           expect(p, ";");
 }
 
 /* --- declarations --- */
 
-static uint32_t align_up(uint32_t value, uint32_t alignment) { return alignment ? (value + alignment - 1) / alignment * alignment : value; }
+static uint32_t align_up(uint32_t value, uint32_t alignment)
+{
+    return alignment ? (value + alignment - 1) / alignment * alignment : value;
+}
 
-struct variable { const char *name; enum ptx_type type; uint32_t align, size; bool unsized; };
+struct variable {
+    const char *name;
+    enum ptx_type type;
+    uint32_t align, size;
+    bool unsized;
+};
 
 /* After `.shared`, `.local`, `.global`, `.const` or `.param`: [.align N] [.ptr ...] .type name[count] */
 static bool variable(struct parser *p, struct variable *out)
@@ -570,7 +681,8 @@ static bool variable(struct parser *p, struct variable *out)
             out->align = out->align ? out->align : (uint32_t)n;
         } else if (type_named(text + 1) != T_NONE) {
             out->type = type_named(text + 1);
-        } else if (!is(text, ".ptr") && !is(text, ".global") && !is(text, ".shared") && !is(text, ".const") && !is(text, ".local")) {
+        } else if (!is(text, ".ptr") && !is(text, ".global") && !is(text, ".shared") && !is(text, ".const") &&
+                   !is(text, ".local")) {
             return fail(p, line, "declaration '%s' is not known to the emulated GPU", text);
         }
     }
@@ -855,9 +967,11 @@ void ptx_free(struct ptx_module *module)
     free(module);
 }
 
-struct ptx_module *ptx_load(const char *text, uint64_t (*allocate)(void *, uint64_t), void *context, char *log, size_t log_size)
+struct ptx_module *ptx_load(const char *text, uint64_t (*allocate)(void *, uint64_t), void *context, char *log,
+                            size_t log_size)
 {
-    struct parser p = {.text = strdup(text), .module = calloc(1, sizeof *p.module), .allocate = allocate, .context = context};
+    struct parser p = {
+        .text = strdup(text), .module = calloc(1, sizeof *p.module), .allocate = allocate, .context = context};
     bool ok = p.text && p.module && tokenise(&p) && module_scope(&p);
 
     if (log_size)

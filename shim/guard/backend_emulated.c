@@ -43,7 +43,11 @@ static struct emu_driver *driver_of(int fd)
 }
 
 static bool emulated_is_driver(int fd) { return driver_of(fd) != NULL; }
-static bool emulated_performs(uint32_t class) { (void)class; return true; }
+static bool emulated_performs(uint32_t class)
+{
+    (void)class;
+    return true;
+}
 
 static int emulated_perform(int fd, pid_t pid, unsigned long request, void *arg)
 {
@@ -54,17 +58,26 @@ static int emulated_perform(int fd, pid_t pid, unsigned long request, void *arg)
 static uint32_t emulated_set_channels(int index, const struct channel *channels, int count, bool on)
 {
     struct nv2080_fifo_disable_channels params = {.disable = !on, .count = (uint32_t)count};
-    struct nvos54 call = {.command = NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, .params = (uintptr_t)&params, .params_size = sizeof params};
+    struct nvos54 call = {
+        .command = NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, .params = (uintptr_t)&params, .params_size = sizeof params};
 
     for (int i = 0; i < count; i++) {
         params.clients[i] = channels[i].root;
         params.channels[i] = channels[i].handle;
     }
-    int rc = emu_ioctl(&drivers[index], drivers[index].fd, getpid(), NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call);
+    int rc = emu_ioctl(&drivers[index], drivers[index].fd, getpid(), NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54),
+                       &call);
     return rc < 0 ? NV_ERR_OPERATING_SYSTEM : call.status;
 }
 
 const struct backend backend_emulated = {
-    .name = "emulated", .open = emulated_open, .client = emulated_client, .adopt = emulated_adopt, .is_driver = emulated_is_driver, .performs = emulated_performs,
-    .perform = emulated_perform, .set_channels = emulated_set_channels, .settle_ns = 1000000,
+    .name = "emulated",
+    .open = emulated_open,
+    .client = emulated_client,
+    .adopt = emulated_adopt,
+    .is_driver = emulated_is_driver,
+    .performs = emulated_performs,
+    .perform = emulated_perform,
+    .set_channels = emulated_set_channels,
+    .settle_ns = 1000000,
 };

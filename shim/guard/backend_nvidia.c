@@ -11,13 +11,19 @@
 #include "rm_abi.h"
 #include "util.h"
 
-/* The guard's own client of the driver. It holds no tenant's descriptor: one would keep a dead tenant's memory alive. */
+/* The guard's own client of the driver. It holds no tenant's descriptor: one would keep a dead tenant's memory alive.
+ */
 static struct driver_client gpus[MAX_GPUS];
 
-static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size, uint32_t *out)
+static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size,
+                         uint32_t *out)
 {
-    struct nvos64 call = {.root = gpus[index].client, .parent = parent, .object = handle, .class = class,
-        .params = (uintptr_t)params, .params_size = size};
+    struct nvos64 call = {.root = gpus[index].client,
+                          .parent = parent,
+                          .object = handle,
+                          .class = class,
+                          .params = (uintptr_t)params,
+                          .params_size = size};
 
     if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), &call) < 0)
         return NV_ERR_OPERATING_SYSTEM;
@@ -27,7 +33,11 @@ static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t c
 
 static uint32_t rm_control(int index, uint32_t object, uint32_t command, void *params, uint32_t size)
 {
-    struct nvos54 call = {.client = gpus[index].client, .object = object, .command = command, .params = (uintptr_t)params, .params_size = size};
+    struct nvos54 call = {.client = gpus[index].client,
+                          .object = object,
+                          .command = command,
+                          .params = (uintptr_t)params,
+                          .params_size = size};
 
     if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call) < 0)
         return NV_ERR_OPERATING_SYSTEM;
@@ -80,9 +90,11 @@ static void nvidia_open(int index, const char *where)
     device.device_id = info.device_instance;
     subdevice.subdevice_id = info.subdevice_instance;
     if (status == NV_OK)
-        status = rm_alloc(index, gpus[index].client, 0x5C000001, NV01_DEVICE_0, &device, sizeof device, &gpus[index].device);
+        status = rm_alloc(index, gpus[index].client, 0x5C000001, NV01_DEVICE_0, &device, sizeof device,
+                          &gpus[index].device);
     if (status == NV_OK)
-        status = rm_alloc(index, gpus[index].device, 0x5C000002, NV20_SUBDEVICE_0, &subdevice, sizeof subdevice, &gpus[index].subdevice);
+        status = rm_alloc(index, gpus[index].device, 0x5C000002, NV20_SUBDEVICE_0, &subdevice, sizeof subdevice,
+                          &gpus[index].subdevice);
     if (status != NV_OK)
         die("the driver gave the guard no handle on %s: status 0x%x", path, status);
 }
@@ -120,7 +132,13 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
 }
 
 const struct backend backend_nvidia = {
-    .name = "nvidia", .open = nvidia_open, .client = nvidia_client, .adopt = nvidia_adopt, .is_driver = nvidia_is_driver, .performs = nvidia_performs,
-    .perform = nvidia_perform, .set_channels = nvidia_set_channels,
+    .name = "nvidia",
+    .open = nvidia_open,
+    .client = nvidia_client,
+    .adopt = nvidia_adopt,
+    .is_driver = nvidia_is_driver,
+    .performs = nvidia_performs,
+    .perform = nvidia_perform,
+    .set_channels = nvidia_set_channels,
     .settle_ns = 20000000,
 };

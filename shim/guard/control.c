@@ -42,7 +42,8 @@ static void set_tenant(int controller, const char *text, int fd)
     char id[72];
 
     if (sscanf(text, "tenant %d %d %" SCNu64 " %u %u %71s", &slot, &gpu, &memory, &millipercent, &policy, id) != 6 ||
-        !valid_slot(slot) || gpu < 0 || gpu >= gpu_count || !millipercent || millipercent > 100000 || policy > VGPU_POLICY_BURST) {
+        !valid_slot(slot) || gpu < 0 || gpu >= gpu_count || !millipercent || millipercent > 100000 ||
+        policy > VGPU_POLICY_BURST) {
         reply(controller, "error malformed: %s", text);
         return;
     }

@@ -28,13 +28,15 @@ static struct verdict note_object(const struct call *call)
     struct ledger_object *object = ledger_find(alloc->root, alloc->object);
     uint32_t class = alloc->class;
 
-    if (!NV_CLASS_IS_CHANNEL(class) && class != KEPLER_CHANNEL_GROUP_A && class != NV01_DEVICE_0 && class != NV20_SUBDEVICE_0)
+    if (!NV_CLASS_IS_CHANNEL(class) && class != KEPLER_CHANNEL_GROUP_A && class != NV01_DEVICE_0 &&
+        class != NV20_SUBDEVICE_0)
         return go_on();
     if (object && object->state != OBJECT_FREE)
         return go_on(); /* the driver will refuse the number that is taken */
     if (!alloc->object)
         return go_on();
-    if (ledger_reserve(call->slot, call->pid, alloc->root, alloc->parent, alloc->object, class, 0, &object) != RESERVE_OK)
+    if (ledger_reserve(call->slot, call->pid, alloc->root, alloc->parent, alloc->object, class, 0, &object) !=
+        RESERVE_OK)
         return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
     object->state = OBJECT_HELD;
     return go_on();
@@ -49,8 +51,12 @@ static struct verdict judge_alloc(struct call *call)
         call->alloc_status_offset = offsetof(struct nvos64, status);
     } else if (call->size == sizeof(struct nvos21)) {
         const struct nvos21 *old = &call->args.alloc_short;
-        *alloc = (struct nvos64){.root = old->root, .parent = old->parent, .object = old->object, .class = old->class,
-            .params = old->params, .params_size = old->params_size};
+        *alloc = (struct nvos64){.root = old->root,
+                                 .parent = old->parent,
+                                 .object = old->object,
+                                 .class = old->class,
+                                 .params = old->params,
+                                 .params_size = old->params_size};
         call->alloc_status_offset = offsetof(struct nvos21, status);
     } else {
         return say_errno(EINVAL); /* as the driver says to a size it does not know */

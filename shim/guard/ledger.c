@@ -59,14 +59,8 @@ struct ledger_object *ledger_find(uint32_t root, uint32_t handle)
 
 /* --- the page that tenant and daemon read --- */
 
-static void page_begin(struct vgpu_slice_page *page)
-{
-    __atomic_add_fetch(&page->sequence, 1, __ATOMIC_ACQ_REL);
-}
-static void page_end(struct vgpu_slice_page *page)
-{
-    __atomic_add_fetch(&page->sequence, 1, __ATOMIC_RELEASE);
-}
+static void page_begin(struct vgpu_slice_page *page) { __atomic_add_fetch(&page->sequence, 1, __ATOMIC_ACQ_REL); }
+static void page_end(struct vgpu_slice_page *page) { __atomic_add_fetch(&page->sequence, 1, __ATOMIC_RELEASE); }
 
 static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, bool make)
 {
@@ -128,7 +122,8 @@ void ledger_open(const char *path)
         die_with_error("%s: another vgpu-guard runs on this state", path);
     if (fstat(fd, &info) < 0)
         die_with_error("fstat %s", path);
-    if (info.st_size != (off_t)sizeof(struct ledger_file) && (ftruncate(fd, 0) < 0 || ftruncate(fd, sizeof(struct ledger_file)) < 0))
+    if (info.st_size != (off_t)sizeof(struct ledger_file) &&
+        (ftruncate(fd, 0) < 0 || ftruncate(fd, sizeof(struct ledger_file)) < 0))
         die_with_error("ftruncate %s", path);
     ledger = mmap(NULL, sizeof *ledger, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (ledger == MAP_FAILED)
@@ -179,7 +174,8 @@ static void recount(int slot)
             account(&ledger->objects[i], 1);
 }
 
-bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy, int page_fd)
+bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy,
+                       int page_fd)
 {
     struct tenant *tenant = &tenants[slot];
     bool fresh = !tenant->live;
@@ -260,8 +256,10 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
     if (object && object->proven)
         return false;
     if (object)
-        ledger_free(root, root); /* claimed by name only: a tenant that made the handle up loses it to whoever asks next */
-    return ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) == RESERVE_OK && (object->state = OBJECT_HELD, true);
+        ledger_free(root,
+                    root); /* claimed by name only: a tenant that made the handle up loses it to whoever asks next */
+    return ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) == RESERVE_OK &&
+           (object->state = OBJECT_HELD, true);
 }
 
 static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
@@ -277,7 +275,8 @@ static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
     page_end(page);
 }
 
-enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class, uint64_t bytes, struct ledger_object **out)
+enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
+                            uint64_t bytes, struct ledger_object **out)
 {
     struct tenant *tenant = &tenants[slot];
 
@@ -288,8 +287,13 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
     if (tenant->objects >= LEDGER_TENANT_OBJECTS || (!free_count && ledger->object_end == LEDGER_OBJECTS))
         return RESERVE_TABLE_FULL;
     uint32_t i = free_count ? free_list[--free_count] : ledger->object_end;
-    ledger->objects[i] = (struct ledger_object){
-        .tenant = (uint32_t)slot, .root = root, .parent = parent, .handle = handle, .class = class, .pid = pid, .bytes = bytes};
+    ledger->objects[i] = (struct ledger_object){.tenant = (uint32_t)slot,
+                                                .root = root,
+                                                .parent = parent,
+                                                .handle = handle,
+                                                .class = class,
+                                                .pid = pid,
+                                                .bytes = bytes};
     __atomic_store_n(&ledger->objects[i].state, OBJECT_RESERVED, __ATOMIC_RELEASE);
     if (i == ledger->object_end)
         __atomic_store_n(&ledger->object_end, i + 1, __ATOMIC_RELEASE);

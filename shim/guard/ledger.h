@@ -72,7 +72,8 @@ void ledger_lock(void);
 void ledger_unlock(void);
 
 /* What is under the lock. Handles are the driver's; `slot` is the tenant's. */
-bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy, int page_fd);
+bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy,
+                       int page_fd);
 void ledger_remove_tenant(int slot);
 struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 /* Whose client is this? -1: nobody's yet. */
@@ -81,7 +82,8 @@ int ledger_root_owner(uint32_t root);
 bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
 
 enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL };
-enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class, uint64_t bytes, struct ledger_object **out);
+enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
+                            uint64_t bytes, struct ledger_object **out);
 /* The driver did it: with the handle and size that it says. */
 void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes);
 void ledger_cancel(struct ledger_object *object);

@@ -31,16 +31,19 @@ static void print_layout(void)
 {
     const char *comma = "";
 
-    printf("{\"magic\": %u, \"version\": %u, \"processes_max\": %u, \"size\": %zu, \"processes_offset\": %zu, \"process_size\": %zu,\n",
+    printf("{\"magic\": %u, \"version\": %u, \"processes_max\": %u, \"size\": %zu, \"processes_offset\": %zu, "
+           "\"process_size\": %zu,\n",
            VGPU_PAGE_MAGIC, VGPU_PAGE_VERSION, VGPU_PAGE_PROCESSES, sizeof(struct vgpu_slice_page),
            offsetof(struct vgpu_slice_page, processes), sizeof(struct vgpu_process_row));
-    printf(" \"page_file\": \"%s\", \"join_socket\": \"%s\", \"env_dir\": \"%s\", \"env_tier\": \"%s\", \"tenants_max\": %d,\n", VGPU_PAGE_FILE,
-           VGPU_JOIN_SOCKET, VGPU_ENV_DIR, VGPU_ENV_TIER, LEDGER_TENANTS);
-    printf(" \"gpu_uuid_offset\": %zu, \"gpu_uuid_length\": %d,\n", offsetof(struct vgpu_slice_page, gpu_uuid), VGPU_UUID_LENGTH);
-    printf(" \"policies\": {\"hard\": %d, \"burst\": %d}, \"tiers\": {\"none\": %d, \"guard\": %d, \"shim\": %d},\n", VGPU_POLICY_HARD,
-           VGPU_POLICY_BURST, VGPU_TIER_NONE, VGPU_TIER_GUARD, VGPU_TIER_SHIM);
+    printf(" \"page_file\": \"%s\", \"join_socket\": \"%s\", \"env_dir\": \"%s\", \"env_tier\": \"%s\", "
+           "\"tenants_max\": %d,\n",
+           VGPU_PAGE_FILE, VGPU_JOIN_SOCKET, VGPU_ENV_DIR, VGPU_ENV_TIER, LEDGER_TENANTS);
+    printf(" \"gpu_uuid_offset\": %zu, \"gpu_uuid_length\": %d,\n", offsetof(struct vgpu_slice_page, gpu_uuid),
+           VGPU_UUID_LENGTH);
+    printf(" \"policies\": {\"hard\": %d, \"burst\": %d}, \"tiers\": {\"none\": %d, \"guard\": %d, \"shim\": %d},\n",
+           VGPU_POLICY_HARD, VGPU_POLICY_BURST, VGPU_TIER_NONE, VGPU_TIER_GUARD, VGPU_TIER_SHIM);
 #define FIELD(type, name)                                                                          \
-    printf("%s\n  \"%s\": [%zu, %zu]", comma, #name, offsetof(struct STRUCT, name), sizeof(type));   \
+    printf("%s\n  \"%s\": [%zu, %zu]", comma, #name, offsetof(struct STRUCT, name), sizeof(type)); \
     comma = ",";
     printf(" \"page\": {");
 #define STRUCT vgpu_slice_page
@@ -135,18 +138,14 @@ static void loop(int epoll, int server, int signals)
                     controllers++;
                 }
                 break;
-            case EVENT_CONTROLLER:
-                controller_ready(index, &controllers);
-                break;
+            case EVENT_CONTROLLER: controller_ready(index, &controllers); break;
             case EVENT_LISTENER:
                 if (events[i].events & EPOLLIN)
                     notify_listener_ready(index);
                 else
                     notify_listener_gone(index); /* EPOLLHUP: no process is left under the filter */
                 break;
-            case EVENT_PROCESS:
-                notify_process_exited(index);
-                break;
+            case EVENT_PROCESS: notify_process_exited(index); break;
             }
         }
         if (controllers || notify_listener_count())
@@ -158,17 +157,26 @@ static void loop(int epoll, int server, int signals)
 
 static void usage(FILE *out)
 {
-    fputs("usage: vgpu-guard --socket PATH --state PATH --backend nvidia|emulated --gpu WHERE [--gpu WHERE ...] [--client FD:CLIENT:DEVICE:SUBDEVICE ...] [--trace]\n"
+    fputs("usage: vgpu-guard --socket PATH --state PATH --backend nvidia|emulated --gpu WHERE [--gpu WHERE ...] "
+          "[--client FD:CLIENT:DEVICE:SUBDEVICE ...] [--trace]\n"
           "       vgpu-guard --layout\n"
-          "WHERE is a PCI bus id (nvidia) or a device file (emulated). --client: a predecessor's driver client. --layout prints the slice page's layout as JSON.\n"
-          "--trace says every judged call on stderr: what to send with a report about a new driver.\n", out);
+          "WHERE is a PCI bus id (nvidia) or a device file (emulated). --client: a predecessor's driver client. "
+          "--layout prints the slice page's layout as JSON.\n"
+          "--trace says every judged call on stderr: what to send with a report about a new driver.\n",
+          out);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'}, {"state", required_argument, NULL, 't'}, {"backend", required_argument, NULL, 'b'},
-        {"gpu", required_argument, NULL, 'g'}, {"layout", no_argument, NULL, 'l'}, {"client", required_argument, NULL, 'c'}, {"trace", no_argument, NULL, 'T'}, {"help", no_argument, NULL, 'h'}, {0}};
+    static const struct option options[] = {{"socket", required_argument, NULL, 's'},
+                                            {"state", required_argument, NULL, 't'},
+                                            {"backend", required_argument, NULL, 'b'},
+                                            {"gpu", required_argument, NULL, 'g'},
+                                            {"layout", no_argument, NULL, 'l'},
+                                            {"client", required_argument, NULL, 'c'},
+                                            {"trace", no_argument, NULL, 'T'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
     const char *socket_path = NULL, *state = NULL, *gpus[MAX_GPUS];
     struct driver_client clients[MAX_GPUS];
     int option, client_count = 0;
@@ -177,15 +185,20 @@ int main(int argc, char **argv)
         switch (option) {
         case 's': socket_path = optarg; break;
         case 't': state = optarg; break;
-        case 'b': backend = strcmp(optarg, "nvidia") == 0 ? &backend_nvidia : strcmp(optarg, "emulated") == 0 ? &backend_emulated : NULL; break;
+        case 'b':
+            backend = strcmp(optarg, "nvidia") == 0     ? &backend_nvidia
+                      : strcmp(optarg, "emulated") == 0 ? &backend_emulated
+                                                        : NULL;
+            break;
         case 'g':
             if (gpu_count == MAX_GPUS)
                 die("more than %d GPUs", MAX_GPUS);
             gpus[gpu_count++] = optarg;
             break;
         case 'c':
-            if (client_count == MAX_GPUS || sscanf(optarg, "%d:%u:%u:%u", &clients[client_count].fd, &clients[client_count].client,
-                                                   &clients[client_count].device, &clients[client_count].subdevice) != 4)
+            if (client_count == MAX_GPUS ||
+                sscanf(optarg, "%d:%u:%u:%u", &clients[client_count].fd, &clients[client_count].client,
+                       &clients[client_count].device, &clients[client_count].subdevice) != 4)
                 die("--client %s: not FD:CLIENT:DEVICE:SUBDEVICE", optarg);
             client_count++;
             break;

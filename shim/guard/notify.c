@@ -21,7 +21,10 @@ struct listener listeners[MAX_LISTENERS];
 bool notify_trace;
 
 /* Processes that made a judged call: kept to notice their exit, and to take their descriptors. */
-static struct { pid_t pid; int pidfd, slot; } processes[MAX_PROCESSES];
+static struct {
+    pid_t pid;
+    int pidfd, slot;
+} processes[MAX_PROCESSES];
 static int process_end, epoll_fd;
 
 void notify_init(int epoll)
@@ -166,7 +169,8 @@ static void take_back(int fd, pid_t pid, uint32_t root, uint32_t parent, uint32_
 
 static bool write_alloc_result(pid_t tid, const struct call *call, const struct nvos64 *result)
 {
-    if (call->alloc.class == NV01_MEMORY_LOCAL_USER && !write_tenant(tid, call->alloc.params, &call->memory, sizeof call->memory))
+    if (call->alloc.class == NV01_MEMORY_LOCAL_USER &&
+        !write_tenant(tid, call->alloc.params, &call->memory, sizeof call->memory))
         return false;
     return write_tenant(tid, call->address + offsetof(struct nvos64, object), &result->object, sizeof result->object) &&
            write_tenant(tid, call->address + call->alloc_status_offset, &result->status, sizeof result->status);
@@ -234,7 +238,9 @@ static int perform_free(int fd, pid_t tid, struct call *call)
         ledger_free(mine.root, mine.object);
         ledger_unlock();
     }
-    return write_tenant(tid, call->address + offsetof(struct nvos00, status), &mine.status, sizeof mine.status) ? 0 : EFAULT;
+    return write_tenant(tid, call->address + offsetof(struct nvos00, status), &mine.status, sizeof mine.status)
+               ? 0
+               : EFAULT;
 }
 
 /* Copies the call out of the tenant. 0, or the errno that the kernel would have given. */
@@ -264,18 +270,17 @@ static int perform(int fd, pid_t tid, struct call *call, const struct verdict *v
 {
     switch (verdict->kind) {
     case VERDICT_STATUS:
-        return write_tenant(tid, call->address + verdict->status_offset, &verdict->status, sizeof verdict->status) ? 0 : EFAULT;
-    case VERDICT_ERRNO:
-        return verdict->error;
+        return write_tenant(tid, call->address + verdict->status_offset, &verdict->status, sizeof verdict->status)
+                   ? 0
+                   : EFAULT;
+    case VERDICT_ERRNO: return verdict->error;
     case VERDICT_ALLOC:
         if (call->alloc.class == NV01_MEMORY_LOCAL_USER &&
             !read_tenant(tid, call->alloc.params, &call->memory, sizeof call->memory))
             return EFAULT;
         return perform_alloc(fd, tid, call);
-    case VERDICT_FREE:
-        return perform_free(fd, tid, call);
-    case VERDICT_CONTINUE:
-        break;
+    case VERDICT_FREE: return perform_free(fd, tid, call);
+    case VERDICT_CONTINUE: break;
     }
     return 0;
 }
@@ -286,7 +291,8 @@ static void trace(const struct call *call, const struct verdict *verdict)
     uint32_t object = call->nr == NV_ESC_RM_ALLOC ? call->alloc.object : call->args.control.object;
     uint32_t what = call->nr == NV_ESC_RM_ALLOC ? call->alloc.class : call->args.control.command;
 
-    say("pid %d escape 0x%02x object 0x%08x class/command 0x%08x: %s", call->pid, call->nr, object, what, words[verdict->kind]);
+    say("pid %d escape 0x%02x object 0x%08x class/command 0x%08x: %s", call->pid, call->nr, object, what,
+        words[verdict->kind]);
 }
 
 /* Answer the notification in ledger->inflight. */

@@ -8,7 +8,9 @@
 #define MAX_LISTENERS 4096
 #define MAX_PROCESSES 8192
 
-struct listener { int fd, slot; }; /* fd -1: free */
+struct listener {
+    int fd, slot;
+}; /* fd -1: free */
 extern struct listener listeners[MAX_LISTENERS];
 extern bool notify_trace; /* say every judged call on stderr */
 

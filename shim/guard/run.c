@@ -8,10 +8,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <limits.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -104,7 +104,8 @@ static int connect_to(const char *dir)
 
     if (fd < 0)
         die_with_error("socket");
-    if (snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", dir, VGPU_JOIN_SOCKET) >= (int)sizeof address.sun_path)
+    if (snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", dir, VGPU_JOIN_SOCKET) >=
+        (int)sizeof address.sun_path)
         die("%s is too long for a socket's name", dir);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
         die_with_error("%s: is the node daemon (jupyter vgpu node) running?", address.sun_path);
@@ -129,7 +130,8 @@ static void ask(int socket, const char *question, int fd, char answer[MAX_MESSAG
         close(unexpected);
 }
 
-/* Which tier holds here? The daemon knows whether it can reach into this process; only this process knows its kernel. */
+/* Which tier holds here? The daemon knows whether it can reach into this process; only this process knows its kernel.
+ */
 static const char *join(const char *dir)
 {
     static char answer[MAX_MESSAGE];
@@ -189,12 +191,14 @@ static void usage(FILE *out)
 {
     fputs("usage: vgpu-run [--dir DIRECTORY] [--] COMMAND [ARGUMENT ...]\n"
           "Runs COMMAND in the GPU slice whose directory is DIRECTORY (default: $" VGPU_ENV_DIR ").\n"
-          "Exit codes: the command's own; 125 when the slice can't be entered, 126 and 127 as a shell gives them.\n", out);
+          "Exit codes: the command's own; 125 when the slice can't be entered, 126 and 127 as a shell gives them.\n",
+          out);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"dir", required_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'}, {0}};
+    static const struct option options[] = {
+        {"dir", required_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'}, {0}};
     const char *dir = getenv(VGPU_ENV_DIR);
     int option;
 

@@ -12,7 +12,7 @@
 #include "rm_abi.h"
 #include "util.h"
 
-#define FULL 100000u      /* millipercent of one GPU */
+#define FULL 100000u /* millipercent of one GPU */
 #define MAX_CHANNELS 16384
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -61,7 +61,8 @@ static int take_channels(struct gpu_state *gpu, int slot, bool on)
     ledger_lock();
     for (uint32_t i = 0; i < ledger->object_end && count < MAX_CHANNELS; i++) {
         struct ledger_object *object = &ledger->objects[i];
-        if (object->state != OBJECT_HELD || object->tenant != (uint32_t)slot || !object->scheduled_ns || object->scheduled_ns > ripe)
+        if (object->state != OBJECT_HELD || object->tenant != (uint32_t)slot || !object->scheduled_ns ||
+            object->scheduled_ns > ripe)
             continue;
         if ((object->off == CHANNEL_ON) == on)
             continue;
@@ -91,7 +92,8 @@ static void switch_singly(struct gpu_state *gpu, const struct channel *channels,
         if (!on)
             status = backend->set_channels(gpu->index, &channels[i], 1, false);
         if (status != NV_OK && notify_trace)
-            say("channel 0x%08x of client 0x%08x %s: status 0x%x", channels[i].handle, channels[i].root, on ? "on" : "off", status);
+            say("channel 0x%08x of client 0x%08x %s: status 0x%x", channels[i].handle, channels[i].root,
+                on ? "on" : "off", status);
     }
 }
 

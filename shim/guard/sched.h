@@ -8,9 +8,15 @@
 #define SCHED_PERIOD_NS 100000000ull
 #define SCHED_MAX_SHARES 256
 
-struct share { int slot; uint32_t millipercent, policy; };
+struct share {
+    int slot;
+    uint32_t millipercent, policy;
+};
 /* A tenant's turn in each period. */
-struct turn { int slot; uint64_t ns; };
+struct turn {
+    int slot;
+    uint64_t ns;
+};
 
 /*
  * Divide a period among the tenants that have channels on one GPU. Pure.

@@ -81,7 +81,8 @@ ssize_t receive_message(int socket, char *text, size_t size, int *fd)
 {
     char control[CMSG_SPACE(sizeof *fd)];
     struct iovec data = {text, size - 1};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
 
     *fd = -1;
@@ -89,7 +90,8 @@ ssize_t receive_message(int socket, char *text, size_t size, int *fd)
         return got;
     text[got] = 0;
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS && header->cmsg_len == CMSG_LEN(sizeof *fd))
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+        header->cmsg_len == CMSG_LEN(sizeof *fd))
         memcpy(fd, CMSG_DATA(header), sizeof *fd);
     return got;
 }

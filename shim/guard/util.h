@@ -11,7 +11,8 @@
 
 #define MAX_MESSAGE 1024
 
-/* "vgpu-guard: pidfd_getfd: Operation not permitted", then exit 125, the code that containers use for "could not start". */
+/* "vgpu-guard: pidfd_getfd: Operation not permitted", then exit 125, the code that containers use for "could not
+ * start". */
 __attribute__((noreturn, format(printf, 1, 2))) void die_with_error(const char *format, ...);
 __attribute__((noreturn, format(printf, 1, 2))) void die(const char *format, ...);
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);

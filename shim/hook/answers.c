@@ -45,17 +45,23 @@ API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
     return rc;
 }
 
-struct nvml_memory { unsigned long long total, free, used; };
-struct nvml_memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct nvml_memory {
+    unsigned long long total, free, used;
+};
+struct nvml_memory_v2 {
+    unsigned version;
+    unsigned long long total, reserved, free, used;
+};
 
 /* NVML shows every card of the node: only the slice's own has the slice's numbers. */
 static bool is_slice_gpu(nvmlDevice_t device, struct slice *slice)
 {
     char uuid[96] = "";
-    nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned) =
-        (nvmlReturn_t (*)(nvmlDevice_t, char *, unsigned))real_symbol("libnvidia-ml.so.1", "nvmlDeviceGetUUID");
+    nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned) = (nvmlReturn_t(*)(
+        nvmlDevice_t, char *, unsigned))real_symbol("libnvidia-ml.so.1", "nvmlDeviceGetUUID");
 
-    return slice_read(slice) && get_uuid && get_uuid(device, uuid, sizeof uuid) == NVML_SUCCESS && strcmp(uuid, slice->gpu_uuid) == 0;
+    return slice_read(slice) && get_uuid && get_uuid(device, uuid, sizeof uuid) == NVML_SUCCESS &&
+           strcmp(uuid, slice->gpu_uuid) == 0;
 }
 
 API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory *memory)
@@ -76,7 +82,8 @@ API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct nvml_mem
     struct slice slice;
 
     if (rc == NVML_SUCCESS && is_slice_gpu(device, &slice) && slice.quota < memory->total)
-        *memory = (struct nvml_memory_v2){.version = memory->version, .total = slice.quota, .free = left(&slice), .used = slice.used};
+        *memory = (struct nvml_memory_v2){
+            .version = memory->version, .total = slice.quota, .free = left(&slice), .used = slice.used};
     return rc;
 }
 
@@ -92,16 +99,19 @@ static CUresult settled(CUresult rc, uint64_t bytes)
 /* How many bytes are behind an address that is about to be freed. */
 static uint64_t size_at(CUdeviceptr address)
 {
-    CUresult (*range)(CUdeviceptr *, size_t *, CUdeviceptr) =
-        (CUresult (*)(CUdeviceptr *, size_t *, CUdeviceptr))real_symbol("libcuda.so.1", "cuMemGetAddressRange_v2");
+    CUresult (*range)(CUdeviceptr *, size_t *, CUdeviceptr) = (CUresult(*)(
+        CUdeviceptr *, size_t *, CUdeviceptr))real_symbol("libcuda.so.1", "cuMemGetAddressRange_v2");
     size_t size = 0;
 
     return address && range && range(NULL, &size, address) == CUDA_SUCCESS ? size : 0;
 }
 
 /* Calls `next` unless the tenant's ledger has no room for `bytes`; what the driver refuses is given back. */
-#define RESERVED(next, bytes, call)                                                                 \
-    (!(next) ? CUDA_ERROR_NOT_INITIALIZED : !ledger_counts() ? (call) : !ledger_reserve(bytes) ? CUDA_ERROR_OUT_OF_MEMORY : settled((call), (bytes)))
+#define RESERVED(next, bytes, call)                        \
+    (!(next)                  ? CUDA_ERROR_NOT_INITIALIZED \
+     : !ledger_counts()       ? (call)                     \
+     : !ledger_reserve(bytes) ? CUDA_ERROR_OUT_OF_MEMORY   \
+                              : settled((call), (bytes)))
 
 static CUresult released(CUresult rc, uint64_t bytes)
 {
@@ -109,8 +119,8 @@ static CUresult released(CUresult rc, uint64_t bytes)
         ledger_release(bytes);
     return rc;
 }
-#define RELEASED(next, address, call)                                                               \
-    uint64_t bytes = ledger_counts() ? size_at(address) : 0;                                        \
+#define RELEASED(next, address, call)                        \
+    uint64_t bytes = ledger_counts() ? size_at(address) : 0; \
     return next ? released((call), bytes) : CUDA_ERROR_NOT_INITIALIZED
 
 API CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t size)

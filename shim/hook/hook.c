@@ -19,22 +19,25 @@ typedef int CUresult;
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wbuiltin-declaration-mismatch"
 #define ROW(symbol, name, since, stream, tiers) extern API CUresult symbol();
-CUDA_ROWS(ROW) NVML_ROWS(ROW)
+CUDA_ROWS(ROW)
+NVML_ROWS(ROW)
 #undef ROW
 #pragma GCC diagnostic pop
 
-static const struct {
+    static const struct {
     const char *symbol, *name, *library;
     int since;
     enum stream_kind stream;
     enum tiers tiers;
     CUresult (*wrapper)();
 } rows[ROW_COUNT] = {
-#define ROW(symbol, name, since, stream, tiers) [ROW_##symbol] = {#symbol, name, "libcuda.so.1", since, stream, tiers, symbol},
+#define ROW(symbol, name, since, stream, tiers) \
+    [ROW_##symbol] = {#symbol, name, "libcuda.so.1", since, stream, tiers, symbol},
     CUDA_ROWS(ROW)
 #undef ROW
-#define ROW(symbol, name, since, stream, tiers) [ROW_##symbol] = {#symbol, name, "libnvidia-ml.so.1", since, stream, tiers, symbol},
-    NVML_ROWS(ROW)
+#define ROW(symbol, name, since, stream, tiers) \
+    [ROW_##symbol] = {#symbol, name, "libnvidia-ml.so.1", since, stream, tiers, symbol},
+        NVML_ROWS(ROW)
 #undef ROW
 };
 static void *reals[ROW_COUNT];
@@ -75,10 +78,7 @@ void *real(enum row_id row)
     return function;
 }
 
-static bool applies(enum row_id row)
-{
-    return slice_directory() && (rows[row].tiers == TIERS_BOTH || ledger_counts());
-}
+static bool applies(enum row_id row) { return slice_directory() && (rows[row].tiers == TIERS_BOTH || ledger_counts()); }
 
 /* The wrapper to hand out for a driver's function, or the function itself. */
 static void *wrapped(enum row_id row, void *function)
@@ -144,7 +144,8 @@ static void wrap_answer(const char *name, void **function, int version, uint64_t
 
 API CUresult cuGetProcAddress(const char *name, void **function, int version, uint64_t flags)
 {
-    CUresult (*next)(const char *, void **, int, uint64_t) = (CUresult (*)(const char *, void **, int, uint64_t))real(ROW_cuGetProcAddress);
+    CUresult (*next)(const char *, void **, int,
+                     uint64_t) = (CUresult(*)(const char *, void **, int, uint64_t))real(ROW_cuGetProcAddress);
     CUresult rc = next ? next(name, function, version, flags) : CUDA_ERROR_NOT_INITIALIZED;
 
     if (rc == CUDA_SUCCESS)
@@ -154,8 +155,8 @@ API CUresult cuGetProcAddress(const char *name, void **function, int version, ui
 
 API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
 {
-    CUresult (*next)(const char *, void **, int, uint64_t, int *) =
-        (CUresult (*)(const char *, void **, int, uint64_t, int *))real(ROW_cuGetProcAddress_v2);
+    CUresult (*next)(const char *, void **, int, uint64_t,
+                     int *) = (CUresult(*)(const char *, void **, int, uint64_t, int *))real(ROW_cuGetProcAddress_v2);
     CUresult rc = next ? next(name, function, version, flags, status) : CUDA_ERROR_NOT_INITIALIZED;
 
     if (rc == CUDA_SUCCESS)

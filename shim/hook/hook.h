@@ -15,7 +15,11 @@ void *real(enum row_id row);
 void *real_symbol(const char *library, const char *symbol);
 
 /* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
-struct slice { uint64_t quota, used; uint32_t tier; char gpu_uuid[VGPU_UUID_LENGTH]; };
+struct slice {
+    uint64_t quota, used;
+    uint32_t tier;
+    char gpu_uuid[VGPU_UUID_LENGTH];
+};
 bool slice_read(struct slice *out);
 const char *slice_directory(void); /* NULL outside a slice */
 

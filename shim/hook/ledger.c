@@ -27,7 +27,8 @@ static int connect_ledger(void)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd;
 
-    if (!slice_directory() || snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", slice_directory(), VGPU_JOIN_SOCKET) >= (int)sizeof address.sun_path)
+    if (!slice_directory() || snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", slice_directory(),
+                                       VGPU_JOIN_SOCKET) >= (int)sizeof address.sun_path)
         return -1;
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
@@ -51,7 +52,9 @@ static bool ask(const char *text)
         connected_by = connection >= 0 ? getpid() : 0;
     }
     do
-        got = connection < 0 || send(connection, text, strlen(text), MSG_NOSIGNAL) < 0 ? -1 : recv(connection, answer, sizeof answer, 0);
+        got = connection < 0 || send(connection, text, strlen(text), MSG_NOSIGNAL) < 0
+                  ? -1
+                  : recv(connection, answer, sizeof answer, 0);
     while (got < 0 && errno == EINTR && connection >= 0);
     if (got <= 0) /* the daemon restarted: connect anew next time */
         connected_by = 0;

@@ -26,7 +26,8 @@ static const struct vgpu_slice_page *map_page(void)
     char path[512];
     struct stat info;
 
-    if (!slice_directory() || snprintf(path, sizeof path, "%s/%s", slice_directory(), VGPU_PAGE_FILE) >= (int)sizeof path)
+    if (!slice_directory() ||
+        snprintf(path, sizeof path, "%s/%s", slice_directory(), VGPU_PAGE_FILE) >= (int)sizeof path)
         return NULL;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)

@@ -15,7 +15,7 @@ SLICE = "/run/vgpu/slice"
 EMULATED = "/run/vgpu/emulated"
 
 
-class VGPUDockerSpawner(VGPUMixin, DockerSpawner):  # type: ignore[misc]
+class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
     """DockerSpawner whose containers get a slice of a GPU; every option of DockerSpawner works as before.
 
     The node daemon runs on the Docker host. Use `c.DockerSpawner.remove = True`: a container that is kept
@@ -35,8 +35,9 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):  # type: ignore[misc]
         return binds
 
     def slice_environment(self) -> dict[str, str]:
-        assert self._launch
         environment = super().slice_environment()
+        if not self._launch:
+            return environment
         uuid = environment["CUDA_VISIBLE_DEVICES"]
         # for hosts whose containers get the driver's libraries from NVIDIA's runtime
         environment |= {"NVIDIA_VISIBLE_DEVICES": uuid, "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
@@ -56,7 +57,7 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):  # type: ignore[misc]
         if not (self._launch and self._launch["devices"]):
             return await super().create_object()
         devices = [f"{path}:{path}:rw" for path in self._launch["devices"]]
-        configured = self.extra_host_config
+        configured: Any = getattr(self, "extra_host_config")  # noqa: B009 (its type is traitlets' secret)
 
         async def with_devices(spawner: Any) -> Json:
             value = configured(spawner) if callable(configured) else configured

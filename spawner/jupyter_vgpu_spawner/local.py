@@ -11,14 +11,14 @@ from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
 from .mixin import Json, VGPUMixin
 
 
-class _PrefixedProcess(LocalProcessSpawner):  # type: ignore[misc]
+class _PrefixedProcess(LocalProcessSpawner):
     """Stands between mixin and base: puts the launcher before the command for as long as Popen takes.
 
     The launcher execs, so pid and signals are the server's own.
     """
 
     async def start(self) -> Any:
-        configured = self.cmd
+        configured: list[str] = getattr(self, "cmd")  # noqa: B009 (its type is traitlets' secret)
         self.cmd = [*self.slice_prefix(), *configured]
         try:
             return await super().start()
@@ -26,7 +26,7 @@ class _PrefixedProcess(LocalProcessSpawner):  # type: ignore[misc]
             self.cmd = configured
 
 
-class VGPULocalProcessSpawner(VGPUMixin, _PrefixedProcess):  # type: ignore[misc]
+class VGPULocalProcessSpawner(VGPUMixin, _PrefixedProcess):
     """LocalProcessSpawner, a system user each, whose servers get a slice of a GPU."""
 
     def slice_owner(self) -> Json:
@@ -34,5 +34,5 @@ class VGPULocalProcessSpawner(VGPUMixin, _PrefixedProcess):  # type: ignore[misc
         return {"owner": pwd.getpwnam(self.user.name).pw_uid} if os.geteuid() == 0 else {}
 
 
-class VGPUSimpleLocalProcessSpawner(VGPUMixin, _PrefixedProcess, SimpleLocalProcessSpawner):  # type: ignore[misc]
+class VGPUSimpleLocalProcessSpawner(VGPUMixin, _PrefixedProcess, SimpleLocalProcessSpawner):
     """SimpleLocalProcessSpawner for demos and tests: all servers run as the hub's own user."""

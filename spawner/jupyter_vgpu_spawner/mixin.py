@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError
-from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
-from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
 from jupyterhub.traitlets import ByteSpecification, Callable
 from jupyterhub.utils import maybe_future
 from tornado import web
 from traitlets import Dict, Enum, Float, List, Unicode, Union, default
 from traitlets.config import Configurable
 
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError
+from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
+from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
+
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, choices, describe, pick, slice_key, why_not
+
+if TYPE_CHECKING:
+    from jupyterhub.spawner import Spawner as _Base
+else:
+    _Base = Configurable
 
 Json = dict[str, Any]
 
@@ -27,11 +33,11 @@ _templates = Environment(
 def spawn_error(status: int, message: str) -> web.HTTPError:
     """An error that every page and API of the hub shows in these words."""
     error = web.HTTPError(status, message)
-    error.jupyterhub_message = message
+    error.jupyterhub_message = message  # type: ignore[attr-defined]
     return error
 
 
-class VGPUMixin(Configurable):  # type: ignore[misc]
+class VGPUMixin(_Base):
     """Give each server a slice of a GPU. Goes before a Spawner class in the bases."""
 
     gpu_mem_limit = Union(
@@ -176,7 +182,9 @@ class VGPUMixin(Configurable):  # type: ignore[misc]
             lines = choices(offered, gpus)
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
-            trouble = "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
+            trouble = (
+                "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
+            )
             lines = [Choice(line.key, describe(quota), "not now") for line, quota in zip(lines, offered, strict=True)]
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
@@ -271,7 +279,7 @@ class VGPUMixin(Configurable):  # type: ignore[misc]
             await self.close_slice()
             raise
 
-    async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 (the base class's signature)
+    async def stop(self, now: bool = False) -> None:
         await super().stop(now)
         await self.close_slice()
 
@@ -295,9 +303,7 @@ class VGPUMixin(Configurable):  # type: ignore[misc]
 
     def slice_environment(self) -> dict[str, str]:
         """What the launcher and the shim look at. Paths are those of the server's side."""
-        assert self._launch
-        environment: dict[str, str] = self._launch["environment"]
-        return dict(environment)
+        return dict(self._launch["environment"]) if self._launch else {}
 
     def slice_prefix(self) -> list[str]:
         """What goes before the server's command; empty without a GPU."""

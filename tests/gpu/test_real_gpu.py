@@ -91,7 +91,8 @@ print(json.dumps({"mib": len(blocks) * 32, "message": message}))
 def test_memory_is_attributed_to_its_process_and_agrees_with_nvml(gpu_node: Node) -> None:
     tenant = gpu_node.tenant("8G", 50, "attributed")
     process = gpu_node.spawn(tenant, sys.executable, "-c", HOLD % (2 * GIB), stdin=subprocess.PIPE)
-    assert process.stdout and process.stdout.readline().strip() == "holding"
+    assert process.stdout
+    assert process.stdout.readline().strip() == "holding"
     try:
         view = gpu_node.show("attributed")
         ours = {row["pid"]: row["memory"] for row in view["processes"]}
@@ -157,7 +158,20 @@ print(json.dumps({"rounds": n, "refused": refused}))
 def test_jupyter_vgpu_run_gives_back_the_commands_exit_code(gpu_node: Node) -> None:
     code = "import torch, sys; free, total = torch.cuda.mem_get_info(); sys.exit(7 if total == 2 << 30 else 1)"
     result = subprocess.run(
-        [*CLI, "run", "--run-dir", str(gpu_node.run_dir), "--mem", "2G", "--cores", "10", "--", sys.executable, "-c", code],
+        [
+            *CLI,
+            "run",
+            "--run-dir",
+            str(gpu_node.run_dir),
+            "--mem",
+            "2G",
+            "--cores",
+            "10",
+            "--",
+            sys.executable,
+            "-c",
+            code,
+        ],
         timeout=120,
     )
     assert result.returncode == 7
