@@ -41,8 +41,6 @@ class Guard:
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
-        # the guard's own clients of the driver: channels that one took off, only the same one puts back
-        self._clients: list[tuple[int, str]] = []
         self._stopping = False
         self._failures = 0
         self.pid = 0
@@ -68,8 +66,6 @@ class Guard:
         arguments += ["--backend", self.backend]
         for gpu in self._gpus:
             arguments += ["--gpu", gpu.where]
-        for fd, handles in self._clients:
-            arguments += ["--client", f"{fd}:{handles}"]
         if os.environ.get("VGPU_GUARD_TRACE"):
             arguments.append("--trace")
         return arguments
@@ -80,7 +76,6 @@ class Guard:
             self._arguments(),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
-            pass_fds=[fd for fd, _ in self._clients],
         )
         end = time.monotonic() + _START_SECONDS
         while not self._connect():
@@ -106,7 +101,6 @@ class Guard:
         except GuardError:
             return False
         self.pid = int(self_pid)
-        self._take_clients()
         return True
 
     def _watch(self) -> None:
@@ -192,19 +186,6 @@ class Guard:
         if answer == "ok" or answer.startswith("ok "):
             return answer[3:]
         raise GuardError(answer.removeprefix("error ") or "the guard went away")
-
-    def _take_clients(self) -> None:
-        if not self._socket:
-            return
-        for fd, _ in self._clients:
-            os.close(fd)
-        self._clients = []
-        for index in range(len(self._gpus)):
-            self._socket.send(f"client {index}".encode())
-            data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, 1)
-            if fds:
-                os.set_inheritable(fds[0], False)
-                self._clients.append((fds[0], data.decode().removeprefix("ok ")))
 
     def _take_listeners(self) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []

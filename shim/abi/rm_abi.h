@@ -56,7 +56,7 @@ enum {
 };
 
 /* Every GPFIFO channel class since Kepler ends in 0x6F (cla06f.h ... clc86f.h, clc96f.h). */
-#define NV_CLASS_IS_CHANNEL(c) (((c)&0xFF) == 0x6F && (c) > 0xA000)
+#define NV_CLASS_IS_CHANNEL(c) (((c) & 0xFF) == 0x6F && (c) > 0xA000)
 #define NV_CLASS_IS_ROOT(c) ((c) == NV01_ROOT || (c) == NV01_ROOT_NON_PRIV || (c) == NV01_ROOT_CLIENT)
 
 struct nvos00 { /* NV_ESC_RM_FREE */

@@ -225,7 +225,7 @@ static uint32_t do_control(struct emu_device *device, const struct nvos54 *call)
         struct emu_object *group = emu_find(device, call->client, call->object);
         if (!group)
             return NV_ERR_OBJECT_NOT_FOUND;
-        group->timeslice_us = (uint32_t) * (uint64_t *)params;
+        group->timeslice_us = (uint32_t)*(uint64_t *)params;
         return NV_OK;
     }
     if (call->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && call->params_size == sizeof(struct nva06c_gpfifo_schedule))

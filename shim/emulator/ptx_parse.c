@@ -198,9 +198,9 @@ static enum ptx_type type_named(const char *name)
 
 size_t ptx_type_size(enum ptx_type type)
 {
-    static const size_t sizes[] = {
-        [T_B8] = 1,  [T_U8] = 1,  [T_S8] = 1,  [T_B16] = 2, [T_U16] = 2, [T_S16] = 2, [T_B32] = 4, [T_U32] = 4,
-        [T_S32] = 4, [T_F32] = 4, [T_B64] = 8, [T_U64] = 8, [T_S64] = 8, [T_F64] = 8, [T_PRED] = 1};
+    static const size_t sizes[] = {[T_B8] = 1,  [T_U8] = 1,  [T_S8] = 1,  [T_B16] = 2, [T_U16] = 2,
+                                   [T_S16] = 2, [T_B32] = 4, [T_U32] = 4, [T_S32] = 4, [T_F32] = 4,
+                                   [T_B64] = 8, [T_U64] = 8, [T_S64] = 8, [T_F64] = 8, [T_PRED] = 1};
     return sizes[type];
 }
 

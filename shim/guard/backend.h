@@ -12,21 +12,11 @@ struct channel {
     uint32_t root, handle;
 };
 
-/* The guard's own client of the driver. Channels that it took off come back only by its word, so it outlives a guard.
- */
-struct driver_client {
-    int fd;
-    uint32_t client, device, subdevice;
-};
-
 struct backend {
     const char *name;
     /* Open what the guard itself needs on GPU `index`: a PCI bus id, or an emulated device's file. Dies when it can't.
      */
     void (*open)(int index, const char *where);
-    /* For a successor: what open() made, fd -1 where nothing has to be kept; and using a predecessor's instead. */
-    struct driver_client (*client)(int index);
-    void (*adopt)(int index, const struct driver_client *client);
     /* Is this descriptor, duplicated from a tenant, the driver's? */
     bool (*is_driver)(int fd);
     /* Which RM_ALLOC classes the guard performs itself; the rest the kernel does for the tenant. */

@@ -19,17 +19,6 @@ static void emulated_open(int index, const char *where)
     }
 }
 
-static struct driver_client emulated_client(int index)
-{
-    (void)index;
-    return (struct driver_client){.fd = -1};
-}
-static void emulated_adopt(int index, const struct driver_client *client)
-{
-    (void)index;
-    close(client->fd);
-}
-
 static struct emu_driver *driver_of(int fd)
 {
     struct stat theirs, ours;
@@ -73,8 +62,6 @@ static uint32_t emulated_set_channels(int index, const struct channel *channels,
 const struct backend backend_emulated = {
     .name = "emulated",
     .open = emulated_open,
-    .client = emulated_client,
-    .adopt = emulated_adopt,
     .is_driver = emulated_is_driver,
     .performs = emulated_performs,
     .perform = emulated_perform,

@@ -13,7 +13,10 @@
 
 /* The guard's own client of the driver. It holds no tenant's descriptor: one would keep a dead tenant's memory alive.
  */
-static struct driver_client gpus[MAX_GPUS];
+static struct {
+    int fd;
+    uint32_t client, device, subdevice;
+} gpus[MAX_GPUS];
 
 static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size,
                          uint32_t *out)
@@ -72,8 +75,6 @@ static void nvidia_open(int index, const char *where)
     char path[64];
     uint32_t status;
 
-    if (gpus[index].client) /* adopted */
-        return;
     gpus[index].fd = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
     if (gpus[index].fd < 0)
         die_with_error("open /dev/nvidiactl");
@@ -98,9 +99,6 @@ static void nvidia_open(int index, const char *where)
     if (status != NV_OK)
         die("the driver gave the guard no handle on %s: status 0x%x", path, status);
 }
-
-static struct driver_client nvidia_client(int index) { return gpus[index]; }
-static void nvidia_adopt(int index, const struct driver_client *client) { gpus[index] = *client; }
 
 static bool nvidia_is_driver(int fd)
 {
@@ -134,8 +132,6 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
 const struct backend backend_nvidia = {
     .name = "nvidia",
     .open = nvidia_open,
-    .client = nvidia_client,
-    .adopt = nvidia_adopt,
     .is_driver = nvidia_is_driver,
     .performs = nvidia_performs,
     .perform = nvidia_perform,

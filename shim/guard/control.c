@@ -99,22 +99,6 @@ static void give_listeners(int controller)
     reply(controller, "ok");
 }
 
-/* client INDEX: what a successor needs to put channels back on */
-static void give_client(int controller, const char *text)
-{
-    char answer[64];
-    int index;
-
-    if (sscanf(text, "client %d", &index) != 1 || index < 0 || index >= gpu_count) {
-        reply(controller, "error malformed: %s", text);
-        return;
-    }
-    struct driver_client client = backend->client(index);
-    snprintf(answer, sizeof answer, "ok %u:%u:%u", client.client, client.device, client.subdevice);
-    if (send_message(controller, answer, client.fd) < 0)
-        say("answer to vgpud: %s", strerror(errno));
-}
-
 static void probe(int controller, const char *text)
 {
     int pid;
@@ -138,8 +122,6 @@ void control_message(int controller, char *text, int fd)
         remove_tenant(controller, text);
     } else if (strncmp(text, "probe ", 6) == 0) {
         probe(controller, text);
-    } else if (strncmp(text, "client ", 7) == 0) {
-        give_client(controller, text);
     } else if (strcmp(text, "listeners") == 0) {
         give_listeners(controller);
     } else if (strcmp(text, "hello") == 0) {

@@ -1,7 +1,6 @@
 /* vgpu-guard: answers tenants' driver calls and decides who is on the GPU. One a node; vgpud starts it. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -158,9 +157,9 @@ static void loop(int epoll, int server, int signals)
 static void usage(FILE *out)
 {
     fputs("usage: vgpu-guard --socket PATH --state PATH --backend nvidia|emulated --gpu WHERE [--gpu WHERE ...] "
-          "[--client FD:CLIENT:DEVICE:SUBDEVICE ...] [--trace]\n"
+          "[--trace]\n"
           "       vgpu-guard --layout\n"
-          "WHERE is a PCI bus id (nvidia) or a device file (emulated). --client: a predecessor's driver client. "
+          "WHERE is a PCI bus id (nvidia) or a device file (emulated). "
           "--layout prints the slice page's layout as JSON.\n"
           "--trace says every judged call on stderr: what to send with a report about a new driver.\n",
           out);
@@ -168,18 +167,13 @@ static void usage(FILE *out)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"socket", required_argument, NULL, 's'},
-                                            {"state", required_argument, NULL, 't'},
-                                            {"backend", required_argument, NULL, 'b'},
-                                            {"gpu", required_argument, NULL, 'g'},
-                                            {"layout", no_argument, NULL, 'l'},
-                                            {"client", required_argument, NULL, 'c'},
-                                            {"trace", no_argument, NULL, 'T'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"socket", required_argument, NULL, 's'},  {"state", required_argument, NULL, 't'},
+        {"backend", required_argument, NULL, 'b'}, {"gpu", required_argument, NULL, 'g'},
+        {"layout", no_argument, NULL, 'l'},        {"trace", no_argument, NULL, 'T'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     const char *socket_path = NULL, *state = NULL, *gpus[MAX_GPUS];
-    struct driver_client clients[MAX_GPUS];
-    int option, client_count = 0;
+    int option;
 
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
@@ -194,13 +188,6 @@ int main(int argc, char **argv)
             if (gpu_count == MAX_GPUS)
                 die("more than %d GPUs", MAX_GPUS);
             gpus[gpu_count++] = optarg;
-            break;
-        case 'c':
-            if (client_count == MAX_GPUS ||
-                sscanf(optarg, "%d:%u:%u:%u", &clients[client_count].fd, &clients[client_count].client,
-                       &clients[client_count].device, &clients[client_count].subdevice) != 4)
-                die("--client %s: not FD:CLIENT:DEVICE:SUBDEVICE", optarg);
-            client_count++;
             break;
         case 'T': notify_trace = true; break;
         case 'l': print_layout(); return 0;
@@ -220,12 +207,6 @@ int main(int argc, char **argv)
         setrlimit(RLIMIT_NOFILE, &files);
     }
     ledger_open(state);
-    if (client_count && client_count != gpu_count)
-        die("--client is given for all GPUs, in their order, or for none");
-    for (int i = 0; i < client_count; i++) {
-        fcntl(clients[i].fd, F_SETFD, FD_CLOEXEC);
-        backend->adopt(i, &clients[i]);
-    }
     for (int i = 0; i < gpu_count; i++)
         backend->open(i, gpus[i]);
     int signals = signal_descriptor(), server = listen_on(socket_path), epoll = epoll_create1(EPOLL_CLOEXEC);

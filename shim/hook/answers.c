@@ -57,7 +57,7 @@ struct nvml_memory_v2 {
 static bool is_slice_gpu(nvmlDevice_t device, struct slice *slice)
 {
     char uuid[96] = "";
-    nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned) = (nvmlReturn_t(*)(
+    nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned) = (nvmlReturn_t (*)(
         nvmlDevice_t, char *, unsigned))real_symbol("libnvidia-ml.so.1", "nvmlDeviceGetUUID");
 
     return slice_read(slice) && get_uuid && get_uuid(device, uuid, sizeof uuid) == NVML_SUCCESS &&
@@ -99,7 +99,7 @@ static CUresult settled(CUresult rc, uint64_t bytes)
 /* How many bytes are behind an address that is about to be freed. */
 static uint64_t size_at(CUdeviceptr address)
 {
-    CUresult (*range)(CUdeviceptr *, size_t *, CUdeviceptr) = (CUresult(*)(
+    CUresult (*range)(CUdeviceptr *, size_t *, CUdeviceptr) = (CUresult (*)(
         CUdeviceptr *, size_t *, CUdeviceptr))real_symbol("libcuda.so.1", "cuMemGetAddressRange_v2");
     size_t size = 0;
 
@@ -151,7 +151,7 @@ API CUresult cuMemAllocPitch_v2(CUdeviceptr *out, size_t *pitch, size_t width, s
 
     if (rc != CUDA_SUCCESS || !ledger_counts() || ledger_reserve(size_at(*out)))
         return rc;
-    __typeof__(CUresult(*)(CUdeviceptr)) undo = (CUresult(*)(CUdeviceptr))real_symbol("libcuda.so.1", "cuMemFree_v2");
+    __typeof__(CUresult (*)(CUdeviceptr)) undo = (CUresult (*)(CUdeviceptr))real_symbol("libcuda.so.1", "cuMemFree_v2");
     undo(*out);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }

@@ -24,7 +24,7 @@ NVML_ROWS(ROW)
 #undef ROW
 #pragma GCC diagnostic pop
 
-    static const struct {
+static const struct {
     const char *symbol, *name, *library;
     int since;
     enum stream_kind stream;
@@ -145,7 +145,7 @@ static void wrap_answer(const char *name, void **function, int version, uint64_t
 API CUresult cuGetProcAddress(const char *name, void **function, int version, uint64_t flags)
 {
     CUresult (*next)(const char *, void **, int,
-                     uint64_t) = (CUresult(*)(const char *, void **, int, uint64_t))real(ROW_cuGetProcAddress);
+                     uint64_t) = (CUresult (*)(const char *, void **, int, uint64_t))real(ROW_cuGetProcAddress);
     CUresult rc = next ? next(name, function, version, flags) : CUDA_ERROR_NOT_INITIALIZED;
 
     if (rc == CUDA_SUCCESS)
@@ -156,7 +156,7 @@ API CUresult cuGetProcAddress(const char *name, void **function, int version, ui
 API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
 {
     CUresult (*next)(const char *, void **, int, uint64_t,
-                     int *) = (CUresult(*)(const char *, void **, int, uint64_t, int *))real(ROW_cuGetProcAddress_v2);
+                     int *) = (CUresult (*)(const char *, void **, int, uint64_t, int *))real(ROW_cuGetProcAddress_v2);
     CUresult rc = next ? next(name, function, version, flags, status) : CUDA_ERROR_NOT_INITIALIZED;
 
     if (rc == CUDA_SUCCESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -111,3 +112,47 @@ class Node:
                 self.process.kill()
                 self.process.wait()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+class Worker:
+    """tests/support/worker.py in a slice."""
+
+    def __init__(self, node: Node, tenant: dict[str, Any], **more: Any) -> None:
+        script = str(Path(__file__).with_name("worker.py"))
+        self.process = node.spawn(tenant, sys.executable, script, stdin=subprocess.PIPE, **more)
+        self.ready = self._read()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            assert self.process.stderr
+            raise AssertionError(f"the worker ended with {self.process.wait()}: {self.process.stderr.read()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def send(self, op: str, **values: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"op": op, **values}) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, op: str, **values: Any) -> dict[str, Any]:
+        self.send(op, **values)
+        return self._read()
+
+    def answer(self) -> dict[str, Any]:
+        """Of what was sent before."""
+        return self._read()
+
+    def close(self) -> int:
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self.process.wait(20)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()

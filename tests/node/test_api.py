@@ -1,0 +1,201 @@
+"""vgpud's API: what it does, and what it says to what it can't do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from support.node import CLI, Node, Worker, wait_until
+
+from jupyter_vgpu.client import Client, DaemonError
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def refused(node: Node, method: str, url: str, body: Any = None) -> tuple[int, str]:
+    with pytest.raises(DaemonError) as error:
+        node.client.request(method, url, body)
+    return error.value.status, str(error.value)
+
+
+def test_a_tenant_is_created_shown_resized_and_removed(node: Node) -> None:
+    tenant = node.tenant("2G", 25, "alice/")
+    assert tenant["quota"] == {"memory": 2 * GIB, "cores": 25.0, "policy": "hard"}
+    assert node.client.request("GET", "/api/gpus")["gpus"][0]["memory"]["free"] == 6 * GIB
+    resized = node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"memory": "3G", "policy": "burst"})
+    assert resized["quota"] == {"memory": 3 * GIB, "cores": 25.0, "policy": "burst"}
+    assert node.show("alice/")["id"] == tenant["id"]
+    node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
+    assert node.client.request("GET", "/api/tenants")["tenants"] == []
+    assert node.client.request("GET", "/api/gpus")["gpus"][0]["memory"]["free"] == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"name": "t", "memory": "4 potatoes", "cores": 25}, 400, "memory='4 potatoes' is not a size"),
+        ({"name": "t", "memory": 0, "cores": 25}, 400, "memory=0 is not a usable size"),
+        ({"name": "t", "memory": -1, "cores": 25}, 400, "memory=-1 is not a size"),
+        ({"name": "t", "memory": 10**30, "cores": 25}, 400, "is not a usable size"),
+        ({"name": "t", "memory": "1G", "cores": 140}, 400, "cores=140 is not a percentage"),
+        ({"name": "t", "memory": "1G", "cores": 25, "policy": "soft"}, 400, "give 'hard' or 'burst'"),
+        ({"name": "t", "memory": "1G"}, 400, "cores is missing"),
+        ({"name": "", "memory": "1G", "cores": 1}, 400, "can't name a tenant"),
+        ({"name": "x" * 300, "memory": "1G", "cores": 1}, 400, "can't name a tenant"),
+        ({"name": "t", "memory": "1G", "cores": 1, "slot": 3}, 400, "unknown field 'slot': allowed are"),
+        ({"name": 7, "memory": "1G", "cores": 1}, 400, "name=7 has the wrong type"),
+        ({"name": "t", "memory": "1G", "cores": 1, "gpu": "GPU-none"}, 409, "has no GPU GPU-none"),
+        ({"name": "t", "memory": "900G", "cores": 1}, 409, "the largest has 8 GiB"),
+        ([], 400, "not a JSON object"),
+    ],
+)
+def test_bad_requests_are_answered_in_words(node: Node, body: Any, status: int, words: str) -> None:
+    code, message = refused(node, "POST", "/api/tenants", body)
+    assert code == status
+    assert words in message
+    assert node.client.request("GET", "/api/tenants")["tenants"] == []
+
+
+def test_unknown_tenants_and_places_are_404(node: Node) -> None:
+    assert refused(node, "GET", "/api/tenants/nobody") == (404, "no tenant 'nobody' on this node")
+    assert refused(node, "DELETE", "/api/tenants/nobody")[0] == 404
+    assert refused(node, "PATCH", "/api/tenants/nobody", {"cores": 5})[0] == 404
+    assert refused(node, "GET", "/api/elsewhere") == (404, "nothing at /api/elsewhere")
+
+
+def test_a_name_is_given_once(node: Node) -> None:
+    node.tenant(name="same")
+    assert refused(node, "POST", "/api/tenants", {"name": "same", "memory": "1G", "cores": 1})[0] == 409
+
+
+def test_what_is_promised_is_not_promised_again(node: Node) -> None:
+    node.tenant("6G", 80, "first")
+    code, message = refused(node, "POST", "/api/tenants", {"name": "second", "memory": "4G", "cores": 10})
+    assert code == 409
+    assert "Largest free slice: 2 GiB and 20 % of compute on GPU 0" in message
+    code, message = refused(node, "PATCH", "/api/tenants/first", {"memory": "9G"})
+    assert code == 409
+    assert "at most 8 GiB" in message
+
+
+def raw(node: Node, data: bytes) -> bytes:
+    """What comes back for bytes that are no proper request."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(15)
+        connection.connect(str(node.client.path))
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        try:
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except OSError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\xff" * 500,
+        b"GET\r\n\r\n",
+        b"POST /api/tenants HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{nope",
+        b"POST /api/tenants HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
+        b"POST /api/tenants HTTP/1.1\r\nHost: x\r\nContent-Length: -4\r\n\r\n",
+    ],
+)
+def test_malformed_http_hurts_nobody(node: Node, data: bytes) -> None:
+    answer = raw(node, data)
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0] or b"413" in answer.split(b"\r\n")[0]
+    assert node.client.request("GET", "/api/health")["status"] == "ok"
+
+
+def test_the_admin_socket_is_the_admins_and_a_tenants_is_for_one_answer(node: Node) -> None:
+    tenant = node.tenant()
+    assert os.stat(node.client.path).st_mode & 0o077 == 0
+    inside = Client(f"{tenant['launch']['directory']}/vgpu.sock")
+    assert inside.request("GET", "/api/slice")["id"] == tenant["id"]
+    for method, url in [
+        ("GET", "/api/tenants"),
+        ("DELETE", f"/api/tenants/{tenant['id']}"),
+        ("GET", "/metrics"),
+        ("POST", "/api/slice"),
+    ]:
+        with pytest.raises(DaemonError) as error:
+            inside.request(method, url)
+        assert error.value.status in (404, 405)
+
+
+def test_garbage_on_a_tenants_join_socket_is_answered_and_the_others_go_on(node: Node) -> None:
+    hostile, other = node.tenant("1G", 20, "hostile"), node.tenant("1G", 20, "other")
+    worker = Worker(node, other)
+    path = f"{hostile['launch']['directory']}/join.sock"
+    for data in (b"\xff" * 200, b"join", b"reserve -5", b"reserve 99999999999999999999999999", b"shim me", b"x" * 4000):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(5)
+            connection.connect(path)
+            connection.send(data)
+            assert connection.recv(1000).startswith(b"refused ")
+    # descriptors that are no listeners
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection, open("/dev/null", "rb") as null:
+        connection.connect(path)
+        socket.send_fds(connection, [b"join"], [null.fileno()])
+        assert connection.recv(1000) == b"refused join comes with one seccomp listener"
+    # more connections than anybody needs
+    crowd = []
+    for _ in range(600):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.setblocking(False)
+        crowd.append(connection)
+        if connection.connect_ex(path) not in (0, 11):
+            break
+    assert worker.ask("alloc", bytes=16 * MIB) == {"error": "CUDA_SUCCESS"}
+    for connection in crowd:
+        connection.close()
+    assert node.used("other") == 64 * MIB + 16 * MIB
+    assert worker.close() == 0
+
+
+def test_metrics_show_the_same_numbers(node: Node) -> None:
+    tenant = node.tenant("1G", 25, 'odd "name"\n'.strip())
+    worker = Worker(node, tenant)
+    worker.ask("alloc", bytes=32 * MIB)
+    answer = raw(node, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
+    assert 'jupyter_vgpu_memory_used_bytes{tenant="odd \\"name\\""} 1.00663296e+08' in answer
+    assert 'jupyter_vgpu_core_quota_ratio{tenant="odd \\"name\\""} 0.25' in answer
+    worker.close()
+
+
+def test_a_second_daemon_in_the_same_directory_says_so(node: Node) -> None:
+    result = subprocess.run(
+        [*CLI, "node", f"--run-dir={node.run_dir}", "--emulate"], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 1
+    assert "another node daemon runs in" in result.stderr
+    assert node.client.request("GET", "/api/health")["status"] == "ok"
+
+
+def test_ending_the_daemon_ends_the_guard_when_no_slice_is_left(node: Node) -> None:
+    guard = node.guard_pid()
+    assert node.process
+    node.process.terminate()
+    assert node.process.wait(15) == 0
+    wait_until(lambda: not os.path.exists(f"/proc/{guard}"), 5, "the guard ended too")
+    assert not node.client.path.exists()
+
+
+def test_a_daemon_that_finds_no_gpu_says_what_to_do(tmp_path: Any) -> None:
+    if os.path.exists("/dev/nvidiactl"):
+        pytest.skip("there is a GPU here")
+    began = time.monotonic()
+    result = subprocess.run(
+        [*CLI, "node", f"--run-dir={tmp_path}", f"--data-dir={tmp_path}"], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 1
+    assert "jupyter vgpu node --emulate" in result.stderr
+    assert time.monotonic() - began < 20

@@ -1,0 +1,58 @@
+"""Which GPU a slice goes to."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jupyter_vgpu.node.placement import NoRoom, Room, place
+from jupyter_vgpu.quota import Quota
+
+GIB = 1 << 30
+
+
+def room(index: int, reserved: int = 0, cores: float = 0, total: int = 16 * GIB) -> Room:
+    return Room(f"GPU-{index}", index, total, reserved, 100, cores)
+
+
+def test_the_gpu_with_most_free_memory_and_the_lowest_index_wins() -> None:
+    rooms = [room(0, 4 * GIB), room(1), room(2)]
+    assert place(Quota(GIB, 10), rooms).index == 1
+
+
+def test_a_gpu_without_compute_left_is_passed_over() -> None:
+    assert place(Quota(GIB, 50), [room(0, 0, 60), room(1, 8 * GIB, 50)]).index == 1
+
+
+def test_only_the_wanted_gpu_will_do() -> None:
+    assert place(Quota(GIB, 50), [room(0), room(1, 8 * GIB)], "GPU-1").index == 1
+    with pytest.raises(NoRoom, match="has no GPU GPU-9; it has: GPU-0"):
+        place(Quota(GIB, 50), [room(0)], "GPU-9")
+
+
+def test_a_full_node_says_what_would_fit() -> None:
+    with pytest.raises(NoRoom, match=r"no GPU has 8 GiB .* Largest free slice: 4 GiB and 40 % of compute on GPU 0"):
+        place(Quota(8 * GIB, 10), [room(0, 12 * GIB, 60)])
+
+
+def test_a_slice_that_no_gpu_could_ever_hold_is_told_so() -> None:
+    with pytest.raises(NoRoom, match="no GPU here is large enough for 32 GiB, 10 % hard: the largest has 16 GiB"):
+        place(Quota(32 * GIB, 10), [room(0)])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 16), st.integers(0, 100)), min_size=1, max_size=8),
+    st.integers(1, 16),
+    st.integers(1, 100),
+)
+def test_what_is_placed_fits_and_what_fits_is_placed(taken: list[tuple[int, int]], memory: int, cores: int) -> None:
+    rooms = [room(i, gib * GIB, used) for i, (gib, used) in enumerate(taken)]
+    quota = Quota(memory * GIB, cores)
+    try:
+        chosen = place(quota, rooms)
+    except NoRoom:
+        assert not any(r.fits(quota) for r in rooms)
+    else:
+        assert chosen.fits(quota)
+        assert place(quota, rooms) == chosen
