@@ -40,6 +40,14 @@ static bool watch(int fd, uint32_t events, uint64_t data)
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
+/* vgpud holds a copy of every listener, so closing ours would leave epoll watching it under a number that is reused. */
+static void unwatch(int fd)
+{
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL) < 0)
+        say("epoll_ctl EPOLL_CTL_DEL: %s", strerror(errno));
+    close(fd);
+}
+
 /* --- processes --- */
 
 static int pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
@@ -101,7 +109,7 @@ void notify_process_exited(int index)
     ledger_lock();
     ledger_free_process(processes[index].pid);
     ledger_unlock();
-    close(processes[index].pidfd);
+    unwatch(processes[index].pidfd);
     processes[index].pid = 0;
     sched_wake();
 }
@@ -392,7 +400,7 @@ void notify_listener_gone(int index)
 {
     if (listeners[index].fd < 0)
         return;
-    close(listeners[index].fd);
+    unwatch(listeners[index].fd);
     listeners[index].fd = -1;
 }
 
@@ -403,7 +411,7 @@ void notify_remove_tenant(int slot)
             notify_listener_gone(i);
     for (int i = 0; i < process_end; i++)
         if (processes[i].pid && processes[i].slot == slot) {
-            close(processes[i].pidfd);
+            unwatch(processes[i].pidfd);
             processes[i].pid = 0;
         }
 }

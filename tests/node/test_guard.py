@@ -168,6 +168,7 @@ def test_a_restarted_daemon_has_tenants_quotas_and_ledger_as_before(node: Node) 
     assert after["id"] == before["id"]
     assert after["usage"]["memory"] == CONTEXT + 320 * MIB
     assert worker.ask("fill", bytes=64 * MIB)["error"] == "CUDA_ERROR_OUT_OF_MEMORY"
+    worker.ask("free")
     assert Worker(node, tenant).close() == 0  # the join socket is back too
     node.kill_guard()  # the listeners came back with the guard's help
     assert worker.ask("info")["total"] == GIB

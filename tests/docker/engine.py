@@ -1,0 +1,127 @@
+"""A real Docker Engine for the tests, and the image that they run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import docker
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+BASE_TAG = "vgpu-test-base"
+IMAGE_TAG = "vgpu-test-user"
+
+
+def available() -> str | None:
+    """None when Docker tests can run here, else why not."""
+    if os.geteuid() != 0:
+        return "starting a Docker Engine needs root"
+    for program in ("dockerd", "debootstrap"):
+        if not shutil.which(program):
+            return f"{program} is not installed"
+    return None
+
+
+class Engine:
+    """The machine's own engine where one answers, else one that is started, and stopped again."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory = Path(tempfile.mkdtemp(prefix="vgpu-docker-"))
+        if not self._answers():
+            self._start()
+        self.client = docker.from_env(timeout=120)
+
+    @staticmethod
+    def _answers() -> bool:
+        try:
+            return bool(docker.from_env(timeout=10).ping())
+        except docker.errors.DockerException:
+            return False
+
+    def _start(self) -> None:
+        log = self._directory / "dockerd.log"
+        pidfile = self._directory / "docker.pid"
+        with log.open("wb") as out:
+            # its data under the same tree: /var/lib/docker may be somebody's
+            self._process = subprocess.Popen(
+                [
+                    "dockerd",
+                    f"--data-root={self._directory}/data",
+                    f"--exec-root={self._directory}/exec",
+                    f"--pidfile={pidfile}",
+                ],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        end = time.monotonic() + 60
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"dockerd did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        self.client.close()
+        if self._process:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(60)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def image(self) -> str:
+        """The user's image, built once for each state of what goes into it."""
+        wheel = self._build_wheel()
+        digest = hashlib.sha256(wheel.read_bytes() + (HERE / "Dockerfile").read_bytes()).hexdigest()[:12]
+        tag = f"{IMAGE_TAG}:{digest}"
+        if not self.client.images.list(tag):
+            self._build(tag, wheel)
+        return tag
+
+    def _build_wheel(self) -> Path:
+        target = self._directory / "wheel"
+        shutil.rmtree(target, ignore_errors=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, ROOT],
+            check=True,
+            capture_output=True,
+        )
+        return next(target.glob("*.whl"))
+
+    def _build(self, tag: str, wheel: Path) -> None:
+        if not self.client.images.list(BASE_TAG):
+            self._import_base()
+        context = self._directory / "context"
+        wheels = context / "wheels"
+        wheels.mkdir(parents=True)
+        packages = ["jupyterhub", "jupyterlab", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "numpy"]
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "-w", str(wheels), str(wheel), *packages]
+        subprocess.run(command, check=True, capture_output=True)
+        shutil.copy(HERE / "Dockerfile", context)
+        self.client.images.build(path=str(context), tag=tag, buildargs={"BASE": BASE_TAG}, rm=True)
+        shutil.rmtree(context)
+
+    def _import_base(self) -> None:
+        """Debian with Python, as the base: there is no registry to pull one from."""
+        root = self._directory / "base"
+        include = "python3,python3-venv,ca-certificates"
+        release = next(
+            line.split("=")[1].strip()
+            for line in Path("/etc/os-release").read_text().splitlines()
+            if line.startswith("VERSION_CODENAME=")
+        )
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", f"--include={include}", release, root], check=True, capture_output=True
+        )
+        archive = subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE)
+        subprocess.run(["docker", "import", "-", BASE_TAG], stdin=archive.stdout, check=True, capture_output=True)
+        if archive.wait() != 0:
+            raise RuntimeError("tar of the base image failed")
+        shutil.rmtree(root, ignore_errors=True)

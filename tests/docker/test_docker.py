@@ -1,0 +1,142 @@
+"""The same path with VGPUDockerSpawner: a real engine, a real image, two users on one emulated GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from support.node import Node, wait_until
+
+for folder in ("hub", "docker"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+from engine import Engine, available  # noqa: E402
+from hub import Hub  # noqa: E402
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+CONFIG = """
+c.JupyterHub.spawner_class = "vgpu-docker"
+c.DockerSpawner.image = "{image}"
+c.DockerSpawner.remove = True
+c.DockerSpawner.pull_policy = "never"
+c.DockerSpawner.volumes = {{"{shared}": "/home/student/shared"}}
+c.DockerSpawner.extra_host_config = {{"init": True}}
+c.Spawner.environment = {{"FROM_CONFIG": "yes"}}
+c.Spawner.cmd = ["jupyterhub-singleuser"]
+c.Spawner.args = []
+c.Spawner.start_timeout = 120
+c.JupyterHub.hub_ip = "{gateway}"
+c.JupyterHub.hub_connect_ip = "{gateway}"
+"""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    if reason := available():
+        pytest.skip(reason)
+    made = Engine()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def hub(node: Node, engine: Engine) -> Iterator[Hub]:
+    shared = node.root / "shared"
+    shared.mkdir()
+    (shared / "data.txt").write_text("from the admin")
+    network = engine.client.networks.get("bridge").attrs["IPAM"]["Config"][0]
+    # an engine that has not used its bridge yet names the subnet only; the bridge has its first address
+    gateway = network.get("Gateway") or str(next(ip_network(network["Subnet"]).hosts()))
+    made = Hub(node, CONFIG.format(image=engine.image(), shared=shared, gateway=gateway))
+    yield made
+    made.stop()
+    for container in engine.client.containers.list(all=True, filters={"name": "jupyter-"}):
+        container.remove(force=True)
+
+
+TAKE = """
+import os
+from cuda.bindings import driver
+from cuda.core import Device
+Device(0).set_current()
+blocks = []
+while True:
+    error, block = driver.cuMemAlloc(32 << 20)
+    if error != driver.CUresult.CUDA_SUCCESS: break
+    blocks.append(block)
+_, free, total = driver.cuMemGetInfo()
+print(len(blocks), error.name, total >> 20, os.environ["FROM_CONFIG"], open("/home/student/shared/data.txt").read(), os.getuid() != 0)
+"""
+
+SNOOP = """
+import os
+print(sorted(os.listdir("/run/vgpu")), sorted(os.listdir("/run/vgpu/slice")))
+for path in ("/run/vgpu/slice/slice", "/opt/vgpu/lib/libvgpu.so"):
+    try: open(path, "r+b"); print("writable", path)
+    except OSError as error: print("refused", path)
+import pynvml
+"""
+
+
+def test_two_users_at_once_each_held_to_their_own_slice(hub: Hub, node: Node, engine: Engine) -> None:
+    alice, bob = hub.user("alice"), hub.user("bob")
+    alice.spawn("1GiB-25", 180)
+    bob.spawn("2GiB-50", 180)
+    kernels = {user: user.open_notebook("work.ipynb")["kernel"]["id"] for user in (alice, bob)}
+    # the quota less the context of 64 MiB, in blocks of 32: each its own, both at the same time
+    assert alice.execute(kernels[alice], TAKE) == "30 CUDA_ERROR_OUT_OF_MEMORY 1024 yes from the admin True\n"
+    assert bob.execute(kernels[bob], TAKE) == "62 CUDA_ERROR_OUT_OF_MEMORY 2048 yes from the admin True\n"
+    for user, size in ((alice, GIB), (bob, 2 * GIB)):
+        view = user.get("vgpu/slice")
+        assert view["tier"] == "guard"
+        assert view["usage"]["memory"] == size
+        # one holder, the notebook, found through the container's own process numbers; nothing of the neighbour
+        assert [(row["kind"], row["path"], row["memory"]) for row in view["holders"]] == [
+            ("notebook", "work.ipynb", size)
+        ]
+    mine = {process["pid"] for process in node.show("alice/")["processes"]}
+    assert mine.isdisjoint(process["pid"] for process in node.show("bob/")["processes"])
+    alice.stop()
+    assert bob.get("vgpu/slice")["usage"]["memory"] == 2 * GIB
+    bob.stop()
+    assert node.client.request("GET", "/api/tenants")["tenants"] == []
+    assert engine.client.containers.list(all=True, filters={"name": "jupyter-"}) == []
+
+
+def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub: Hub, node: Node) -> None:
+    alice = hub.user("alice")
+    alice.spawn("1GiB-25", 180)
+    kernel = alice.open_notebook("work.ipynb")["kernel"]["id"]
+    seen = alice.execute(kernel, SNOOP.replace("import pynvml\n", ""))
+    assert seen.splitlines() == [
+        "['emulated', 'slice'] ['join.sock', 'slice', 'vgpu.sock']",
+        "refused /run/vgpu/slice/slice",
+        "refused /opt/vgpu/lib/libvgpu.so",
+    ]
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in alice.execute(kernel, TAKE)
+    node.kill_guard()
+    node.kill()
+    node.start()
+    view = wait_until(lambda: usage(alice), 10, "numbers are back")
+    assert view["usage"]["memory"] == GIB
+    assert "SUCCESS" in alice.execute(kernel, "print(driver.cuMemFree(blocks.pop())[0].name)")
+    assert node.used("alice/") == GIB - 32 * MIB
+    alice.stop()
+
+
+def usage(user: object) -> dict[str, object] | None:
+    view: dict[str, object] = user.get("vgpu/slice")  # type: ignore[attr-defined]
+    return view if view["kind"] == "slice" else None
+
+
+def test_a_container_that_is_killed_leaves_no_slice(hub: Hub, node: Node, engine: Engine) -> None:
+    alice = hub.user("alice")
+    alice.spawn("1GiB-25", 180)
+    engine.client.containers.list(filters={"name": "jupyter-alice"})[0].kill()
+    wait_until(lambda: node.client.request("GET", "/api/tenants")["tenants"] == [], 60, "the slice is gone")

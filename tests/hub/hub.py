@@ -1,0 +1,102 @@
+"""A real JupyterHub for a test, with a node daemon behind it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import requests
+from support.node import Node, wait_until
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+from hubclient import HubUser  # noqa: E402
+
+from demo import find_proxy, free_port  # noqa: E402
+
+PASSWORD = "a-long-password"
+
+CONFIG = """
+import os, sys
+c = get_config()
+c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
+c.JupyterHub.hub_port = {port} + 1
+c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{port2}"
+c.ConfigurableHTTPProxy.command = {proxy!r}.split()
+c.ConfigurableHTTPProxy.pid_file = "{root}/proxy.pid"
+c.JupyterHub.db_url = "sqlite:///{root}/hub.sqlite"
+c.JupyterHub.cookie_secret_file = "{root}/cookie_secret"
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = "{password}"
+c.Authenticator.allowed_users = {{"alice", "bob"}}
+c.JupyterHub.spawner_class = "vgpu-simple"
+c.VGPUMixin.vgpu_socket = "{socket}"
+c.VGPUMixin.gpu_mem_limit = "4G"
+c.VGPUMixin.gpu_core_limit = 50
+c.VGPUMixin.gpu_slices = [{{"memory": "1G", "cores": 25}}, {{"memory": "2G", "cores": 50}}, {{"memory": "4G", "cores": 50}}, {{"memory": "64G", "cores": 50}}]
+c.SimpleLocalProcessSpawner.home_dir_template = "{root}/home/{{username}}"
+c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
+c.Spawner.args = ["--allow-root"] if os.geteuid() == 0 else []
+c.Spawner.environment = {{"JUPYTER_CONFIG_DIR": "{root}/jupyter", "JUPYTER_DATA_DIR": "{root}/jupyter", "JUPYTER_RUNTIME_DIR": "{root}/jupyter/runtime", "IPYTHONDIR": "{root}/ipython"}}
+"""
+
+
+class Hub:
+    """JupyterHub as an admin would run it; `extra` is added to its config file."""
+
+    def __init__(self, node: Node, extra: str = "") -> None:
+        self.root = node.root / "hub"
+        (self.root / "home").mkdir(parents=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = self.root / "jupyterhub_config.py"
+        values = {"port": self.port, "port2": self.port + 2, "proxy": find_proxy(), "root": self.root}
+        self.config.write_text(CONFIG.format(**values, password=PASSWORD, socket=node.client.path) + extra)
+        self.log = self.root / "hub.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jupyterhub", "-f", str(self.config)],
+                cwd=self.root,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self._answers, 60, "the hub's login page")
+
+    def _answers(self) -> bool:
+        assert self.process
+        if self.process.poll() is not None:
+            raise AssertionError(f"the hub ended:\n{self.log.read_text()[-3000:]}")
+        try:
+            return requests.get(f"{self.url}/hub/login", timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    def user(self, name: str) -> HubUser:
+        user = HubUser(self.url, name, PASSWORD)
+        user.login()
+        return user
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        proxy = self.root / "proxy.pid"
+        if proxy.exists():  # the hub was killed and its proxy lived on
+            try:
+                os.kill(int(proxy.read_text()), signal.SIGTERM)
+            except (ProcessLookupError, ValueError):
+                pass
