@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 BASE_TAG = "vgpu-test-base"
 IMAGE_TAG = "vgpu-test-user"
+_PRINT_VERSION = "import platform; print(platform.python_version())"
 
 
 def available() -> str | None:
@@ -101,9 +102,20 @@ class Engine:
         context = self._directory / "context"
         wheels = context / "wheels"
         wheels.mkdir(parents=True)
+        # resolved for the image's Python, which is not the one that runs the tests
+        version = self.client.containers.run(BASE_TAG, ["python3", "-c", _PRINT_VERSION], remove=True).decode().strip()
         packages = ["jupyterhub", "jupyterlab", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "numpy"]
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "-w", str(wheels), str(wheel), *packages]
-        subprocess.run(command, check=True, capture_output=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--only-binary=:all:",
+            "--python-version",
+            version,
+        ]
+        subprocess.run([*command, "-d", str(wheels), str(wheel), *packages], check=True, capture_output=True)
         shutil.copy(HERE / "Dockerfile", context)
         self.client.images.build(path=str(context), tag=tag, buildargs={"BASE": BASE_TAG}, rm=True)
         shutil.rmtree(context)

@@ -106,7 +106,8 @@ def test_two_users_at_once_each_held_to_their_own_slice(hub: Hub, node: Node, en
     assert bob.get("vgpu/slice")["usage"]["memory"] == 2 * GIB
     bob.stop()
     assert node.client.request("GET", "/api/tenants")["tenants"] == []
-    assert engine.client.containers.list(all=True, filters={"name": "jupyter-"}) == []
+    gone = lambda: not engine.client.containers.list(all=True, filters={"name": "jupyter-"})  # noqa: E731
+    wait_until(gone, 20, "the containers are gone")
 
 
 def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub: Hub, node: Node) -> None:

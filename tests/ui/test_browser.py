@@ -1,0 +1,147 @@
+"""The demo in a real browser: login, spawn page, notebook and panel."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support.node import wait_until
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+from demo import PASSWORD, Demo, free_port  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+OUTPUT = ROOT / "tests" / "output"
+# a closed network: the browser is not to look for its maker's servers
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium here")
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    made = Demo(free_port(), emulate=True, memory="8G")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    context.set_default_timeout(30_000)
+    yield context.new_page()
+    context.close()
+
+
+def shot(page: Page, name: str) -> None:
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT / f"{name}.png")
+
+
+def log_in(page: Page, demo: Demo, user: str) -> None:
+    page.goto(demo.url)
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
+    log_in(page, demo, "alice")
+    expect(page.get_by_label("1 GiB of GPU memory, 25 % of its compute")).to_be_checked()
+    expect(page.get_by_label("No GPU")).to_be_visible()
+    shot(page, "spawn")
+    page.get_by_role("button", name="Start").click()
+
+    page.wait_for_selector(".jp-Notebook", timeout=90_000)
+    wait_until(lambda: page.locator(".jp-Dialog").count() == 0, 30, "no dialog is in the way")
+    panel = page.locator("#jupyter-vgpu-panel")
+    page.get_by_role("tab", name="GPU slice").click()
+    expect(panel).to_be_visible()
+    expect(panel).to_contain_text("of 1 GiB")
+    expect(panel).to_contain_text("of 25 %")
+    expect(panel).to_contain_text("Nobody uses the GPU now.")
+
+    page.get_by_role("menuitem", name="Run").click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    expect(page.locator(".jp-OutputArea-output").get_by_text("the kernel's result is right")).to_be_visible(
+        timeout=60_000
+    )
+    expect(page.locator(".jp-OutputArea-output").get_by_text("then CUDA_ERROR_OUT_OF_MEMORY")).to_be_visible(
+        timeout=60_000
+    )
+
+    # context of 64 MiB, three buffers of 2 MiB, two blocks of 128 MiB
+    expect(panel.get_by_role("meter", name="Memory")).to_have_attribute("aria-valuetext", "326 MiB of 1 GiB")
+    row = panel.get_by_role("listitem").filter(has_text="quickstart.ipynb")
+    expect(row).to_contain_text("326 MiB")
+    expect(panel).to_contain_text("Held by the guard: never more than your share.")
+    expect(panel).to_contain_text("Emulated vGPU device 0")
+    shot(page, "panel")
+
+    row.get_by_role("button", name="quickstart.ipynb").click()
+    expect(page.locator(".jp-Notebook").first).to_be_visible()
+
+
+def test_a_live_resize_is_seen_and_a_lost_daemon_says_so(page: Page, demo: Demo) -> None:
+    from jupyter_vgpu.client import Client
+
+    log_in(page, demo, "bob")
+    page.get_by_label("2 GiB of GPU memory, 50 % of its compute").check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector(".jp-Notebook", timeout=90_000)
+    page.get_by_role("tab", name="GPU slice").click()
+    panel = page.locator("#jupyter-vgpu-panel")
+    expect(panel).to_contain_text("of 2 GiB")
+    daemon = Client(demo.root / "run" / "vgpud.sock")
+    daemon.request("PATCH", "/api/tenants/bob%2F", {"memory": "3G", "cores": 10})
+    expect(panel).to_contain_text("of 3 GiB", timeout=3000)
+    expect(panel).to_contain_text("of 10 %")
+    daemon.request("DELETE", "/api/tenants/bob%2F")
+    expect(panel).to_contain_text("The GPU service does not answer now", timeout=15_000)
+
+
+def test_the_spawn_page_refuses_in_words_what_was_taken_meanwhile(page: Page, demo: Demo) -> None:
+    from jupyter_vgpu.client import Client
+
+    context = page.context
+    context.clear_cookies()
+    log_in(page, demo, "bob")
+    daemon = Client(demo.root / "run" / "vgpud.sock")
+    if "spawn" not in page.url:  # bob's server of the test before
+        page.goto(f"{demo.url}/hub/home")
+        page.get_by_role("button", name=re.compile("Stop My Server")).click()
+        page.get_by_role("button", name=re.compile("Start My Server")).click()
+    page.get_by_label("4 GiB of GPU memory, 50 % of its compute").check()
+    daemon.request("POST", "/api/tenants", {"name": "somebody", "memory": "6G", "cores": 20})
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".spawn-error-msg")).to_contain_text("Choose a smaller slice, or start without a GPU")
+    expect(page.get_by_label("4 GiB of GPU memory, 50 % of its compute")).to_be_disabled()
+    shot(page, "spawn-full")
+    daemon.request("DELETE", "/api/tenants/somebody")
