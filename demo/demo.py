@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -55,6 +56,10 @@ class Demo:
         self.root = Path(tempfile.mkdtemp(prefix="vgpu-demo-"))
         self.url = f"http://127.0.0.1:{port}"
         self._port, self._emulate, self._memory = port, emulate, memory
+        # what JupyterLab would ask on its first start
+        settings = self.root / "jupyter" / "labconfig" / "default_setting_overrides.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}))
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def start(self) -> None:

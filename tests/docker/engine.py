@@ -37,6 +37,7 @@ class Engine:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="vgpu-docker-"))
+        self._tag = ""
         if not self._answers():
             self._start()
         self.client = docker.from_env(timeout=120)
@@ -71,6 +72,8 @@ class Engine:
             time.sleep(0.2)
 
     def stop(self) -> None:
+        if self._tag:
+            self.client.images.remove(self._tag, force=True)
         self.client.close()
         if self._process:
             self._process.send_signal(signal.SIGTERM)
@@ -78,13 +81,14 @@ class Engine:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def image(self) -> str:
-        """The user's image, built once for each state of what goes into it."""
+        """The user's image, with the package as it is now; built once for all tests."""
+        if self._tag:
+            return self._tag
         wheel = self._build_wheel()
         digest = hashlib.sha256(wheel.read_bytes() + (HERE / "Dockerfile").read_bytes()).hexdigest()[:12]
-        tag = f"{IMAGE_TAG}:{digest}"
-        if not self.client.images.list(tag):
-            self._build(tag, wheel)
-        return tag
+        self._tag = f"{IMAGE_TAG}:{digest}"
+        self._build(self._tag, wheel)
+        return self._tag
 
     def _build_wheel(self) -> Path:
         target = self._directory / "wheel"

@@ -56,8 +56,13 @@ def hub(node: Node, engine: Engine) -> Iterator[Hub]:
     made = Hub(node, CONFIG.format(image=engine.image(), shared=shared, gateway=gateway))
     yield made
     made.stop()
-    for container in engine.client.containers.list(all=True, filters={"name": "jupyter-"}):
-        container.remove(force=True)
+    for container in containers(engine):
+        engine.client.api.remove_container(container, force=True)
+
+
+def containers(engine: Engine) -> list[str]:
+    found = engine.client.api.containers(all=True, filters={"name": "jupyter-"})
+    return [container["Id"] for container in found]
 
 
 TAKE = """
@@ -106,8 +111,7 @@ def test_two_users_at_once_each_held_to_their_own_slice(hub: Hub, node: Node, en
     assert bob.get("vgpu/slice")["usage"]["memory"] == 2 * GIB
     bob.stop()
     assert node.client.request("GET", "/api/tenants")["tenants"] == []
-    gone = lambda: not engine.client.containers.list(all=True, filters={"name": "jupyter-"})  # noqa: E731
-    wait_until(gone, 20, "the containers are gone")
+    wait_until(lambda: not containers(engine), 20, "the containers are gone")
 
 
 def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub: Hub, node: Node) -> None:
@@ -121,7 +125,8 @@ def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub:
         "refused /opt/vgpu/lib/libvgpu.so",
     ]
     assert "CUDA_ERROR_OUT_OF_MEMORY" in alice.execute(kernel, TAKE)
-    node.kill_guard()
+    old = node.kill_guard()
+    wait_until(lambda: node.guard_pid() != old, 5, "another guard")
     node.kill()
     node.start()
     view = wait_until(lambda: usage(alice), 10, "numbers are back")

@@ -33,10 +33,11 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15, what: str = ""
 class Node:
     """`jupyter vgpu node` in directories of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, prefix: list[str] | None = None) -> None:
+        self.prefix = prefix or []
         # short: a Unix socket's path has 107 characters
         self.root = Path(tempfile.mkdtemp(prefix="vgpu-"))
-        self.root.chmod(0o755)
+        self.root.chmod(0o777 if prefix else 0o755)
         self.run_dir = self.root / "run"
         self.arguments = list(arguments)
         self.log = self.root / "log"
@@ -48,7 +49,14 @@ class Node:
         """Start the daemon and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*CLI, "node", f"--run-dir={self.run_dir}", f"--data-dir={self.root / 'data'}", *self.arguments],
+                [
+                    *self.prefix,
+                    *CLI,
+                    "node",
+                    f"--run-dir={self.run_dir}",
+                    f"--data-dir={self.root / 'data'}",
+                    *self.arguments,
+                ],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -95,7 +103,14 @@ class Node:
     def spawn(self, tenant: dict[str, Any], *argv: str, **more: Any) -> subprocess.Popen[str]:
         """Start a program in a slice, through the launcher."""
         environment = {**os.environ, **tenant["launch"]["environment"], **more.pop("env", {})}
-        command = [str(program("vgpu-run")), "--dir", tenant["launch"]["directory"], "--", *argv]
+        command = [
+            *more.pop("prefix", []),
+            str(program("vgpu-run")),
+            "--dir",
+            tenant["launch"]["directory"],
+            "--",
+            *argv,
+        ]
         return subprocess.Popen(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
         )
