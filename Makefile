@@ -11,7 +11,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
+.PHONY: screenshots demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -40,6 +40,11 @@ test-native: $(STAMPS)/venv
 test-gpu: $(STAMPS)/test native
 	@test -e /dev/nvidiactl || (echo "make test-gpu: there is no NVIDIA GPU here (/dev/nvidiactl is missing)"; false)
 	$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGS)
+
+# The pictures of the README, as the browser tests took them.
+screenshots: $(STAMPS)/test $(STAMPS)/system native labextension
+	$(BIN)/python -m pytest tests/ui
+	cp tests/output/panel.png tests/output/spawn.png docs/images/
 
 lint: $(STAMPS)/test $(STAMPS)/labextension
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from support.node import Node
+
+# a machine with a GPU needs no Jupyter server for tests/gpu
+pytest_plugins = ["pytest_jupyter.jupyter_server"] if importlib.util.find_spec("pytest_jupyter") else []
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 

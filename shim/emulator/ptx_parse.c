@@ -85,9 +85,19 @@ static bool fail(struct parser *p, uint32_t line, const char *format, ...)
 
 /* --- tokens --- */
 
-static bool word_character(const char *s)
+/* Letters, digits, _ $ % . and, inside a word, the two colons of `shared::cta`; a label's single colon ends it. */
+static size_t word_length(const char *s)
 {
-    return isalnum((unsigned char)*s) || (*s && strchr("_$%.", *s)) || (s[0] == ':' && (s[1] == ':' || s[-1] == ':'));
+    size_t length = 0;
+
+    for (;;) {
+        if (isalnum((unsigned char)s[length]) || (s[length] && strchr("_$%.", s[length])))
+            length++;
+        else if (length && s[length] == ':' && s[length + 1] == ':')
+            length += 2;
+        else
+            return length;
+    }
 }
 
 /* Splits p->text in place. A token's end is cut with NUL, so punctuation is copied into static strings. */
@@ -129,10 +139,8 @@ static bool tokenise(struct parser *p)
             if (!end)
                 return fail(p, line, "string without an end");
             s = end + 1;
-        } else if (word_character(s)) {
-            size_t length = 1;
-            while (word_character(s + length))
-                length++;
+        } else if (word_length(s)) {
+            size_t length = word_length(s);
             token->text = strndup(s, length);
             if (!token->text)
                 return fail(p, line, "out of host memory");
@@ -977,7 +985,7 @@ struct ptx_module *ptx_load(const char *text, uint64_t (*allocate)(void *, uint6
     if (log_size)
         snprintf(log, log_size, "%s", p.module ? p.module->log : "out of host memory");
     for (uint32_t i = 0; i < p.tokens.count; i++)
-        if (p.tokens.items[i].text && strlen(p.tokens.items[i].text) && word_character(p.tokens.items[i].text))
+        if (p.tokens.items[i].text && word_length(p.tokens.items[i].text))
             free((char *)p.tokens.items[i].text);
     free(p.tokens.items);
     free(p.symbols.items);

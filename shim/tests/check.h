@@ -1,0 +1,21 @@
+/* A test is a function; CHECK says what did not hold and where, and goes on. */
+#ifndef VGPU_TESTS_CHECK_H
+#define VGPU_TESTS_CHECK_H
+
+#include <stdio.h>
+
+extern int failures;
+
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            failures++;                                                     \
+        }                                                                   \
+    } while (0)
+
+void test_judge(void);
+void test_plan(void);
+void test_ptx(void);
+
+#endif

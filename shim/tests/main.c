@@ -1,0 +1,16 @@
+#include "check.h"
+
+#include "backend.h"
+
+const struct backend *backend = &backend_emulated;
+int gpu_count = 1;
+int failures;
+
+int main(void)
+{
+    test_judge();
+    test_plan();
+    test_ptx();
+    printf("%d failed\n", failures);
+    return failures != 0;
+}
