@@ -31,6 +31,16 @@ ARGUMENTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def jp_asyncio_loop() -> None:
+    """None of pytest-jupyter's event loop here: Playwright runs its own."""
+
+
+@pytest.fixture(autouse=True)
+def jp_server_cleanup() -> None:
+    """Nor its server."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
