@@ -9,6 +9,8 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
 NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
+# with an interpreter of the user's own, cmake is the user's too
+NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
 .PHONY: screenshots demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
@@ -32,14 +34,15 @@ test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-native: $(STAMPS)/venv
-	cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON > build-native.log || (cat build-native.log; false)
-	@rm -f build-native.log
-	cmake --build build/sanitized --parallel 2 --target unit_tests
+	@mkdir -p build
+	@(cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON \
+	  && cmake --build build/sanitized --parallel 2 --target unit_tests) > build/sanitized.log 2>&1 || (cat build/sanitized.log; false)
 	ctest --test-dir build/sanitized --output-on-failure
 
-test-gpu: $(STAMPS)/test native
+# GPU_PYTHON: an interpreter with PyTorch, pytest and what pyproject.toml wants for `node`.
+test-gpu: native
 	@test -e /dev/nvidiactl || (echo "make test-gpu: there is no NVIDIA GPU here (/dev/nvidiactl is missing)"; false)
-	$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/spawner:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu $(PYTEST_ARGS)
 
 # The pictures of the README, as the browser tests took them.
 screenshots: $(STAMPS)/test $(STAMPS)/system native labextension
@@ -66,11 +69,14 @@ bench: $(STAMPS)/demo native
 
 install: $(STAMPS)/demo native labextension
 
-# The build hook compiled it at install time; this follows changes of the sources.
+# Compiled in place, and again when the sources change; the build hook does the same for wheels.
 native: jupyter_vgpu/_native/.built
-jupyter_vgpu/_native/.built: $(NATIVE_SOURCES) | $(STAMPS)/venv
-	$(BIN)/python -c "import pathlib, hatch_build; hatch_build.build_native(pathlib.Path('jupyter_vgpu/_native').resolve())" > native.log 2>&1 || (cat native.log; rm -f native.log; false)
-	@rm -f native.log
+jupyter_vgpu/_native/.built: $(NATIVE_SOURCES) | $(NATIVE_NEEDS)
+	@mkdir -p build
+	@(cmake -S shim -B build/native -DCMAKE_INSTALL_PREFIX=$(CURDIR)/jupyter_vgpu/_native -DBUILD_TESTING=OFF \
+	  && cmake --build build/native --parallel 2 && cmake --install build/native) > build/native.log 2>&1 \
+	  || (cat build/native.log; false)
+	@touch $@
 
 labextension: jupyter_vgpu/labextension/package.json
 jupyter_vgpu/labextension/package.json: $(PANEL_SOURCES) | $(STAMPS)/labextension

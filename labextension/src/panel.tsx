@@ -92,6 +92,7 @@ function Slice(props: {
           formatBytes(usage.memory),
           formatBytes(quota.memory)
         )}
+        warns={true}
       />
       <Bar
         label={trans.__('Compute')}
@@ -102,6 +103,7 @@ function Slice(props: {
           formatPercent(usage.cores),
           formatPercent(quota.cores)
         )}
+        warns={false}
       />
       {usage.memory_over_by > 0 && (
         <p role="status">
@@ -123,9 +125,16 @@ function Bar(props: {
   value: number;
   limit: number;
   text: string;
+  /** Whether coming near the limit is a trouble: using all of one's compute is not. */
+  warns: boolean;
 }): React.ReactElement {
   const percent = Math.min(100, (100 * props.value) / props.limit);
-  const level = percent >= 95 ? 'full' : percent >= 80 ? 'high' : 'normal';
+  const level =
+    props.warns && percent >= 95
+      ? 'full'
+      : props.warns && percent >= 80
+        ? 'high'
+        : 'normal';
   return (
     <div className="jp-vgpu-Usage">
       <div className="jp-vgpu-Usage-label">

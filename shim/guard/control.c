@@ -50,6 +50,8 @@ static void set_tenant(int controller, const char *text, int fd)
     ledger_lock();
     bool ok = ledger_set_tenant(slot, id, gpu, memory, millipercent, policy, fd);
     ledger_unlock();
+    if (ok)
+        notify_adopt_processes(slot);
     sched_wake();
     reply(controller, ok ? "ok" : "error the tenant's page could not be mapped");
 }

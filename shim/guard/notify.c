@@ -373,6 +373,18 @@ static void recover(int listener, int slot)
 
 /* --- listeners --- */
 
+void notify_adopt_processes(int slot)
+{
+    ledger_lock();
+    for (uint32_t i = 0; i < ledger->object_end; i++) {
+        pid_t pid = ledger->objects[i].pid;
+        if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot &&
+            process_of(slot, pid) < 0)
+            ledger_free_process(pid);
+    }
+    ledger_unlock();
+}
+
 bool notify_add_listener(int slot, int fd)
 {
     for (int i = 0; i < MAX_LISTENERS; i++) {
@@ -383,11 +395,6 @@ bool notify_add_listener(int slot, int fd)
         listeners[i] = (struct listener){fd, slot};
         ledger_lock();
         ledger_set_tier(slot, VGPU_TIER_GUARD);
-        /* processes of a predecessor's time: notice their exits too */
-        for (uint32_t k = 0; k < ledger->object_end; k++)
-            if (ledger->objects[k].state != OBJECT_FREE && ledger->objects[k].tenant == (uint32_t)slot &&
-                process_of(slot, ledger->objects[k].pid) < 0)
-                ledger_free_process(ledger->objects[k].pid);
         ledger_unlock();
         recover(fd, slot);
         return true;

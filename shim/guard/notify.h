@@ -16,6 +16,8 @@ extern bool notify_trace; /* say every judged call on stderr */
 
 void notify_init(int epoll);
 bool notify_add_listener(int slot, int fd); /* takes the descriptor */
+/* Processes of a predecessor's time: watch those that live, free what the others held. */
+void notify_adopt_processes(int slot);
 void notify_remove_tenant(int slot);
 int notify_listener_count(void);
 void notify_listener_ready(int index);

@@ -14,6 +14,7 @@
 
 #define FULL 100000u /* millipercent of one GPU */
 #define MAX_CHANNELS 16384
+#define CALM_NS 1000000ull /* at most so often are changes looked at */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed;
@@ -27,6 +28,7 @@ struct gpu_state {
     bool known[LEDGER_TENANTS]; /* what a predecessor left of this tenant was seen to */
     uint64_t on_since[LEDGER_TENANTS];
     int64_t owed[LEDGER_TENANTS]; /* ns that a tenant got too little (or, negative, too much) so far */
+    uint64_t seen;                /* of `changes` */
     struct channel channels[MAX_CHANNELS];
 };
 
@@ -53,7 +55,18 @@ int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct
  * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
  * each is switched only from a known state, and one of unknown state is put on, twice, before anything else.
  */
-static int take_channels(struct gpu_state *gpu, int slot, bool on)
+/* NOBODY as the slot: every tenant's channels on this GPU are "other". */
+enum whose { OWN, OTHERS };
+#define NOBODY (-1)
+
+static bool concerns(const struct gpu_state *gpu, const struct ledger_object *object, int slot, enum whose whose)
+{
+    if (object->state != OBJECT_HELD || !object->scheduled_ns || tenants[object->tenant].gpu != gpu->index)
+        return false;
+    return whose == OWN ? object->tenant == (uint32_t)slot : object->tenant != (uint32_t)slot;
+}
+
+static int take_channels(struct gpu_state *gpu, int slot, enum whose whose, bool on)
 {
     uint64_t ripe = monotonic_ns() - backend->settle_ns;
     int count = 0;
@@ -61,8 +74,7 @@ static int take_channels(struct gpu_state *gpu, int slot, bool on)
     ledger_lock();
     for (uint32_t i = 0; i < ledger->object_end && count < MAX_CHANNELS; i++) {
         struct ledger_object *object = &ledger->objects[i];
-        if (object->state != OBJECT_HELD || object->tenant != (uint32_t)slot || !object->scheduled_ns ||
-            object->scheduled_ns > ripe)
+        if (!concerns(gpu, object, slot, whose) || object->scheduled_ns > ripe)
             continue;
         if ((object->off == CHANNEL_ON) == on)
             continue;
@@ -97,9 +109,9 @@ static void switch_singly(struct gpu_state *gpu, const struct channel *channels,
     }
 }
 
-static void switch_channels(struct gpu_state *gpu, int slot, bool on)
+static void switch_channels(struct gpu_state *gpu, int slot, enum whose whose, bool on)
 {
-    int count = take_channels(gpu, slot, on);
+    int count = take_channels(gpu, slot, whose, on);
 
     for (int i = 0; i < count; i += NV2080_FIFO_DISABLE_CHANNELS_MAX) {
         int batch = count - i < NV2080_FIFO_DISABLE_CHANNELS_MAX ? count - i : NV2080_FIFO_DISABLE_CHANNELS_MAX;
@@ -114,7 +126,7 @@ static void put_all_on(struct gpu_state *gpu)
 {
     for (int slot = 0; slot < LEDGER_TENANTS; slot++) {
         bool news = tenants[slot].live && tenants[slot].gpu == gpu->index && !gpu->known[slot];
-        int count = news ? take_channels(gpu, slot, true) : 0;
+        int count = news ? take_channels(gpu, slot, OWN, true) : 0;
         for (int pass = 0; pass < 2; pass++)
             switch_singly(gpu, gpu->channels, count, true);
         note_channels(gpu->channels, count, true);
@@ -124,7 +136,7 @@ static void put_all_on(struct gpu_state *gpu)
 
 static void switch_tenant(struct gpu_state *gpu, int slot, bool on)
 {
-    switch_channels(gpu, slot, on);
+    switch_channels(gpu, slot, OWN, on);
     uint64_t now = monotonic_ns();
     ledger_lock();
     ledger_note_on(slot, on, gpu->on[slot] ? now - gpu->on_since[slot] : 0);
@@ -145,24 +157,36 @@ static int collect(int index, struct share *shares)
     return count;
 }
 
-/* Sleep until a time or a change. True: something changed. */
-static bool sleep_until(uint64_t when, uint64_t *seen)
-{
-    struct timespec at = {.tv_sec = (time_t)(when / 1000000000ull), .tv_nsec = (long)(when % 1000000000ull)};
-
-    pthread_mutex_lock(&mutex);
-    while (changes == *seen && !stopping && pthread_cond_timedwait(&changed, &mutex, &at) != ETIMEDOUT)
-        ;
-    bool woken = changes != *seen || stopping;
-    *seen = changes;
-    pthread_mutex_unlock(&mutex);
-    return woken;
-}
-
 static void pause_briefly(uint64_t ns)
 {
     struct timespec t = {.tv_nsec = (long)ns};
     nanosleep(&t, NULL);
+}
+
+/* Sleep until a time or a change. True: something changed. */
+static bool sleep_until(struct gpu_state *gpu, uint64_t when)
+{
+    struct timespec at = {.tv_sec = (time_t)(when / 1000000000ull), .tv_nsec = (long)(when % 1000000000ull)};
+
+    pthread_mutex_lock(&mutex);
+    while (changes == gpu->seen && !stopping && pthread_cond_timedwait(&changed, &mutex, &at) != ETIMEDOUT)
+        ;
+    bool woken = changes != gpu->seen || stopping;
+    gpu->seen = changes;
+    pthread_mutex_unlock(&mutex);
+    return woken;
+}
+
+/*
+ * Sleep until a time, whatever changes: a tenant that makes channels all the time must not cut a turn short. New
+ * channels of those whose turn it is not go off meanwhile; new quotas count from the next period on.
+ */
+static void sleep_through(struct gpu_state *gpu, uint64_t when, int slot)
+{
+    while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE) && sleep_until(gpu, when)) {
+        switch_channels(gpu, slot, OTHERS, false);
+        pause_briefly(CALM_NS); /* nor keep this thread busy */
+    }
 }
 
 static bool alone_and_unlimited(const struct turn *turns, int count)
@@ -171,31 +195,34 @@ static bool alone_and_unlimited(const struct turn *turns, int count)
 }
 
 /* A tenant's turn: on, wait, off; what it got beside what it should have is settled in later turns. */
-static bool run_turn(struct gpu_state *gpu, const struct turn *turn, uint64_t *seen)
+static void run_turn(struct gpu_state *gpu, const struct turn *turn)
 {
-    int64_t length = (int64_t)turn->ns + gpu->owed[turn->slot];
+    int64_t length = (int64_t)turn->ns + gpu->owed[turn->slot], limit = (int64_t)SCHED_PERIOD_NS;
 
     if (length <= 0) { /* it had too much before: this turn pays it back */
-        gpu->owed[turn->slot] += (int64_t)turn->ns;
-        return false;
+        gpu->owed[turn->slot] = length;
+        return;
     }
+    switch_channels(gpu, turn->slot, OTHERS, false);
     switch_tenant(gpu, turn->slot, true);
     uint64_t began = gpu->on_since[turn->slot];
-    bool woken = sleep_until(began + (uint64_t)length, seen);
+    sleep_through(gpu, began + (uint64_t)length, turn->slot);
     uint64_t before = monotonic_ns();
     switch_tenant(gpu, turn->slot, false);
     /* the tenant leaves the GPU somewhere within the call that takes it off: take the middle */
     uint64_t ended = (before + gpu->on_since[turn->slot]) / 2;
-    int64_t owed = woken ? 0 : length - (int64_t)(ended - began);
-    int64_t limit = (int64_t)SCHED_PERIOD_NS;
+    int64_t owed = length - (int64_t)(ended - began);
     gpu->owed[turn->slot] = owed > limit ? limit : owed < -limit ? -limit : owed;
-    return woken;
 }
 
-static void all_off_but_turns(struct gpu_state *gpu, const struct share *shares, int count)
+static void run_period(struct gpu_state *gpu, const struct turn *turns, int count)
 {
+    uint64_t end = monotonic_ns() + SCHED_PERIOD_NS;
+
     for (int i = 0; i < count; i++)
-        switch_tenant(gpu, shares[i].slot, false);
+        run_turn(gpu, &turns[i]);
+    switch_channels(gpu, NOBODY, OTHERS, false);
+    sleep_through(gpu, end, NOBODY);
 }
 
 static void *schedule(void *argument)
@@ -203,31 +230,18 @@ static void *schedule(void *argument)
     struct gpu_state *gpu = argument;
     struct share shares[SCHED_MAX_SHARES];
     struct turn turns[SCHED_MAX_SHARES];
-    uint64_t seen = 0;
 
     while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
         put_all_on(gpu);
-        int count = collect(gpu->index, shares);
-        count = sched_plan(shares, count, SCHED_PERIOD_NS, turns);
-        if (count == 0 || alone_and_unlimited(turns, count)) {
-            if (count)
-                switch_tenant(gpu, turns[0].slot, true);
-            sleep_until(monotonic_ns() + (count ? SCHED_PERIOD_NS * 10 : 3600000000000ull), &seen);
+        int count = sched_plan(shares, collect(gpu->index, shares), SCHED_PERIOD_NS, turns);
+        if (count && !alone_and_unlimited(turns, count)) {
+            run_period(gpu, turns, count);
             continue;
         }
-        uint64_t end = monotonic_ns() + SCHED_PERIOD_NS;
-        bool woken = false;
-        all_off_but_turns(gpu, shares, count);
-        while (!woken && !__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
-            for (int i = 0; i < count && !woken; i++)
-                woken = run_turn(gpu, &turns[i], &seen);
-            if (!woken)
-                woken = sleep_until(end, &seen);
-            end += SCHED_PERIOD_NS;
-            if (end < monotonic_ns()) /* a stall: don't race through the periods that were missed */
-                end = monotonic_ns() + SCHED_PERIOD_NS;
-        }
-        pause_briefly(1000000);
+        if (count)
+            switch_tenant(gpu, turns[0].slot, true);
+        sleep_until(gpu, monotonic_ns() + (count ? SCHED_PERIOD_NS * 10 : 3600000000000ull));
+        pause_briefly(CALM_NS);
     }
     int count = collect(gpu->index, shares);
     for (int i = 0; i < count; i++)
