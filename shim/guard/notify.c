@@ -26,6 +26,7 @@ static struct {
     int pidfd, slot;
 } processes[MAX_PROCESSES];
 static int process_end, epoll_fd;
+static bool redoing; /* the call in hand is one that a predecessor may have carried out */
 
 void notify_init(int epoll)
 {
@@ -194,6 +195,9 @@ static int perform_alloc(int fd, pid_t tid, struct call *call)
     struct ledger_object *object = NULL;
     enum reserve reserved = RESERVE_OK;
 
+    ledger->inflight.root = mine.root;
+    ledger->inflight.handle = mine.object;
+    __atomic_store_n(&ledger->inflight.performing, 1, __ATOMIC_RELEASE);
     ledger_lock();
     if (!root)
         reserved = ledger_reserve(call->slot, call->pid, mine.root, mine.parent, mine.object, mine.class,
@@ -203,9 +207,6 @@ static int perform_alloc(int fd, pid_t tid, struct call *call)
         uint32_t status = NV_ERR_NO_MEMORY;
         return write_tenant(tid, call->address + call->alloc_status_offset, &status, sizeof status) ? 0 : EFAULT;
     }
-    ledger->inflight.root = mine.root;
-    ledger->inflight.handle = mine.object;
-    __atomic_store_n(&ledger->inflight.performing, 1, __ATOMIC_RELEASE);
     mine.params = is_memory ? (uintptr_t)&call->memory : 0;
     mine.params_size = is_memory ? sizeof call->memory : 0;
     mine.rights = 0;
@@ -220,7 +221,6 @@ static int perform_alloc(int fd, pid_t tid, struct call *call)
         ledger_cancel(object);
     }
     ledger_unlock();
-    __atomic_store_n(&ledger->inflight.performing, 0, __ATOMIC_RELEASE);
     if (rc < 0)
         return -rc;
     if (write_alloc_result(tid, call, &mine))
@@ -241,6 +241,8 @@ static int perform_free(int fd, pid_t tid, struct call *call)
 
     if (rc < 0)
         return -rc;
+    if (redoing && mine.status != NV_OK) /* the guard that was killed had come that far */
+        mine.status = NV_OK;
     if (mine.status == NV_OK) {
         ledger_lock();
         ledger_free(mine.root, mine.object);
@@ -345,7 +347,10 @@ static void handle(int listener, int slot)
     answer(listener, n->id, perform(fd, (pid_t)n->pid, &call, &verdict), 0);
 }
 
-/* A predecessor was killed in mid-call: undo what it may have done for the caller, then do the call anew. */
+/*
+ * A predecessor was killed in mid-call. If the caller still waits, whatever was made for it is unmade, and the call
+ * done anew. If it does not, it was answered, or died; what was reserved for a call that never ended is given back.
+ */
 static void recover(int listener, int slot)
 {
     struct ledger_inflight *in = &ledger->inflight;
@@ -353,22 +358,24 @@ static void recover(int listener, int slot)
     if (!in->notification.id || in->tenant != (uint32_t)slot)
         return;
     bool valid = notification_valid(listener, in->notification.id);
-    if (in->performing) {
-        struct ledger_object *object = ledger_find(in->root, in->handle);
-        int index = valid ? process_of(slot, (pid_t)in->notification.pid) : -1;
+    struct ledger_object *object = in->performing ? ledger_find(in->root, in->handle) : NULL;
+    if (object && valid) {
+        int index = process_of(slot, (pid_t)in->notification.pid);
         CLEANUP_FD int fd = index < 0 ? -1 : pidfd_getfd(processes[index].pidfd, (int)in->notification.data.args[0]);
-        if (fd >= 0 && backend->is_driver(fd) && in->handle && object && object->state == OBJECT_RESERVED)
+        if (fd >= 0 && backend->is_driver(fd))
             take_back(fd, in->pid, in->root, object->parent, in->handle);
-        ledger_lock();
-        if (object && object->state == OBJECT_RESERVED)
-            ledger_cancel(object);
-        ledger_unlock();
-        in->performing = 0;
     }
+    ledger_lock();
+    if (object && (valid || object->state == OBJECT_RESERVED))
+        ledger_cancel(object);
+    ledger_unlock();
+    in->performing = 0;
+    redoing = valid;
     if (valid)
         handle(listener, slot);
     else
         in->notification.id = 0;
+    redoing = false;
 }
 
 /* --- listeners --- */
