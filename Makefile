@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(CURDIR)/.tools/node_modules/.bin:$(PATH)
-NPM := npm --no-audit --no-fund --loglevel=error
+NPM := npm --no-audit --no-fund --no-update-notifier --loglevel=error
 STAMPS := $(VENV)/.stamps
 # pip: say what is wrong, not where it looked
 PIP := $(BIN)/pip --quiet --disable-pip-version-check

@@ -20,6 +20,7 @@ import smoke
 
 HERE = Path(__file__).parent
 PASSWORD = "gpu-slices"
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def free_port() -> int:
@@ -110,7 +111,8 @@ class Demo:
                     log = (self.root / f"{name}.log").read_text()[-3000:]
                     raise SystemExit(f"{what} did not start; the log of '{name}' ends:\n{log}")
             if time.monotonic() > end:
-                raise SystemExit(f"{what} did not answer within 90 s; see {self.root}/*.log")
+                logs = "\n".join((self.root / f"{name}.log").read_text()[-1500:] for name, _ in self._processes)
+                raise SystemExit(f"{what} did not answer within 90 s; the logs end:\n{logs}")
             time.sleep(0.1)
 
     def failed(self) -> str | None:
@@ -119,6 +121,8 @@ class Demo:
 
     def stop(self) -> None:
         """Hub first: it stops the servers, and their slices go; then the daemon, and the guard with it."""
+        for number in _ENDS:  # an impatient second Ctrl-C must not leave half of it behind
+            signal.signal(number, signal.SIG_IGN)
         for _, process in reversed(self._processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -139,6 +143,8 @@ def main() -> int:
     parser.add_argument("--emulate", action="store_true", help="emulate a GPU though there is a real one")
     options = parser.parse_args()
     port = options.port
+    if not 1024 <= port <= 65533:
+        parser.error(f"--port {port}: give a number from 1024 to 65533 (the two after it are used too)")
     if options.smoke or not all(_is_free(port + i) for i in range(3)):
         port = free_port()
     demo = Demo(port, options.emulate or not Path("/dev/nvidiactl").exists(), options.emulated_memory)
@@ -146,7 +152,8 @@ def main() -> int:
     def interrupt(number: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in _ENDS:
+        signal.signal(number, interrupt)
     try:
         demo.start()
         if options.smoke:

@@ -45,17 +45,17 @@ class Quota:
         return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"
 
 
-def parse_memory(value: object) -> int:
-    """Bytes of `4G`, `"512 MiB"`, `4294967296`. Units are powers of 1024. Raises QuotaError."""
+def parse_memory(value: object, name: str = "memory") -> int:
+    """Bytes of `4G`, `"512 MiB"`, `4294967296`. Units are powers of 1024. Raises QuotaError, which says `name`."""
     match = _SIZE.match(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
     if match is None or len(str(value)) > 40:
         raise QuotaError(
-            f"memory={_shown(value)} is not a size: give a number of bytes, or one with K, M, G or T, such as '4G'"
+            f"{name}={_shown(value)} is not a size: give a number of bytes, or one with K, M, G or T, such as '4G'"
         )
     size = int(float(match[1]) * _UNITS[match[2].upper()])
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         raise QuotaError(
-            f"memory={_shown(value)} is not a usable size: give from {format_bytes(MIN_MEMORY)}, "
+            f"{name}={_shown(value)} is not a usable size: give from {format_bytes(MIN_MEMORY)}, "
             f"and not more than the GPU has"
         )
     return size

@@ -127,7 +127,11 @@ def _daemon(run_dir: Path) -> Finding:
     try:
         health = Client(run_dir / ADMIN_SOCKET, timeout=5).request("GET", "/api/health")
     except DaemonError as error:
-        return Finding("daemon", "missing", str(error), "start it: jupyter vgpu node")
+        if error.status != 503:  # it answered, and said this
+            return Finding("daemon", "limited", str(error), "see its log")
+        where = run_dir / ADMIN_SOCKET
+        way_out = "start it: jupyter vgpu node (--emulate where there is no GPU), or say where it is with --run-dir"
+        return Finding("daemon", "missing", f"no node daemon answers at {where}", way_out)
     text = f"vgpud answers: {health['status']}, backend {health['backend']}, {health['tenants']} slices"
     return Finding("daemon", "ok", text)
 

@@ -11,7 +11,7 @@ from .. import __version__
 from ..client import Client, DaemonError
 from ..native import NativeMissing
 from ..paths import ADMIN_SOCKET, TENANT_SOCKET, default_run_dir
-from ..quota import Policy, QuotaError
+from ..quota import Policy, Quota, QuotaError
 from . import doctor, run, status
 
 _OK, _FAILED, _USAGE = 0, 1, 2
@@ -34,12 +34,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     runner.add_argument("--mem", required=True, metavar="SIZE", help="GPU memory, such as 4G")
     runner.add_argument("--cores", required=True, metavar="PERCENT", help="share of the GPU's compute, such as 25")
-    runner.add_argument("--policy", default=str(Policy.HARD), choices=[str(p) for p in Policy])
-    runner.add_argument("--gpu", metavar="UUID", help="only on this GPU")
+    runner.add_argument(
+        "--policy",
+        default=str(Policy.HARD),
+        choices=[str(p) for p in Policy],
+        help="hard: never above its percent; burst: and what is idle",
+    )
+    runner.add_argument("--gpu", metavar="GPU", help="only on this one: its index or UUID")
     runner.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
     check = commands.add_parser("doctor", help="say what works on this machine, and what to do where it does not")
-    check.add_argument("--json", action="store_true")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     for command in (show, runner, check):
         command.add_argument("--run-dir", type=Path, default=default_run_dir(), help="the node daemon's directory")
@@ -68,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             print("jupyter vgpu run: this is a GPU slice already: run the command as it is", file=sys.stderr)
             return run.NO_SLICE
         request = {"memory": options.mem, "cores": options.cores, "policy": options.policy, "gpu": options.gpu}
+        Quota.parse(options.mem, options.cores, options.policy)  # say what is wrong with it, daemon or not
         return run.run(Client(options.run_dir / ADMIN_SOCKET), request, command)
     except (DaemonError, QuotaError, NativeMissing) as error:
         print(f"jupyter vgpu {options.command}: {error}", file=sys.stderr)

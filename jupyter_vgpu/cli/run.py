@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from types import FrameType
 from ..client import Client, DaemonError, Json
 from ..native import program
 
+_PR_SET_PDEATHSIG = 1
 NO_SLICE = 125  # as containers say "could not start"
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -45,3 +47,5 @@ def run(client: Client, request: Json, command: list[str]) -> int:
 
 def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # a runner that is killed takes the command along: its slice is gone by then
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

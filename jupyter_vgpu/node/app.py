@@ -157,6 +157,11 @@ class NodeApp(JupyterApp):
             asyncio.run(self._run())
         except (NoGpu, GuardError, QuotaError) as error:
             self.exit_with(str(error))
+        except OSError as error:
+            where = error.filename or f"{self.run_dir} or {self.data_dir_path}"
+            self.exit_with(
+                f"can't use {where}: {error.strerror}; give --run-dir and --data-dir that this user may write"
+            )
 
     def exit_with(self, message: str) -> None:
         self.log.critical(message)
@@ -177,7 +182,7 @@ class NodeApp(JupyterApp):
         run_dir = Path(self.run_dir)
         lock = self._lock(run_dir)
         if self.emulate:
-            emulate(run_dir / "emulated", parse_memory(self.emulated_memory), self.emulated_gpus)
+            emulate(run_dir / "emulated", parse_memory(self.emulated_memory, "--emulated-memory"), self.emulated_gpus)
         gpus = discover()
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

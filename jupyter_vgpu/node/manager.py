@@ -205,7 +205,7 @@ class Manager:
         return self.describe(tenant)
 
     def remove(self, key: str) -> None:
-        """Forget the slice. Processes that are left of it find the GPU gone."""
+        """Forget the slice. Processes that still use the GPU in it are ended: what they hold would be nobody's."""
         tenant = self.find(key)
         self._store.remove(tenant.id)
         del self.tenants[tenant.id]

@@ -39,9 +39,9 @@ def place(quota: Quota, rooms: Sequence[Room], wanted: str | None = None) -> Roo
     """Pick the GPU with the most free memory for a slice, or raise NoRoom.
 
     Reserves nothing. Ties go to the lowest index, so the answer is the same on every call.
-    wanted: only this GPU will do.
+    wanted: only the GPU of this UUID or index will do.
     """
-    candidates = [room for room in rooms if wanted in (None, room.uuid)]
+    candidates = [room for room in rooms if wanted in (None, room.uuid, str(room.index))]
     if not candidates:
         known = ", ".join(room.uuid for room in rooms) or "none"
         raise NoRoom(f"this node has no GPU {wanted}; it has: {known}")

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -425,6 +426,8 @@ void notify_remove_tenant(int slot)
             notify_listener_gone(i);
     for (int i = 0; i < process_end; i++)
         if (processes[i].pid && processes[i].slot == slot) {
+            /* what it holds on the GPU would be nobody's, and be promised to another: it ends with its slice */
+            syscall(SYS_pidfd_send_signal, processes[i].pidfd, SIGKILL, NULL, 0);
             unwatch(processes[i].pidfd);
             processes[i].pid = 0;
         }

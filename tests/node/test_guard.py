@@ -200,11 +200,17 @@ def test_processes_killed_at_random_points_leave_nothing(node: Node) -> None:
     assert node.show("tenant")["processes"] == []
 
 
-def test_removing_a_tenant_takes_the_gpu_from_what_is_left_of_it(node: Node) -> None:
-    worker = Worker(node, node.tenant("1G", 25))
+def test_removing_a_tenant_ends_what_still_uses_the_gpu_in_it(node: Node) -> None:
+    """Else its memory would be nobody's, and be promised to the next."""
+    tenant = node.tenant("1G", 25)
+    worker, bystander = Worker(node, tenant), node.spawn(tenant, "sh", "-c", "echo up; exec sleep 5")
+    assert bystander.stdout
+    assert bystander.stdout.readline() == "up\n"
     node.client.request("DELETE", "/api/tenants/tenant")
-    assert worker.ask("alloc", bytes=2 * MIB)["error"] != "CUDA_SUCCESS"
-    worker.kill()
+    assert worker.process.wait(5) == -signal.SIGKILL
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_a_launcher_without_a_daemon_does_not_start_the_program(node: Node) -> None:

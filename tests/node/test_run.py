@@ -64,12 +64,13 @@ def test_without_a_daemon_it_says_how_to_start_one() -> None:
 
 def test_a_killed_runner_leaves_no_slice(node: Node) -> None:
     process = subprocess.Popen(
-        [*CLI, "run", "--run-dir", str(node.run_dir), "--mem", "1G", "--cores", "5", "--", "sleep", "3"]
+        [*CLI, "run", "--run-dir", str(node.run_dir), "--mem", "1G", "--cores", "5", "--", "sleep", "77.7"]
     )
     wait_until(lambda: tenants(node), 10, "the slice is there")
     process.kill()
     process.wait()
     wait_until(lambda: tenants(node) == [], 5, "the slice went with its runner")
+    assert subprocess.run(["pgrep", "-f", "sleep 77.7"], capture_output=True).stdout == b""  # and so did the command
 
 
 def test_signals_reach_the_command(node: Node) -> None:
