@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -181,6 +182,9 @@ class NodeApp(JupyterApp):
     async def _run(self) -> None:
         run_dir = Path(self.run_dir)
         lock = self._lock(run_dir)
+        # each tenant has two sockets, listeners and connections of its own
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if self.emulate:
             emulate(run_dir / "emulated", parse_memory(self.emulated_memory, "--emulated-memory"), self.emulated_gpus)
         gpus = discover()

@@ -126,6 +126,8 @@ class Guard:
     def _revive(self) -> None:
         if self._stopping:
             return
+        self._unwatch()
+        self._disconnect()
         try:
             if not self._connect():
                 self._spawn()
@@ -172,6 +174,9 @@ class Guard:
     # --- words ---
 
     def _ask(self, text: str, fd: int = -1) -> str:
+        # a guard that was slow once is asked anew; one that ended is being replaced
+        if not self._socket and text != "hello" and self._pidfd >= 0:
+            self._connect()
         if not self._socket:
             raise GuardError("the guard is being restarted")
         try:

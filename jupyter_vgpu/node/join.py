@@ -29,7 +29,7 @@ class JoinServer:
     """The join socket of one tenant.
 
     probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener.
-    allow_shim: where the guard can't, may the tenant run in the shim tier?
+    allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class JoinServer:
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
         allow_shim: bool,
+        owner: int | None = None,
     ) -> None:
+        self._owner = owner
         self._page = page
         self._quota = quota
         self._probe = probe
@@ -56,6 +58,7 @@ class JoinServer:
         self._guarded = False
         self._held: dict[socket.socket, int] = {}
         self._pids: dict[socket.socket, int] = {}
+        self._strangers: set[socket.socket] = set()
         asyncio.get_running_loop().add_reader(self._server, self._accept)
 
     def close(self) -> None:
@@ -78,7 +81,10 @@ class JoinServer:
             return
         connection.setblocking(False)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self._pids[connection] = struct.unpack("3i", credentials)[0]
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if self._owner is not None and uid not in (self._owner, 0):
+            self._strangers.add(connection)
+        self._pids[connection] = pid
         self._connections.add(connection)
         asyncio.get_running_loop().add_reader(connection, self._readable, connection)
 
@@ -87,6 +93,7 @@ class JoinServer:
         connection.close()
         self._connections.discard(connection)
         self._pids.pop(connection, None)
+        self._strangers.discard(connection)
         if self._held.pop(connection, 0):
             self._publish()
 
@@ -111,6 +118,8 @@ class JoinServer:
             self._drop(connection)
 
     def _answer(self, connection: socket.socket, data: bytes, fds: list[int]) -> str:
+        if connection in self._strangers:
+            return "refused this slice is another user's"
         words = data.decode("ascii", "replace").split()
         match words:
             case ["probe"]:

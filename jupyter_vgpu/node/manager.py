@@ -174,11 +174,11 @@ class Manager:
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
-        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid)
+        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid, owner)
         self._store.add(tenant)
         self.tenants[tenant.id] = tenant
         try:
-            self._open(tenant, owner)
+            self._open(tenant)
         except Exception:
             self.remove(tenant.id)
             raise
@@ -223,9 +223,11 @@ class Manager:
     def directory(self, tenant: Tenant) -> Path:
         return self._tenants_dir / tenant.id
 
-    def _open(self, tenant: Tenant, owner: int | None = None) -> None:
+    def _open(self, tenant: Tenant) -> None:
         directory = self.directory(tenant)
+        # the daemon's own: what a tenant could rename or link in here, root would follow. Its name is the secret.
         directory.mkdir(exist_ok=True)
+        directory.chmod(0o711)
         page = SlicePage(directory / layout()["page_file"], tenant.gpu)
         live = self._live[tenant.id] = _Live(page)
         self._tell_guard(tenant, page.fd)
@@ -236,13 +238,11 @@ class Manager:
             probe=self.guard.probe,
             join=lambda fd: self._join(tenant.id, fd),
             allow_shim=self.limits.allow_shim_tier,
+            owner=tenant.owner,
         )
         live.stop_api = self._serve_tenant(tenant.id, directory / TENANT_SOCKET)
         if tenant.until_pid:
             self._watch(tenant, live)
-        if owner is not None:
-            os.chown(directory, owner, -1)
-            directory.chmod(0o700)
 
     def _watch(self, tenant: Tenant, live: _Live) -> None:
         loop = asyncio.get_running_loop()

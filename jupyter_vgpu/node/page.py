@@ -50,10 +50,13 @@ class SlicePage:
         # made whole under another name first: the shim may map the page as soon as it has its name
         if not path.exists() or path.stat().st_size != self._layout["size"]:
             draft = path.with_suffix(".new")
-            draft.write_bytes(bytes(self._layout["size"]))
-            draft.chmod(0o644)
+            draft.unlink(missing_ok=True)
+            fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            os.ftruncate(fd, self._layout["size"])
+            os.fchmod(fd, 0o644)
+            os.close(fd)
             draft.rename(path)
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._map = mmap.mmap(self.fd, self._layout["size"])
         at = self._layout["gpu_uuid_offset"]
         text = gpu_uuid.encode()[: self._layout["gpu_uuid_length"] - 1]

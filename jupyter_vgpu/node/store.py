@@ -16,7 +16,7 @@ from ..quota import Policy, Quota
 class Tenant:
     """A slice: a quota placed on a GPU. `slot` is its place in the guard's ledger.
 
-    until_pid: the tenant ends with that process; 0: when it is removed.
+    until_pid: the tenant ends with that process; 0: when it is removed. owner: the user who alone may join; None: any.
     """
 
     id: str
@@ -26,6 +26,7 @@ class Tenant:
     quota: Quota
     created: str
     until_pid: int = 0
+    owner: int | None = None
 
 
 class _Base(DeclarativeBase):
@@ -44,10 +45,11 @@ class _Row(_Base):
     policy: Mapped[str] = mapped_column(String(16))
     created: Mapped[str] = mapped_column(String(32))
     until_pid: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[int | None]
 
     def tenant(self) -> Tenant:
         quota = Quota(self.memory, self.cores, Policy(self.policy))
-        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid)
+        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid, self.owner)
 
 
 class Store:
@@ -78,6 +80,7 @@ class Store:
                     policy=str(quota.policy),
                     created=tenant.created,
                     until_pid=tenant.until_pid,
+                    owner=tenant.owner,
                 )
             )
 

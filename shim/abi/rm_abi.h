@@ -141,6 +141,8 @@ struct nva06c_gpfifo_schedule {
 #define NVA06C_CTRL_CMD_PREEMPT 0xA06C0105u
 #define NVA06C_CTRL_CMD_SET_INTERLEAVE_LEVEL 0xA06C0107u
 
+#define NV0000_CTRL_CMD_GPU_GET_PROBED_IDS 0x214u
+#define NV0000_PROBED_IDS_WORDS 96 /* three lists of 32 */
 #define NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2 0x205u
 struct nv0000_gpu_id_info {
     uint32_t gpu_id, gpu_flags, device_instance, subdevice_instance;

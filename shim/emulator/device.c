@@ -230,6 +230,8 @@ static uint32_t do_control(struct emu_device *device, const struct nvos54 *call)
     }
     if (call->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && call->params_size == sizeof(struct nva06c_gpfifo_schedule))
         return emu_find(device, call->client, call->object) ? NV_OK : NV_ERR_OBJECT_NOT_FOUND;
+    if (call->command == NV0000_CTRL_CMD_GPU_GET_PROBED_IDS)
+        return find_client(device, call->client) ? NV_OK : NV_ERR_INVALID_CLIENT;
     return NV_ERR_NOT_SUPPORTED;
 }
 

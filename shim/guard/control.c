@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 #include "util.h"
 
 #define PROTOCOL 1
+#define PATIENCE_MS 1000
 
 static bool ending;
 
@@ -95,7 +97,9 @@ static void give_listeners(int controller)
         if (listeners[i].fd < 0)
             continue;
         snprintf(text, sizeof text, "listener %d", listeners[i].slot);
-        if (send_message(controller, text, listeners[i].fd) < 0)
+        /* its socket holds a few hundred messages: wait for vgpud to take some */
+        struct pollfd room = {.fd = controller, .events = POLLOUT};
+        if (poll(&room, 1, PATIENCE_MS) != 1 || send_message(controller, text, listeners[i].fd) < 0)
             return;
     }
     reply(controller, "ok");

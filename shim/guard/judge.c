@@ -7,6 +7,9 @@
 #include "backend.h"
 #include "ledger.h"
 
+/* A context has 20; more than this nobody needs, and each costs the scheduler time. */
+#define MAX_TENANT_CHANNELS 2048
+
 static struct verdict go_on(void) { return (struct verdict){.kind = VERDICT_CONTINUE}; }
 static struct verdict say_status(uint32_t status, uint32_t offset)
 {
@@ -35,6 +38,8 @@ static struct verdict note_object(const struct call *call)
         return go_on(); /* the driver will refuse the number that is taken */
     if (!alloc->object)
         return go_on();
+    if (NV_CLASS_IS_CHANNEL(class) && tenants[call->slot].channels >= MAX_TENANT_CHANNELS)
+        return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
     if (ledger_reserve(call->slot, call->pid, alloc->root, alloc->parent, alloc->object, class, 0, &object) !=
         RESERVE_OK)
         return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
@@ -63,7 +68,7 @@ static struct verdict judge_alloc(struct call *call)
     }
     if (NV_CLASS_IS_ROOT(alloc->class))
         return backend->performs(alloc->class) ? (struct verdict){.kind = VERDICT_ALLOC} : go_on();
-    if (!ledger_claim_root(call->slot, call->pid, alloc->root))
+    if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
     if (backend->performs(alloc->class))
         return (struct verdict){.kind = VERDICT_ALLOC};
@@ -81,10 +86,8 @@ static struct verdict judge_free(struct call *call)
     struct ledger_object *object = ledger_find(call->args.free.root, call->args.free.object);
     if (owner < 0 || !object)
         return go_on();
-    if (backend->performs(object->class))
-        return (struct verdict){.kind = VERDICT_FREE};
-    ledger_free(call->args.free.root, call->args.free.object);
-    return go_on();
+    /* performed, so that only what the driver really freed leaves the account */
+    return (struct verdict){.kind = VERDICT_FREE};
 }
 
 static struct verdict judge_control(struct call *call)

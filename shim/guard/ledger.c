@@ -65,8 +65,10 @@ static void page_end(struct vgpu_slice_page *page) { __atomic_add_fetch(&page->s
 static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, bool make)
 {
     struct vgpu_process_row *spare = NULL;
+    /* read once: whoever may write to the page must not change it between check and use */
+    uint32_t rows = __atomic_load_n(&page->process_rows, __ATOMIC_RELAXED);
 
-    for (uint32_t i = 0; i < page->process_rows && i < VGPU_PAGE_PROCESSES; i++) {
+    for (uint32_t i = 0; i < rows && i < VGPU_PAGE_PROCESSES; i++) {
         if (page->processes[i].pid == (uint32_t)pid)
             return &page->processes[i];
         if (!page->processes[i].pid && !spare)
@@ -74,8 +76,10 @@ static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, 
     }
     if (!make)
         return NULL;
-    if (!spare && page->process_rows < VGPU_PAGE_PROCESSES)
-        spare = &page->processes[page->process_rows++];
+    if (!spare && rows < VGPU_PAGE_PROCESSES) {
+        spare = &page->processes[rows];
+        page->process_rows = rows + 1;
+    }
     if (spare)
         *spare = (struct vgpu_process_row){.pid = (uint32_t)pid};
     return spare;
@@ -253,13 +257,12 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
 
     if (object && object->tenant == (uint32_t)slot)
         return true;
-    if (object && object->proven)
-        return false;
     if (object)
-        ledger_free(root,
-                    root); /* claimed by name only: a tenant that made the handle up loses it to whoever asks next */
-    return ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) == RESERVE_OK &&
-           (object->state = OBJECT_HELD, true);
+        ledger_free(root, root);
+    if (ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) != RESERVE_OK)
+        return false;
+    object->state = OBJECT_HELD;
+    return true;
 }
 
 static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
@@ -305,8 +308,6 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 
 void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes)
 {
-    struct ledger_object *root = ledger_find(object->root, object->root);
-
     if (handle != object->handle) { /* the tenant left the choice to the driver */
         uint32_t i = (uint32_t)(object - ledger->objects);
         index_remove(i);
@@ -319,8 +320,6 @@ void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes
         account(object, 1);
     }
     object->state = OBJECT_HELD;
-    if (root)
-        root->proven = 1;
 }
 
 void ledger_cancel(struct ledger_object *object)

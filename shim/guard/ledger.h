@@ -27,10 +27,10 @@ struct ledger_object {
     uint32_t state, tenant; /* tenant: slot */
     uint32_t root, parent, handle, class;
     int32_t pid;
-    uint32_t proven; /* roots: the driver accepted a call of this tenant under it */
+    uint32_t padding;
     uint64_t bytes;
-    uint64_t scheduled_ns; /* channels: when the tenant asked the driver to run it; 0: not yet */
-    uint32_t off, padding; /* channels: enum channel_off */
+    uint64_t scheduled_ns;  /* channels: when the tenant asked the driver to run it; 0: not yet */
+    uint32_t off, padding2; /* channels: enum channel_off */
 };
 
 /* UNSURE while the driver is being asked: a guard killed in between leaves it to its successor. */
@@ -78,10 +78,10 @@ void ledger_remove_tenant(int slot);
 struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 /* Whose client is this? -1: nobody's yet. */
 int ledger_root_owner(uint32_t root);
-/* Bind a client to a tenant on first sight. False: it is another tenant's. */
+/* The client is this tenant's, the driver says so; who had its number before has ended. */
 bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
 
-enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL };
+enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL, RESERVE_TAKEN };
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
                             uint64_t bytes, struct ledger_object **out);
 /* The driver did it: with the handle and size that it says. */

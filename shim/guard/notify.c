@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,6 +18,10 @@
 #include "ledger.h"
 #include "sched.h"
 #include "util.h"
+
+#ifndef PIDFD_THREAD /* Linux 6.9 */
+#define PIDFD_THREAD O_EXCL
+#endif
 
 struct listener listeners[MAX_LISTENERS];
 bool notify_trace;
@@ -52,7 +57,7 @@ static void unwatch(int fd)
 
 /* --- processes --- */
 
-static int pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+static int pidfd_open(pid_t pid, unsigned flags) { return (int)syscall(SYS_pidfd_open, pid, flags); }
 static int pidfd_getfd(int pidfd, int fd) { return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); }
 
 static pid_t thread_group(pid_t tid)
@@ -69,39 +74,68 @@ static pid_t thread_group(pid_t tid)
     return line ? (pid_t)strtol(line + 6, NULL, 10) : -1;
 }
 
-static bool has_thread(pid_t pid, pid_t tid)
+static int find_process(int slot, pid_t pid)
 {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/task/%d", pid, tid);
-    return access(path, F_OK) == 0;
+    for (int i = 0; i < process_end; i++)
+        if (processes[i].pid == pid && processes[i].slot == slot)
+            return i;
+    return -1;
+}
+
+/* A free place, unless the tenant has its share of them. */
+static int place_for(int slot)
+{
+    int spare = -1, own = 0;
+
+    for (int i = 0; i < process_end; i++) {
+        if (processes[i].pid == 0)
+            spare = i;
+        else
+            own += processes[i].slot == slot;
+    }
+    if (own >= MAX_TENANT_PROCESSES)
+        return -1;
+    return spare >= 0 ? spare : process_end < MAX_PROCESSES ? process_end++ : -1;
 }
 
 /* Index of the calling thread's process; -1 when it is gone or the table is full. */
 static int process_of(int slot, pid_t tid)
 {
-    int spare = -1;
+    int i = find_process(slot, tid);
+    pid_t pid = i >= 0 ? 0 : thread_group(tid);
 
-    for (int i = 0; i < process_end; i++) {
-        if (processes[i].pid == 0)
-            spare = i;
-        else if (processes[i].slot == slot && (processes[i].pid == tid || has_thread(processes[i].pid, tid)))
-            return i;
-    }
-    if (spare < 0 && process_end == MAX_PROCESSES)
+    if (i < 0 && pid > 0)
+        i = find_process(slot, pid);
+    if (i >= 0 || pid <= 0)
+        return i;
+    CLEANUP_FD int pidfd = pidfd_open(pid, 0);
+    i = pidfd < 0 ? -1 : place_for(slot);
+    if (i < 0 || !watch(pidfd, EPOLLIN, EVENT(EVENT_PROCESS, i)))
         return -1;
-    pid_t pid = thread_group(tid);
-    int pidfd = pid > 0 ? pidfd_open(pid) : -1;
-    if (pidfd < 0)
-        return -1;
-    int i = spare >= 0 ? spare : process_end++;
-    if (!watch(pidfd, EPOLLIN, EVENT(EVENT_PROCESS, i))) {
-        close(pidfd);
-        return -1;
-    }
     processes[i].pid = pid;
     processes[i].pidfd = pidfd;
     processes[i].slot = slot;
+    pidfd = -1; /* the table's now */
     return i;
+}
+
+/*
+ * The calling thread's descriptor. A thread may have unshared its table from its process' (CLONE_FILES): the guard
+ * must look at what the kernel would look at, or a thread could show it /dev/null and mean the driver.
+ */
+static int take_descriptor(int index, pid_t tid, int fd)
+{
+    if (tid == processes[index].pid)
+        return pidfd_getfd(processes[index].pidfd, fd);
+    CLEANUP_FD int thread = pidfd_open(tid, PIDFD_THREAD);
+    if (thread >= 0)
+        return pidfd_getfd(thread, fd);
+    if (errno != EINVAL) /* before Linux 6.9 there are none of threads: then both must have the same table */
+        return -1;
+    if (syscall(SYS_kcmp, processes[index].pid, tid, KCMP_FILES, 0, 0) == 0)
+        return pidfd_getfd(processes[index].pidfd, fd);
+    errno = EACCES;
+    return -1;
 }
 
 void notify_process_exited(int index)
@@ -146,7 +180,7 @@ int notify_can_guard(pid_t pid)
     there = (struct iovec){(void *)(uintptr_t)strtoull(line, NULL, 16), 1};
     if (process_vm_readv(pid, &here, 1, &there, 1, 0) != 1)
         return errno;
-    CLEANUP_FD int pidfd = pidfd_open(pid);
+    CLEANUP_FD int pidfd = pidfd_open(pid, 0);
     if (pidfd < 0)
         return errno;
     CLEANUP_FD int fd = pidfd_getfd(pidfd, 0);
@@ -200,12 +234,14 @@ static int perform_alloc(int fd, pid_t tid, struct call *call)
     ledger->inflight.handle = mine.object;
     __atomic_store_n(&ledger->inflight.performing, 1, __ATOMIC_RELEASE);
     ledger_lock();
-    if (!root)
+    if (!root && mine.object && ledger_find(mine.root, mine.object))
+        reserved = RESERVE_TAKEN;
+    else if (!root)
         reserved = ledger_reserve(call->slot, call->pid, mine.root, mine.parent, mine.object, mine.class,
                                   counts ? call->memory.size : 0, &object);
     ledger_unlock();
     if (reserved != RESERVE_OK) {
-        uint32_t status = NV_ERR_NO_MEMORY;
+        uint32_t status = reserved == RESERVE_TAKEN ? NV_ERR_INSERT_DUPLICATE_NAME : NV_ERR_NO_MEMORY;
         return write_tenant(tid, call->address + call->alloc_status_offset, &status, sizeof status) ? 0 : EFAULT;
     }
     mine.params = is_memory ? (uintptr_t)&call->memory : 0;
@@ -306,6 +342,31 @@ static void trace(const struct call *call, const struct verdict *verdict)
         words[verdict->kind]);
 }
 
+/*
+ * A client is a tenant's when the driver accepts a call under it on the tenant's own descriptor: it ties each client
+ * to the file that it was made on. A name alone, guessed or made up, claims nothing.
+ */
+static void claim_client(int fd, const struct call *call)
+{
+    uint32_t ids[NV0000_PROBED_IDS_WORDS] = {0}, root = call->args.alloc.root; /* both forms begin alike */
+    struct nvos54 question = {.client = root,
+                              .object = root,
+                              .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
+                              .params = (uintptr_t)ids,
+                              .params_size = sizeof ids};
+
+    ledger_lock();
+    bool known = call->nr != NV_ESC_RM_ALLOC || NV_CLASS_IS_ROOT(call->args.alloc.class) ||
+                 ledger_root_owner(root) == call->slot;
+    ledger_unlock();
+    if (known || backend->perform(fd, call->pid, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0 ||
+        question.status != NV_OK)
+        return;
+    ledger_lock();
+    ledger_claim_root(call->slot, call->pid, root);
+    ledger_unlock();
+}
+
 /* Answer the notification in ledger->inflight. */
 static void handle(int listener, int slot)
 {
@@ -325,12 +386,13 @@ static void handle(int listener, int slot)
     }
     call.pid = processes[index].pid;
     ledger->inflight.pid = call.pid;
-    CLEANUP_FD int fd = pidfd_getfd(processes[index].pidfd, (int)n->data.args[0]);
+    CLEANUP_FD int fd = take_descriptor(index, (pid_t)n->pid, (int)n->data.args[0]);
     if (fd < 0 || !backend->is_driver(fd)) {
         /* Some other device's ioctl whose number looks like ours. */
         answer(listener, n->id, fd < 0 ? errno : 0, fd < 0 ? 0 : SECCOMP_USER_NOTIF_FLAG_CONTINUE);
         return;
     }
+    claim_client(fd, &call);
     ledger_lock();
     bool tenant = tenants[slot].live;
     struct verdict verdict = tenant ? judge(&call) : (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM};
@@ -362,7 +424,9 @@ static void recover(int listener, int slot)
     struct ledger_object *object = in->performing ? ledger_find(in->root, in->handle) : NULL;
     if (object && valid) {
         int index = process_of(slot, (pid_t)in->notification.pid);
-        CLEANUP_FD int fd = index < 0 ? -1 : pidfd_getfd(processes[index].pidfd, (int)in->notification.data.args[0]);
+        CLEANUP_FD int fd = index < 0 ? -1
+                                      : take_descriptor(index, (pid_t)in->notification.pid,
+                                                        (int)in->notification.data.args[0]);
         if (fd >= 0 && backend->is_driver(fd))
             take_back(fd, in->pid, in->root, object->parent, in->handle);
     }
@@ -387,7 +451,7 @@ void notify_adopt_processes(int slot)
     for (uint32_t i = 0; i < ledger->object_end; i++) {
         pid_t pid = ledger->objects[i].pid;
         if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot &&
-            process_of(slot, pid) < 0)
+            process_of(slot, pid) < 0 && kill(pid, 0) < 0 && errno == ESRCH)
             ledger_free_process(pid);
     }
     ledger_unlock();

@@ -7,6 +7,7 @@
 
 #define MAX_LISTENERS 4096
 #define MAX_PROCESSES 8192
+#define MAX_TENANT_PROCESSES 1024
 
 struct listener {
     int fd, slot;

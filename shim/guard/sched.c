@@ -96,13 +96,24 @@ static void note_channels(const struct channel *channels, int count, bool on)
     ledger_unlock();
 }
 
+static void forget_channel(const struct channel *channel)
+{
+    ledger_lock();
+    struct ledger_object *object = ledger_find(channel->root, channel->handle);
+    if (object)
+        object->scheduled_ns = 0;
+    ledger_unlock();
+}
+
 /* A batch failed, for one of it is gone: how far it came is unknown, so each is made sure of by itself. */
 static void switch_singly(struct gpu_state *gpu, const struct channel *channels, int count, bool on)
 {
     for (int i = 0; i < count; i++) {
         uint32_t status = backend->set_channels(gpu->index, &channels[i], 1, true);
-        if (!on)
+        if (!on && status == NV_OK)
             status = backend->set_channels(gpu->index, &channels[i], 1, false);
+        if (status != NV_OK) /* it is gone, or never was: do not fail on it again */
+            forget_channel(&channels[i]);
         if (status != NV_OK && notify_trace)
             say("channel 0x%08x of client 0x%08x %s: status 0x%x", channels[i].handle, channels[i].root,
                 on ? "on" : "off", status);
@@ -209,7 +220,7 @@ static void run_turn(struct gpu_state *gpu, const struct turn *turn)
     sleep_through(gpu, began + (uint64_t)length, turn->slot);
     uint64_t before = monotonic_ns();
     switch_tenant(gpu, turn->slot, false);
-    /* the tenant leaves the GPU somewhere within the call that takes it off: take the middle */
+    /* measured: it is on when the call returns, and leaves somewhere within the call that takes it off */
     uint64_t ended = (before + gpu->on_since[turn->slot]) / 2;
     int64_t owed = length - (int64_t)(ended - began);
     gpu->owed[turn->slot] = owed > limit ? limit : owed < -limit ? -limit : owed;

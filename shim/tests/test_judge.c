@@ -47,13 +47,20 @@ static void hold(int slot, uint32_t root, uint32_t parent, uint32_t handle, uint
     ledger_commit(object, handle, bytes);
 }
 
-static void a_client_is_whose_call_the_driver_accepted(void)
+static void a_client_that_nobody_proved_is_refused(void)
 {
-    CHECK(ledger_claim_root(ALICE, 103, UNKNOWN)); /* a name made up */
-    CHECK(ledger_claim_root(BOB, 104, UNKNOWN));   /* goes to who asks next … */
-    hold(BOB, UNKNOWN, UNKNOWN, 0x10, NV01_DEVICE_0, 0);
-    CHECK(!ledger_claim_root(ALICE, 103, UNKNOWN)); /* … until the driver took it for real */
-    CHECK(ledger_root_owner(UNKNOWN) == BOB);
+    struct nvos64 alloc = {.root = UNKNOWN, .parent = UNKNOWN, .object = 0x77, .class = NV01_DEVICE_0};
+    struct verdict verdict = judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc);
+    CHECK(verdict.kind == VERDICT_STATUS && verdict.status == NV_ERR_INVALID_CLIENT);
+    CHECK(ledger_root_owner(UNKNOWN) == -1);
+}
+
+static void a_client_number_that_is_reused_is_its_new_owners(void)
+{
+    CHECK(ledger_claim_root(ALICE, 103, UNKNOWN));
+    hold(ALICE, UNKNOWN, UNKNOWN, 0x10, NV01_MEMORY_LOCAL_USER, 1 << 20);
+    CHECK(ledger_claim_root(BOB, 104, UNKNOWN));
+    CHECK(ledger_root_owner(UNKNOWN) == BOB && tenants[ALICE].page->memory_used == 0);
 }
 
 static void a_neighbours_client_is_out_of_reach(void)
@@ -154,7 +161,8 @@ void test_judge(void)
     CHECK(ledger_claim_root(ALICE, 103, ALICES));
     CHECK(ledger_claim_root(BOB, 104, BOBS));
     hold(BOB, BOBS, BOBS, 0x20, NV01_DEVICE_0, 0);
-    a_client_is_whose_call_the_driver_accepted();
+    a_client_that_nobody_proved_is_refused();
+    a_client_number_that_is_reused_is_its_new_owners();
     a_neighbours_client_is_out_of_reach();
     nobody_switches_channels();
     the_older_doors_give_no_uncounted_memory();
