@@ -13,7 +13,7 @@ NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: screenshots demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
+.PHONY: docs screenshots demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -43,6 +43,10 @@ test-native: $(STAMPS)/venv
 test-gpu: native
 	@test -e /dev/nvidiactl || (echo "make test-gpu: there is no NVIDIA GPU here (/dev/nvidiactl is missing)"; false)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/spawner:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu $(PYTEST_ARGS)
+
+docs: $(STAMPS)/demo
+	$(PIP) install --no-build-isolation --editable ".[demo,docs]"
+	$(BIN)/python -m sphinx -q -W docs build/docs
 
 # The pictures of the README, as the browser tests took them.
 screenshots: $(STAMPS)/test $(STAMPS)/system native labextension

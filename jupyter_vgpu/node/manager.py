@@ -227,7 +227,7 @@ class Manager:
         directory = self.directory(tenant)
         # the daemon's own: what a tenant could rename or link in here, root would follow. Its name is the secret.
         directory.mkdir(exist_ok=True)
-        directory.chmod(0o711)
+        directory.chmod(0o755)
         page = SlicePage(directory / layout()["page_file"], tenant.gpu)
         live = self._live[tenant.id] = _Live(page)
         self._tell_guard(tenant, page.fd)

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from support.node import Node, wait_until
+from support.node import Node, left_out, wait_until
 
 for folder in ("hub", "docker"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
@@ -39,7 +39,7 @@ c.JupyterHub.hub_connect_ip = "{gateway}"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     if reason := available():
-        pytest.skip(reason)
+        left_out(reason)
     made = Engine()
     yield made
     made.stop()

@@ -14,10 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jupyter_vgpu.client import Client, DaemonAway
 from jupyter_vgpu.native import program
 
 CLI = [sys.executable, "-m", "jupyter_vgpu.cli.main"]
+
+
+def left_out(reason: str) -> None:
+    """Leave a test out, aloud; where everything has to run (CI=true) that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI runs everything, but {reason}")
+    pytest.skip(reason)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 15, what: str = "") -> Any:

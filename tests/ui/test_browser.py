@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.node import wait_until
+from support.node import left_out, wait_until
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "demo"))
@@ -45,7 +45,7 @@ def jp_server_cleanup() -> None:
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
-        pytest.skip("there is no Chromium here")
+        left_out("there is no Chromium here")
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield made
