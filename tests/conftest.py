@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +40,3 @@ def node() -> Iterator[Node]:
     made = Node("--emulate", "--emulated-memory=8G")
     yield made
     made.stop()
-
-
-@pytest.fixture(scope="session")
-def as_root() -> bool:
-    return os.geteuid() == 0

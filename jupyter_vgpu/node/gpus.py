@@ -93,12 +93,3 @@ def utilisation(index: int, since_us: int) -> dict[int, int]:
         return {}
     latest = {sample.pid: sample for sample in sorted(samples, key=lambda sample: int(sample.timeStamp))}
     return {int(pid): int(sample.smUtil) for pid, sample in latest.items() if sample.timeStamp > since_us}
-
-
-def memory_by_process(index: int) -> dict[int, int]:
-    """NVML's own bytes by process: the witness that the ledger is compared with."""
-    try:
-        rows = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
-    except pynvml.NVMLError:
-        return {}
-    return {int(row.pid): int(row.usedGpuMemory or 0) for row in rows}

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import urllib.request
 import venv
 from pathlib import Path
@@ -96,7 +95,6 @@ def test_binder_brings_up_a_server_in_a_slice(tmp_path: Path) -> None:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _is_ours(entry, str(environment)):
                 os.kill(int(entry.name), 15)
-    assert sys.prefix != str(environment)
 
 
 def _is_ours(entry: Path, environment: str) -> bool:

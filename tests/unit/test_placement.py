@@ -56,3 +56,8 @@ def test_what_is_placed_fits_and_what_fits_is_placed(taken: list[tuple[int, int]
     else:
         assert chosen.fits(quota)
         assert place(quota, rooms) == chosen
+
+
+def test_room_is_never_negative_where_more_was_promised_than_there_is() -> None:
+    over = room(0, 20 * GIB, 120)
+    assert (over.memory_free, over.cores_free) == (0, 0.0)

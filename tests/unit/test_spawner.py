@@ -1,0 +1,70 @@
+"""VGPUDockerSpawner beside DockerSpawner's own options, without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from jupyter_vgpu_spawner import VGPUDockerSpawner
+
+
+def spawner(**traits: Any) -> VGPUDockerSpawner:
+    user = SimpleNamespace(name="alice", url="/user/alice/", server=None, orm_user=None)
+    return VGPUDockerSpawner(user=user, vgpu_socket="/nowhere/vgpud.sock", **traits)
+
+
+def test_the_image_form_of_docker_spawner_stays() -> None:
+    made = spawner(allowed_images=["first", "second"])
+    form = asyncio.run(made.options_form(made))
+    assert '<option value="second"' in form
+    assert "fieldset" not in form  # no GPU for this user
+    assert asyncio.run(made.options_from_form({"image": ["second"]})) == {"image": "second"}
+
+
+def test_both_forms_show_together_and_say_when_the_daemon_is_away() -> None:
+    made = spawner(allowed_images=["first", "second"], gpu_mem_limit="4G", gpu_core_limit=25)
+    form = asyncio.run(made.options_form(made))
+    assert '<option value="second"' in form
+    assert "4 GiB of GPU memory, 25 % of its compute" in form
+    assert "does not answer now" in form
+    options = asyncio.run(made.options_from_form({"image": ["second"], "gpu_slice": ["none"]}))
+    assert options == {"image": "second", "gpu_slice": "none"}
+
+
+def test_limits_may_be_callables_of_the_spawner() -> None:
+    made = spawner(gpu_mem_limit=lambda s: "8G" if s.user.name == "alice" else None, gpu_core_limit=lambda _: 30)
+    ceiling = asyncio.run(made.gpu_ceiling())
+    assert ceiling is not None
+    assert (ceiling.memory, ceiling.cores) == (8 << 30, 30)
+
+
+def test_an_admins_own_form_goes_before_ours() -> None:
+    assert spawner(options_form="", gpu_mem_limit="4G").options_form == ""
+
+
+def test_the_users_config_is_not_changed_by_a_slice() -> None:
+    configured = {"devices": ["/dev/fuse:/dev/fuse:rw"], "init": True}
+    made = spawner(extra_host_config=configured, volumes={"/data": "/data"}, cmd=["start.sh"])
+    made._launch = {
+        "native": "/opt/native",
+        "directory": "/run/vgpu/tenants/t",
+        "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", "VGPU_SLICE_DIR": "/run/vgpu/tenants/t"},
+        "devices": ["/dev/nvidia0"],
+        "emulated_device": None,
+    }
+    binds = made.volume_binds
+    assert binds["/data"] == {"bind": "/data", "mode": "rw"}
+    assert binds["/run/vgpu/tenants/t"] == {"bind": "/run/vgpu/slice", "mode": "ro"}
+    assert made.slice_environment()["NVIDIA_VISIBLE_DEVICES"] == "GPU-1"
+    assert asyncio.run(made.get_command())[:5] == [
+        "/opt/vgpu/bin/vgpu-run",
+        "--dir",
+        "/run/vgpu/slice",
+        "--",
+        "start.sh",
+    ]
+    assert configured == {"devices": ["/dev/fuse:/dev/fuse:rw"], "init": True}
+    assert made.volumes == {"/data": "/data"}
+    made._launch = None
+    assert list(made.volume_binds) == ["/data"]
