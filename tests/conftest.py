@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: object, config: pytest.Config) -> 
 
 @pytest.fixture
 def node() -> Iterator[Node]:
-    """A node daemon with one emulated GPU of 8 GiB."""
-    made = Node("--emulate", "--emulated-memory=8G")
+    """A node daemon with one emulated GPU of 8 GiB, where the guard holds or nothing starts."""
+    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.allow_shim_tier=False")
     yield made
     made.stop()
