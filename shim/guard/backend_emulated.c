@@ -46,14 +46,10 @@ static int emulated_perform(int fd, pid_t pid, unsigned long request, void *arg)
 
 static uint32_t emulated_set_channels(int index, const struct channel *channels, int count, bool on)
 {
-    struct nv2080_fifo_disable_channels params = {.disable = !on, .count = (uint32_t)count};
+    struct nv2080_fifo_disable_channels params = channel_request(channels, count, on);
     struct nvos54 call = {
         .command = NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, .params = (uintptr_t)&params, .params_size = sizeof params};
 
-    for (int i = 0; i < count; i++) {
-        params.clients[i] = channels[i].root;
-        params.channels[i] = channels[i].handle;
-    }
     int rc = emu_ioctl(&drivers[index], drivers[index].fd, getpid(), NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54),
                        &call);
     return rc < 0 ? NV_ERR_OPERATING_SYSTEM : call.status;

@@ -120,12 +120,8 @@ static int nvidia_perform(int fd, pid_t pid, unsigned long request, void *arg)
 
 static uint32_t nvidia_set_channels(int index, const struct channel *channels, int count, bool on)
 {
-    struct nv2080_fifo_disable_channels params = {.disable = !on, .count = (uint32_t)count};
+    struct nv2080_fifo_disable_channels params = channel_request(channels, count, on);
 
-    for (int i = 0; i < count; i++) {
-        params.clients[i] = channels[i].root;
-        params.channels[i] = channels[i].handle;
-    }
     return rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, &params, sizeof params);
 }
 

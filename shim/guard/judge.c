@@ -102,9 +102,12 @@ static struct verdict judge_control(struct call *call)
     int owner = ledger_root_owner(control->client);
     if (owner >= 0 && owner != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, offsetof(struct nvos54, status));
-    if (control->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE || control->command == NVA06F_CTRL_CMD_GPFIFO_SCHEDULE)
+    struct verdict verdict = go_on();
+    verdict.schedules = control->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE ||
+                        control->command == NVA06F_CTRL_CMD_GPFIFO_SCHEDULE;
+    if (verdict.schedules)
         ledger_note_scheduled(control->client, control->object);
-    return go_on();
+    return verdict;
 }
 
 static struct verdict judge_dup(struct call *call)

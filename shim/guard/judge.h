@@ -2,6 +2,7 @@
 #ifndef VGPU_GUARD_JUDGE_H
 #define VGPU_GUARD_JUDGE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -40,6 +41,7 @@ struct verdict {
     enum verdict_kind kind;
     uint32_t status, status_offset;
     int error;
+    bool schedules; /* the tenant asks for channels to run: the scheduler wants to know */
 };
 
 /* How many bytes of the struct to copy for this escape; 0: the guard does not look at it. */

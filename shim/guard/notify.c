@@ -400,10 +400,8 @@ static void handle(int listener, int slot)
     if (notify_trace)
         trace(&call, &verdict);
     if (verdict.kind == VERDICT_CONTINUE) {
-        bool wakes = call.nr == NV_ESC_RM_CONTROL && (call.args.control.command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE ||
-                                                      call.args.control.command == NVA06F_CTRL_CMD_GPFIFO_SCHEDULE);
         answer(listener, n->id, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
-        if (wakes)
+        if (verdict.schedules)
             sched_wake();
         return;
     }

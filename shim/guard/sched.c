@@ -51,10 +51,6 @@ int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct
     return count;
 }
 
-/*
- * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
- * each is switched only from a known state, and one of unknown state is put on, twice, before anything else.
- */
 /* NOBODY as the slot: every tenant's channels on this GPU are "other". */
 enum whose { OWN, OTHERS };
 #define NOBODY (-1)
@@ -66,6 +62,10 @@ static bool concerns(const struct gpu_state *gpu, const struct ledger_object *ob
     return whose == OWN ? object->tenant == (uint32_t)slot : object->tenant != (uint32_t)slot;
 }
 
+/*
+ * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
+ * each is switched only from a known state, and one of unknown state is put on, twice, before anything else.
+ */
 static int take_channels(struct gpu_state *gpu, int slot, enum whose whose, bool on)
 {
     uint64_t ripe = monotonic_ns() - backend->settle_ns;
@@ -137,11 +137,13 @@ static void put_all_on(struct gpu_state *gpu)
 {
     for (int slot = 0; slot < LEDGER_TENANTS; slot++) {
         bool news = tenants[slot].live && tenants[slot].gpu == gpu->index && !gpu->known[slot];
-        int count = news ? take_channels(gpu, slot, OWN, true) : 0;
+        gpu->known[slot] = tenants[slot].live;
+        if (!news)
+            continue;
+        int count = take_channels(gpu, slot, OWN, true);
         for (int pass = 0; pass < 2; pass++)
             switch_singly(gpu, gpu->channels, count, true);
         note_channels(gpu->channels, count, true);
-        gpu->known[slot] = tenants[slot].live;
     }
 }
 
