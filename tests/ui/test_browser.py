@@ -98,6 +98,8 @@ def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
     expect(panel).to_contain_text("of 25 %")
     expect(panel).to_contain_text("Nobody uses the GPU now.")
 
+    # a kernel that is still starting drops what it is asked to run
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
     page.get_by_role("menuitem", name="Run").click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     expect(page.locator(".jp-OutputArea-output").get_by_text("the kernel's result is right")).to_be_visible(
