@@ -36,7 +36,7 @@ test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 test-native: $(STAMPS)/venv
 	@mkdir -p build
 	@(cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON \
-	  && cmake --build build/sanitized --parallel 2 --target unit_tests) > build/sanitized.log 2>&1 || (cat build/sanitized.log; false)
+	  && cmake --build build/sanitized --parallel 2 --target unit_tests replay_corpus) > build/sanitized.log 2>&1 || (cat build/sanitized.log; false)
 	ctest --test-dir build/sanitized --output-on-failure
 
 # GPU_PYTHON: an interpreter with PyTorch, pytest and what pyproject.toml wants for `node`.

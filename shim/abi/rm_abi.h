@@ -12,27 +12,34 @@
 #include <sys/ioctl.h>
 
 #define NV_IOCTL_MAGIC 'F'
-#define NV_MAJOR 195 /* character device major of /dev/nvidia* */
+#define NV_MAJOR 195         /* character device major of /dev/nvidia* */
+#define NV_MINOR_CONTROL 255 /* /dev/nvidiactl: clients live on files of this one; the GPUs' own start at 0 */
 
 /* Escape numbers: the low byte of the ioctl request. */
 enum {
-    NV_ESC_RM_ALLOC_MEMORY = 0x27,
+    NV_ESC_RM_ALLOC_MEMORY = 0x27, /* on a GPU's own node; gives a user host memory only */
     NV_ESC_RM_FREE = 0x29,
     NV_ESC_RM_CONTROL = 0x2A,
     NV_ESC_RM_ALLOC = 0x2B,
     NV_ESC_RM_DUP_OBJECT = 0x34,
+    NV_ESC_RM_IDLE_CHANNELS = 0x41,
     NV_ESC_RM_VID_HEAP_CONTROL = 0x4A,
     NV_ESC_CARD_INFO = 200,
     NV_ESC_IOCTL_XFER_CMD = 211,
+    NV_ESC_EXPORT_TO_DMABUF_FD = 217,
 };
 
 /* Status words. */
 enum {
     NV_OK = 0x00,
     NV_ERR_INSERT_DUPLICATE_NAME = 0x19,
+    NV_ERR_INSUFFICIENT_RESOURCES = 0x1A,
     NV_ERR_INSUFFICIENT_PERMISSIONS = 0x1B,
+    NV_ERR_INVALID_ADDRESS = 0x1E,
     NV_ERR_INVALID_ARGUMENT = 0x1F,
+    NV_ERR_INVALID_CLASS = 0x22,
     NV_ERR_INVALID_CLIENT = 0x23,
+    NV_ERR_INVALID_OBJECT_PARENT = 0x36,
     NV_ERR_NO_MEMORY = 0x51,
     NV_ERR_NOT_SUPPORTED = 0x56,
     NV_ERR_OBJECT_NOT_FOUND = 0x57,
@@ -97,6 +104,7 @@ _Static_assert(sizeof(struct nv_memory_allocation_params) == 128, "NV_MEMORY_ALL
 /* attr bits 26:25, NVOS32_ATTR_LOCATION; 0 is video memory. */
 #define NVOS32_ATTR_LOCATION(attr) (((attr) >> 25) & 3)
 #define NVOS32_ATTR_LOCATION_VIDMEM 0
+#define NVOS32_ATTR_LOCATION_PCI 1            /* host memory */
 #define NVOS32_ALLOC_FLAGS_VIRTUAL 0x00080000 /* an address range without memory behind it */
 
 struct nv0080_alloc_params {
@@ -145,6 +153,48 @@ struct nv0000_gpu_id_info {
 };
 _Static_assert(sizeof(struct nv0000_gpu_id_info) == 32, "GPU_GET_ID_INFO_V2 layout");
 
+/* Memory through a file: the commands, each with a descriptor in it. */
+#define NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECT_TO_FD 0x3D05u
+#define NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECT_FROM_FD 0x3D06u
+#define NV0000_CTRL_CMD_OS_UNIX_GET_EXPORT_OBJECT_INFO 0x3D08u
+#define NV0000_CTRL_CMD_OS_UNIX_CREATE_EXPORT_OBJECT_FD 0x3D0Au
+#define NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECTS_TO_FD 0x3D0Bu
+#define NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECTS_FROM_FD 0x3D0Cu
+struct nv0000_export_object {
+    uint32_t type, device, parent, object;
+    int32_t fd;
+    uint32_t flags;
+};
+_Static_assert(sizeof(struct nv0000_export_object) == 24, "OS_UNIX_EXPORT_OBJECT_TO_FD layout");
+struct nv0000_import_object {
+    int32_t fd;
+    uint32_t type, device, parent, object;
+};
+struct nv0000_create_export_fd {
+    uint32_t device;
+    uint16_t max_objects;
+    uint8_t metadata[64];
+    int32_t fd;
+};
+#define NV0000_EXPORT_OBJECTS_MAX 512
+struct nv0000_export_objects {
+    int32_t fd;
+    uint32_t device;
+    uint16_t max_objects;
+    uint8_t metadata[64];
+    uint32_t objects[NV0000_EXPORT_OBJECTS_MAX];
+    uint16_t count, index;
+};
+_Static_assert(sizeof(struct nv0000_export_objects) == 2128, "OS_UNIX_EXPORT_OBJECTS_TO_FD layout");
+#define NV0000_IMPORT_OBJECTS_MAX 128
+struct nv0000_import_objects {
+    int32_t fd;
+    uint32_t parent, objects[NV0000_IMPORT_OBJECTS_MAX];
+    uint8_t types[NV0000_IMPORT_OBJECTS_MAX];
+    uint16_t count, index;
+};
+_Static_assert(sizeof(struct nv0000_import_objects) == 652, "OS_UNIX_IMPORT_OBJECTS_FROM_FD layout");
+
 /* NV_ESC_CARD_INFO: an array of these, at least as long as there are GPUs. */
 #define NV_MAX_CARDS 32
 struct nv_card_info {
@@ -171,13 +221,28 @@ struct nvos55 { /* NV_ESC_RM_DUP_OBJECT */
 };
 _Static_assert(sizeof(struct nvos55) == 28, "NVOS55 layout");
 
-/* The older allocation doors, as far as they are looked at. */
-#define NVOS02_STATUS_OFFSET 0x28 /* NV_ESC_RM_ALLOC_MEMORY, 56 bytes with its descriptor */
-#define NVOS02_CLASS_OFFSET 0x0C
-#define NVOS02_SIZE 56
-#define NVOS32_STATUS_OFFSET 0x14 /* NV_ESC_RM_VID_HEAP_CONTROL, 184 bytes */
-#define NVOS32_FUNCTION_OFFSET 0x08
-#define NVOS32_SIZE 184
+/* NV_ESC_RM_VID_HEAP_CONTROL, the older allocation door, which OpenGL takes. */
+enum {
+    NVOS32_FUNCTION_ALLOC_SIZE = 2,
+    NVOS32_FUNCTION_FREE = 3,
+    NVOS32_FUNCTION_INFO = 5,
+    NVOS32_FUNCTION_ALLOC_SIZE_RANGE = 14,
+    NVOS32_FUNCTION_GET_MEM_ALIGNMENT = 18,
+};
+struct nvos32 {
+    uint32_t root, parent, function, vaspace;
+    int16_t ivc_heap, pad;
+    uint32_t status;
+    uint64_t total, free;
+    uint32_t owner, memory, type, flags, attr; /* of both allocating functions; FREE: `memory` */
+    uint32_t rest[31];
+};
+_Static_assert(offsetof(struct nvos32, status) == 0x14, "NVOS32 status");
+_Static_assert(offsetof(struct nvos32, attr) == 0x38, "NVOS32 attr");
+_Static_assert(sizeof(struct nvos32) == 184, "NVOS32 layout");
+#define NVOS32_ALLOC_SIZE_SIZE_OFFSET 0x58       /* u64, function ALLOC_SIZE */
+#define NVOS32_ALLOC_SIZE_RANGE_SIZE_OFFSET 0x50 /* u64, function ALLOC_SIZE_RANGE */
+#define NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED 0x00004000
 
 #define NV_REQUEST(nr, type) _IOC(_IOC_READ | _IOC_WRITE, NV_IOCTL_MAGIC, (nr), sizeof(type))
 

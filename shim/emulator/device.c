@@ -86,12 +86,29 @@ static void free_client(struct emu_device *device, struct emu_client *client)
     client->handle = 0;
 }
 
+static bool is_held(struct emu_driver *driver, const struct emu_client *client)
+{
+    int slot = (int)(client - driver->device->clients);
+    bool held = true;
+
+    return client_lock(driver->probe_fd, slot, F_OFD_GETLK, F_WRLCK, &held) < 0 || held;
+}
+
+bool emu_client_lives(struct emu_driver *driver, uint32_t client)
+{
+    if (lock(driver->device) < 0)
+        return true;
+    const struct emu_client *found = find_client(driver->device, client);
+    bool lives = found && is_held(driver, found);
+    unlock(driver->device);
+    return lives;
+}
+
 static void reap_locked(struct emu_driver *driver)
 {
     for (int slot = 0; slot < EMU_CLIENTS; slot++) {
         struct emu_client *client = &driver->device->clients[slot];
-        bool held = true;
-        if (client->handle && client_lock(driver->probe_fd, slot, F_OFD_GETLK, F_WRLCK, &held) == 0 && !held)
+        if (client->handle && !is_held(driver, client))
             free_client(driver->device, client);
     }
 }
@@ -277,7 +294,7 @@ static int initialise(struct emu_device *device, uint64_t memory, int index)
         return -EIO;
     device->version = EMU_VERSION;
     device->memory_total = memory / EMU_GRANULE * EMU_GRANULE;
-    device->next_client = 1;
+    device->next_client = 1 + ((uint32_t)index << 14); /* no two GPUs give the same numbers */
     snprintf(device->name, sizeof device->name, "Emulated vGPU device %d", index);
     char *out = device->uuid + sprintf(device->uuid, "GPU-");
     for (int i = 0; i < 16; i++)

@@ -71,6 +71,9 @@ int emu_ioctl(struct emu_driver *driver, int fd, pid_t pid, unsigned long reques
 /* Drop what clients left behind whose every descriptor is closed. */
 void emu_reap(struct emu_driver *driver);
 
+/* Does any process still have the client's file open? */
+bool emu_client_lives(struct emu_driver *driver, uint32_t client);
+
 struct emu_object *emu_find(struct emu_device *device, uint32_t client, uint32_t handle);
 uint64_t emu_free_bytes(struct emu_driver *driver);
 

@@ -14,17 +14,27 @@ struct channel {
     uint32_t root, handle;
 };
 
+/* What a tenant's descriptor is. */
+enum file_kind {
+    FILE_OTHER,   /* not the driver's */
+    FILE_CONTROL, /* clients live on it: everything that counts is asked of such a file */
+    FILE_GPU,     /* a GPU's own node: the driver makes nothing but events and pinned host memory there */
+};
+
 struct backend {
     const char *name;
     /* Open what the guard itself needs on GPU `index`: a PCI bus id, or an emulated device's file. Dies when it can't.
      */
     void (*open)(int index, const char *where);
-    /* Is this descriptor, duplicated from a tenant, the driver's? */
-    bool (*is_driver)(int fd);
-    /* Which RM_ALLOC classes the guard performs itself; the rest the kernel does for the tenant. */
-    bool (*performs)(uint32_t class);
+    /* Which of the guard's GPUs a device object made so is of; -1: none of them. */
+    int (*gpu_of_device)(int fd, const struct nv0080_alloc_params *params);
+    enum file_kind (*kind)(int fd);
+    /* Does the guard make clients itself? Else the kernel does, for a client is its maker's: see notify.c. */
+    bool performs_roots;
     /* Do the tenant's ioctl on its own descriptor, with the guard's copy of the arguments. 0 or -errno. */
     int (*perform)(int fd, pid_t pid, unsigned long request, void *arg);
+    /* Is any descriptor of the client's file still open? NULL: files.h tells. */
+    bool (*client_lives)(uint32_t root);
     /* After the tenant had a channel scheduled, leave it alone for so long: the kernel is still at it. */
     uint64_t settle_ns;
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */

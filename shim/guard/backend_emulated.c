@@ -31,11 +31,22 @@ static struct emu_driver *driver_of(int fd)
     return NULL;
 }
 
-static bool emulated_is_driver(int fd) { return driver_of(fd) != NULL; }
-static bool emulated_performs(uint32_t class)
+static int emulated_gpu_of_device(int fd, const struct nv0080_alloc_params *params)
 {
-    (void)class;
-    return true;
+    const struct emu_driver *driver = driver_of(fd);
+
+    (void)params; /* each emulated GPU is a file of its own */
+    return driver ? (int)(driver - drivers) : -1;
+}
+
+static enum file_kind emulated_kind(int fd) { return driver_of(fd) ? FILE_CONTROL : FILE_OTHER; }
+
+static bool emulated_client_lives(uint32_t root)
+{
+    for (int i = 0; i < gpu_count; i++)
+        if (emu_client_lives(&drivers[i], root))
+            return true;
+    return false;
 }
 
 static int emulated_perform(int fd, pid_t pid, unsigned long request, void *arg)
@@ -58,8 +69,10 @@ static uint32_t emulated_set_channels(int index, const struct channel *channels,
 const struct backend backend_emulated = {
     .name = "emulated",
     .open = emulated_open,
-    .is_driver = emulated_is_driver,
-    .performs = emulated_performs,
+    .gpu_of_device = emulated_gpu_of_device,
+    .kind = emulated_kind,
+    .performs_roots = true,
+    .client_lives = emulated_client_lives,
     .perform = emulated_perform,
     .set_channels = emulated_set_channels,
     .settle_ns = 1000000,

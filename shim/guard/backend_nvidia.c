@@ -15,7 +15,7 @@
  */
 static struct {
     int fd;
-    uint32_t client, device, subdevice;
+    uint32_t client, device, subdevice, instance;
 } gpus[MAX_GPUS];
 
 static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size,
@@ -88,7 +88,7 @@ static void nvidia_open(int index, const char *where)
     info.gpu_id = card.gpu_id;
     if (status == NV_OK)
         status = rm_control(index, gpus[index].client, NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2, &info, sizeof info);
-    device.device_id = info.device_instance;
+    device.device_id = gpus[index].instance = info.device_instance;
     subdevice.subdevice_id = info.subdevice_instance;
     if (status == NV_OK)
         status = rm_alloc(index, gpus[index].client, 0x5C000001, NV01_DEVICE_0, &device, sizeof device,
@@ -100,17 +100,23 @@ static void nvidia_open(int index, const char *where)
         die("the driver gave the guard no handle on %s: status 0x%x", path, status);
 }
 
-static bool nvidia_is_driver(int fd)
+static int nvidia_gpu_of_device(int fd, const struct nv0080_alloc_params *params)
 {
-    struct stat info;
-    return fstat(fd, &info) == 0 && S_ISCHR(info.st_mode) && major(info.st_rdev) == NV_MAJOR;
+    (void)fd;
+    for (int i = 0; i < gpu_count; i++)
+        if (gpus[i].instance == params->device_id)
+            return i;
+    return -1;
 }
 
-/*
- * Memory only. A client made by the guard would carry the guard's process number, and a channel made
- * with the guard's CAP_SYS_ADMIN would be a privileged one.
- */
-static bool nvidia_performs(uint32_t class) { return class == NV01_MEMORY_LOCAL_USER; }
+static enum file_kind nvidia_kind(int fd)
+{
+    struct stat info;
+
+    if (fstat(fd, &info) < 0 || !S_ISCHR(info.st_mode) || major(info.st_rdev) != NV_MAJOR)
+        return FILE_OTHER;
+    return minor(info.st_rdev) == NV_MINOR_CONTROL ? FILE_CONTROL : FILE_GPU;
+}
 
 static int nvidia_perform(int fd, pid_t pid, unsigned long request, void *arg)
 {
@@ -128,8 +134,8 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
 const struct backend backend_nvidia = {
     .name = "nvidia",
     .open = nvidia_open,
-    .is_driver = nvidia_is_driver,
-    .performs = nvidia_performs,
+    .gpu_of_device = nvidia_gpu_of_device,
+    .kind = nvidia_kind,
     .perform = nvidia_perform,
     .set_channels = nvidia_set_channels,
     .settle_ns = 20000000,

@@ -10,6 +10,7 @@
 #include "backend.h"
 #include "ledger.h"
 #include "notify.h"
+#include "reach.h"
 #include "sched.h"
 #include "util.h"
 
@@ -52,10 +53,9 @@ static void set_tenant(int controller, const char *text, int fd)
     ledger_lock();
     bool ok = ledger_set_tenant(slot, id, gpu, memory, millipercent, policy, fd);
     ledger_unlock();
-    if (ok)
-        notify_adopt_processes(slot);
+    ok = ok && notify_set_tenant(slot);
     sched_wake();
-    reply(controller, ok ? "ok" : "error the tenant's page could not be mapped");
+    reply(controller, ok ? "ok" : "error the tenant's page could not be mapped, or there is no memory left");
 }
 
 static void add_listener(int controller, const char *text, int fd)
@@ -88,20 +88,21 @@ static void remove_tenant(int controller, const char *text)
     reply(controller, "ok");
 }
 
+static bool give_listener(int slot, int fd, void *context)
+{
+    int controller = *(int *)context;
+    char text[64];
+
+    snprintf(text, sizeof text, "listener %d", slot);
+    /* its socket holds a few hundred messages: wait for vgpud to take some */
+    struct pollfd room = {.fd = controller, .events = POLLOUT};
+    return poll(&room, 1, PATIENCE_MS) == 1 && send_message(controller, text, fd) >= 0;
+}
+
 /* Hand back every listener, for a vgpud that was restarted. */
 static void give_listeners(int controller)
 {
-    char text[64];
-
-    for (int i = 0; i < MAX_LISTENERS; i++) {
-        if (listeners[i].fd < 0)
-            continue;
-        snprintf(text, sizeof text, "listener %d", listeners[i].slot);
-        /* its socket holds a few hundred messages: wait for vgpud to take some */
-        struct pollfd room = {.fd = controller, .events = POLLOUT};
-        if (poll(&room, 1, PATIENCE_MS) != 1 || send_message(controller, text, listeners[i].fd) < 0)
-            return;
-    }
+    notify_each_listener(give_listener, &controller);
     reply(controller, "ok");
 }
 
@@ -113,7 +114,7 @@ static void probe(int controller, const char *text)
         reply(controller, "error malformed: %s", text);
         return;
     }
-    int error = notify_can_guard((pid_t)pid);
+    int error = reach_can((pid_t)pid);
     reply(controller, error ? "error %s" : "ok", error ? strerror(error) : "");
 }
 

@@ -4,47 +4,37 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "backend.h"
 #include "ledger.h"
+#include "params.h"
 
 /* A context has 20; more than this nobody needs, and each costs the scheduler time. */
 #define MAX_TENANT_CHANNELS 2048
 
-static struct verdict go_on(void) { return (struct verdict){.kind = VERDICT_CONTINUE}; }
+static struct verdict decide(enum verdict_kind kind) { return (struct verdict){.kind = kind}; }
 static struct verdict say_status(uint32_t status, uint32_t offset)
 {
     return (struct verdict){.kind = VERDICT_STATUS, .status = status, .status_offset = offset};
 }
 static struct verdict say_errno(int error) { return (struct verdict){.kind = VERDICT_ERRNO, .error = error}; }
 
-static uint32_t u32_at(const struct call *call, uint32_t offset)
+bool judge_is_tracked(uint32_t class)
 {
-    uint32_t value;
-    memcpy(&value, call->args.bytes + offset, sizeof value);
-    return value;
+    return NV_CLASS_IS_CHANNEL(class) || class == KEPLER_CHANNEL_GROUP_A || class == NV01_DEVICE_0 ||
+           class == NV20_SUBDEVICE_0 || class == NV01_MEMORY_LOCAL_USER;
 }
 
-/* Objects that the scheduler or the tree needs to know, though the kernel makes them. */
-static struct verdict note_object(const struct call *call)
+bool judge_takes_video_memory(uint32_t attr, uint32_t flags)
 {
-    const struct nvos64 *alloc = &call->alloc;
-    struct ledger_object *object = ledger_find(alloc->root, alloc->object);
-    uint32_t class = alloc->class;
+    /* "anywhere" may be video memory too */
+    return NVOS32_ATTR_LOCATION(attr) != NVOS32_ATTR_LOCATION_PCI && !(flags & NVOS32_ALLOC_FLAGS_VIRTUAL);
+}
 
-    if (!NV_CLASS_IS_CHANNEL(class) && class != KEPLER_CHANNEL_GROUP_A && class != NV01_DEVICE_0 &&
-        class != NV20_SUBDEVICE_0)
-        return go_on();
-    if (object && object->state != OBJECT_FREE)
-        return go_on(); /* the driver will refuse the number that is taken */
-    if (!alloc->object)
-        return go_on();
-    if (NV_CLASS_IS_CHANNEL(class) && tenants[call->slot].channels >= MAX_TENANT_CHANNELS)
-        return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
-    if (ledger_reserve(call->slot, call->pid, alloc->root, alloc->parent, alloc->object, class, 0, &object) !=
-        RESERVE_OK)
-        return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
-    object->state = OBJECT_HELD;
-    return go_on();
+/* Under which parents memory and channels may lie: known ones, on the tenant's own GPU. */
+static bool on_own_gpu(const struct call *call, uint32_t root, uint32_t parent)
+{
+    const struct ledger_object *above = ledger_find(root, parent);
+
+    return above && above->handle != above->root && (int)above->gpu == tenants[call->slot].gpu;
 }
 
 static struct verdict judge_alloc(struct call *call)
@@ -67,12 +57,17 @@ static struct verdict judge_alloc(struct call *call)
         return say_errno(EINVAL); /* as the driver says to a size it does not know */
     }
     if (NV_CLASS_IS_ROOT(alloc->class))
-        return backend->performs(alloc->class) ? (struct verdict){.kind = VERDICT_ALLOC} : go_on();
+        return call->wrapped ? say_errno(EINVAL) : decide(VERDICT_ROOT);
     if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
-    if (backend->performs(alloc->class))
-        return (struct verdict){.kind = VERDICT_ALLOC};
-    return note_object(call);
+    if (params_class_refused(alloc->class))
+        return say_status(NV_ERR_INVALID_CLASS, call->alloc_status_offset);
+    bool channel = NV_CLASS_IS_CHANNEL(alloc->class);
+    if ((channel || alloc->class == NV01_MEMORY_LOCAL_USER) && !on_own_gpu(call, alloc->root, alloc->parent))
+        return say_status(NV_ERR_INVALID_OBJECT_PARENT, call->alloc_status_offset);
+    if (channel && tenants[call->slot].channels >= MAX_TENANT_CHANNELS)
+        return say_status(NV_ERR_NO_MEMORY, call->alloc_status_offset);
+    return decide(VERDICT_ALLOC);
 }
 
 static struct verdict judge_free(struct call *call)
@@ -83,79 +78,83 @@ static struct verdict judge_free(struct call *call)
         return say_errno(EINVAL);
     if (owner >= 0 && owner != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, offsetof(struct nvos00, status));
-    struct ledger_object *object = ledger_find(call->args.free.root, call->args.free.object);
-    if (owner < 0 || !object)
-        return go_on();
-    /* performed, so that only what the driver really freed leaves the account */
-    return (struct verdict){.kind = VERDICT_FREE};
+    return decide(VERDICT_FREE);
 }
 
 static struct verdict judge_control(struct call *call)
 {
     const struct nvos54 *control = &call->args.control;
+    uint32_t offset = offsetof(struct nvos54, status);
 
     if (call->size != sizeof(struct nvos54))
         return say_errno(EINVAL);
-    /* This one command takes any process' channels off the GPU, or puts one's own back: nobody's but the guard's. */
-    if (control->command == NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS)
-        return say_status(NV_ERR_INSUFFICIENT_PERMISSIONS, offsetof(struct nvos54, status));
     int owner = ledger_root_owner(control->client);
     if (owner >= 0 && owner != call->slot)
-        return say_status(NV_ERR_INVALID_CLIENT, offsetof(struct nvos54, status));
-    struct verdict verdict = go_on();
-    verdict.schedules = control->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE ||
-                        control->command == NVA06F_CTRL_CMD_GPFIFO_SCHEDULE;
-    if (verdict.schedules)
-        ledger_note_scheduled(control->client, control->object);
-    return verdict;
+        return say_status(NV_ERR_INVALID_CLIENT, offset);
+    if (params_command_refused(control->command))
+        return say_status(NV_ERR_INSUFFICIENT_PERMISSIONS, offset);
+    /* Flags change how the driver reads the parameters (serialised ones hold pointers of their own): CUDA sets none. */
+    if (control->flags)
+        return say_status(NV_ERR_NOT_SUPPORTED, offset);
+    if (control->params_size > PARAMS_MAX)
+        return say_status(NV_ERR_INVALID_ARGUMENT, offset);
+    /* A tenant's timeslice is the scheduler's to choose; CUDA sets it once, when a context ends, and is told yes. */
+    if (control->command == NVA06C_CTRL_CMD_SET_TIMESLICE)
+        return say_status(NV_OK, offset);
+    return decide(VERDICT_CONTROL);
 }
 
 static struct verdict judge_dup(struct call *call)
 {
-    int owner;
+    const struct nvos55 *dup = &call->args.dup;
 
     if (call->size != sizeof(struct nvos55))
         return say_errno(EINVAL);
-    owner = ledger_root_owner(call->args.dup.client_source);
-    if (owner >= 0 && owner != call->slot)
+    if (ledger_root_owner(dup->client) != call->slot || ledger_root_owner(dup->client_source) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, offsetof(struct nvos55, status));
-    return go_on();
+    return decide(VERDICT_DUP);
 }
 
-/* The older doors are shut to video memory until they are accounted: a clean refusal, never uncounted memory. */
-static struct verdict judge_alloc_memory(struct call *call)
+static struct verdict judge_heap(struct call *call)
 {
-    if (call->size != NVOS02_SIZE)
+    const struct nvos32 *heap = &call->args.heap;
+
+    if (call->size != sizeof(struct nvos32))
         return say_errno(EINVAL);
-    if (u32_at(call, NVOS02_CLASS_OFFSET) == NV01_MEMORY_LOCAL_USER)
-        return say_status(NV_ERR_NO_MEMORY, NVOS02_STATUS_OFFSET);
-    return go_on();
+    if (ledger_root_owner(heap->root) != call->slot)
+        return say_status(NV_ERR_INVALID_CLIENT, offsetof(struct nvos32, status));
+    switch (heap->function) {
+    case NVOS32_FUNCTION_ALLOC_SIZE:
+    case NVOS32_FUNCTION_ALLOC_SIZE_RANGE:
+        if (!on_own_gpu(call, heap->root, heap->parent))
+            return say_status(NV_ERR_INVALID_OBJECT_PARENT, offsetof(struct nvos32, status));
+        return decide(VERDICT_HEAP_ALLOC);
+    case NVOS32_FUNCTION_FREE: return decide(VERDICT_HEAP_FREE);
+    case NVOS32_FUNCTION_INFO:
+    case NVOS32_FUNCTION_GET_MEM_ALIGNMENT: return decide(VERDICT_HEAP_ASK);
+    default: return say_status(NV_ERR_NOT_SUPPORTED, offsetof(struct nvos32, status));
+    }
 }
 
-static struct verdict judge_vid_heap(struct call *call)
+static struct verdict judge_refused(struct call *call)
 {
-    enum { ALLOC_SIZE = 2, TILED_PITCH_HEIGHT = 6, ALLOC_SIZE_RANGE = 14 };
-    uint32_t function;
-
-    if (call->size != NVOS32_SIZE)
-        return say_errno(EINVAL);
-    function = u32_at(call, NVOS32_FUNCTION_OFFSET);
-    if (function == ALLOC_SIZE || function == TILED_PITCH_HEIGHT || function == ALLOC_SIZE_RANGE)
-        return say_status(NV_ERR_NO_MEMORY, NVOS32_STATUS_OFFSET);
-    return go_on();
+    (void)call;
+    return say_errno(ENOTTY);
 }
 
 /* One line a door. What is not listed goes through unseen: the launcher's filter never sends it. */
 static const struct {
-    uint32_t nr, wants;
+    uint32_t nr, wants, client_offset;
     struct verdict (*judge)(struct call *);
 } doors[] = {
-    {NV_ESC_RM_ALLOC_MEMORY, NVOS02_SIZE, judge_alloc_memory},
-    {NV_ESC_RM_FREE, sizeof(struct nvos00), judge_free},
-    {NV_ESC_RM_CONTROL, sizeof(struct nvos54), judge_control},
-    {NV_ESC_RM_ALLOC, sizeof(struct nvos64), judge_alloc},
-    {NV_ESC_RM_DUP_OBJECT, sizeof(struct nvos55), judge_dup},
-    {NV_ESC_RM_VID_HEAP_CONTROL, NVOS32_SIZE, judge_vid_heap},
+    {NV_ESC_RM_FREE, sizeof(struct nvos00), offsetof(struct nvos00, root), judge_free},
+    {NV_ESC_RM_CONTROL, sizeof(struct nvos54), offsetof(struct nvos54, client), judge_control},
+    {NV_ESC_RM_ALLOC, sizeof(struct nvos64), offsetof(struct nvos64, root), judge_alloc},
+    {NV_ESC_RM_DUP_OBJECT, sizeof(struct nvos55), offsetof(struct nvos55, client), judge_dup},
+    {NV_ESC_RM_VID_HEAP_CONTROL, sizeof(struct nvos32), offsetof(struct nvos32, root), judge_heap},
+    /* names any client's channels; and memory that outlives every account */
+    {NV_ESC_RM_IDLE_CHANNELS, 0, 0, judge_refused},
+    {NV_ESC_EXPORT_TO_DMABUF_FD, 0, 0, judge_refused},
 };
 
 uint32_t judge_wants(uint32_t nr, uint32_t size)
@@ -166,10 +165,25 @@ uint32_t judge_wants(uint32_t nr, uint32_t size)
     return 0;
 }
 
+uint32_t judge_client(const struct call *call)
+{
+    uint32_t client = 0;
+
+    for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
+        if (doors[i].nr == call->nr && doors[i].wants)
+            memcpy(&client, call->args.bytes + doors[i].client_offset, sizeof client);
+    return client;
+}
+
 struct verdict judge(struct call *call)
 {
+    /* the driver makes no client, object or memory on a GPU's own node, whatever the arguments turn into */
+    if (call->file == FILE_GPU && !call->wrapped && call->nr != NV_ESC_EXPORT_TO_DMABUF_FD)
+        return decide(VERDICT_CONTINUE);
+    if (call->file == FILE_GPU)
+        return say_errno(ENOTTY);
     for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
         if (doors[i].nr == call->nr)
             return doors[i].judge(call);
-    return go_on();
+    return call->wrapped ? say_errno(ENOTTY) : decide(VERDICT_CONTINUE);
 }

@@ -19,8 +19,16 @@ struct tenant tenants[LEDGER_TENANTS];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* Index over ledger->objects by (root, handle): chains of positions + 1, rebuilt at start. */
-#define BUCKETS (1u << 17)
+#define BUCKETS (1u << 18)
 static uint32_t buckets[BUCKETS], chain[LEDGER_OBJECTS], free_list[LEDGER_OBJECTS], free_count;
+
+/* The tree, and the lists of roots and channels: positions + 1 too. */
+struct links {
+    uint32_t first_child, next, previous; /* next, previous: among siblings */
+    uint32_t list_next, list_previous;
+    bool watched; /* roots */
+};
+static struct links links[LEDGER_OBJECTS];
 
 void ledger_lock(void) { pthread_mutex_lock(&mutex); }
 void ledger_unlock(void) { pthread_mutex_unlock(&mutex); }
@@ -28,7 +36,7 @@ void ledger_unlock(void) { pthread_mutex_unlock(&mutex); }
 static uint32_t bucket(uint32_t root, uint32_t handle)
 {
     uint64_t key = ((uint64_t)root << 32 | handle) * 0x9E3779B97F4A7C15ull;
-    return (uint32_t)(key >> 47) & (BUCKETS - 1);
+    return (uint32_t)(key >> 46) & (BUCKETS - 1);
 }
 
 static void index_add(uint32_t i)
@@ -55,6 +63,87 @@ struct ledger_object *ledger_find(uint32_t root, uint32_t handle)
             return object;
     }
     return NULL;
+}
+
+static uint32_t position(const struct ledger_object *object) { return (uint32_t)(object - ledger->objects); }
+static struct ledger_object *at(uint32_t link) { return link ? &ledger->objects[link - 1] : NULL; }
+
+void ledger_watch(struct ledger_object *root) { links[position(root)].watched = true; }
+bool ledger_is_watched(const struct ledger_object *root) { return links[position(root)].watched; }
+
+static void link_child(uint32_t i)
+{
+    const struct ledger_object *object = &ledger->objects[i];
+    struct ledger_object *parent = object->handle == object->root ? NULL : ledger_find(object->root, object->parent);
+
+    if (!parent)
+        return;
+    uint32_t *first = &links[position(parent)].first_child;
+    links[i].next = *first;
+    links[i].previous = 0;
+    if (*first)
+        links[*first - 1].previous = i + 1;
+    *first = i + 1;
+}
+
+static void unlink_child(uint32_t i)
+{
+    const struct ledger_object *object = &ledger->objects[i];
+    struct links *link = &links[i];
+
+    if (link->next)
+        links[link->next - 1].previous = link->previous;
+    if (link->previous) {
+        links[link->previous - 1].next = link->next;
+        return;
+    }
+    struct ledger_object *parent = ledger_find(object->root, object->parent);
+    if (parent && links[position(parent)].first_child == i + 1)
+        links[position(parent)].first_child = link->next;
+}
+
+/* The tenant's list that an object belongs on, if any. */
+static uint32_t *list_of(const struct ledger_object *object)
+{
+    struct tenant *tenant = &tenants[object->tenant];
+
+    if (NV_CLASS_IS_CHANNEL(object->class))
+        return &tenant->first_channel;
+    return object->handle == object->root ? &tenant->first_root : NULL;
+}
+
+static void list_add(uint32_t i)
+{
+    uint32_t *first = list_of(&ledger->objects[i]);
+
+    if (!first)
+        return;
+    links[i].list_next = *first;
+    links[i].list_previous = 0;
+    if (*first)
+        links[*first - 1].list_previous = i + 1;
+    *first = i + 1;
+}
+
+static void list_remove(uint32_t i)
+{
+    uint32_t *first = list_of(&ledger->objects[i]);
+
+    if (!first)
+        return;
+    if (links[i].list_next)
+        links[links[i].list_next - 1].list_previous = links[i].list_previous;
+    if (links[i].list_previous)
+        links[links[i].list_previous - 1].list_next = links[i].list_next;
+    else if (*first == i + 1)
+        *first = links[i].list_next;
+}
+
+struct ledger_object *ledger_first_channel(int slot) { return at(tenants[slot].first_channel); }
+struct ledger_object *ledger_first_root(int slot) { return at(tenants[slot].first_root); }
+struct ledger_object *ledger_next_listed(const struct ledger_object *object)
+{
+    return at(links[position(object)].list_next);
 }
 
 /* --- the page that tenant and daemon read --- */
@@ -114,6 +203,22 @@ static void account(const struct ledger_object *object, int sign)
 
 /* --- opening --- */
 
+/* A guard killed while it joined or parted twins left a ring that does not close: then each is alone. */
+static void mend_ring(uint32_t i)
+{
+    uint32_t at = i;
+
+    for (uint32_t steps = 0; steps < LEDGER_OBJECTS; steps++) {
+        at = ledger->objects[at].next_twin;
+        if (at == i)
+            return;
+        if (at >= ledger->object_end || ledger->objects[at].state == OBJECT_FREE ||
+            ledger->objects[at].tenant != ledger->objects[i].tenant)
+            break;
+    }
+    ledger->objects[i].next_twin = i;
+}
+
 void ledger_open(const char *path)
 {
     struct stat info;
@@ -145,6 +250,19 @@ void ledger_open(const char *path)
         else
             index_add(i);
     }
+    for (uint32_t i = 0; i < ledger->object_end; i++)
+        if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant < LEDGER_TENANTS) {
+            link_child(i);
+            mend_ring(i);
+        }
+}
+
+void ledger_close(void)
+{
+    munmap(ledger, sizeof *ledger);
+    ledger = NULL;
+    memset(buckets, 0, sizeof buckets);
+    free_count = 0;
 }
 
 /* --- tenants --- */
@@ -167,6 +285,7 @@ static void recount(int slot)
     struct vgpu_slice_page *page = tenant->page;
 
     tenant->objects = tenant->channels = 0;
+    tenant->first_channel = tenant->first_root = 0;
     tenant->used = 0;
     page_begin(page);
     page->memory_used = 0;
@@ -174,8 +293,10 @@ static void recount(int slot)
     memset(page->processes, 0, sizeof page->processes);
     page_end(page);
     for (uint32_t i = 0; i < ledger->object_end; i++)
-        if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot)
+        if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot) {
             account(&ledger->objects[i], 1);
+            list_add(i);
+        }
 }
 
 bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy,
@@ -257,8 +378,7 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
 
     if (object && object->tenant == (uint32_t)slot)
         return true;
-    if (object)
-        ledger_free(root, root);
+    ledger_free(root, root);
     if (ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) != RESERVE_OK)
         return false;
     object->state = OBJECT_HELD;
@@ -282,7 +402,10 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
                             uint64_t bytes, struct ledger_object **out)
 {
     struct tenant *tenant = &tenants[slot];
+    const struct ledger_object *above = ledger_find(root, parent);
 
+    if (ledger_find(root, handle))
+        return RESERVE_TAKEN;
     if (bytes && (tenant->used > tenant->memory || bytes > tenant->memory - tenant->used)) {
         note_refusal(tenant, pid, bytes);
         return RESERVE_OVER_QUOTA;
@@ -296,88 +419,113 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
                                                 .handle = handle,
                                                 .class = class,
                                                 .pid = pid,
-                                                .bytes = bytes};
+                                                .gpu = above ? above->gpu : 0,
+                                                .bytes = bytes,
+                                                .next_twin = i};
     __atomic_store_n(&ledger->objects[i].state, OBJECT_RESERVED, __ATOMIC_RELEASE);
     if (i == ledger->object_end)
         __atomic_store_n(&ledger->object_end, i + 1, __ATOMIC_RELEASE);
+    links[i] = (struct links){0};
     index_add(i);
+    link_child(i);
+    list_add(i);
     account(&ledger->objects[i], 1);
     *out = &ledger->objects[i];
     return RESERVE_OK;
 }
 
-void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes)
+static void set_bytes(struct ledger_object *object, uint64_t bytes)
 {
-    if (handle != object->handle) { /* the tenant left the choice to the driver */
-        uint32_t i = (uint32_t)(object - ledger->objects);
-        index_remove(i);
-        object->handle = handle;
-        index_add(i);
-    }
-    if (bytes != object->bytes) { /* the driver rounds up to its granule, and says by how much */
+    account(object, -1);
+    object->bytes = bytes;
+    account(object, 1);
+}
+
+bool ledger_commit(struct ledger_object *object, uint64_t bytes)
+{
+    struct tenant *tenant = &tenants[object->tenant];
+    bool grew = bytes > object->bytes;
+
+    if (bytes != object->bytes) /* the driver rounds up to its granule, and says by how much */
+        set_bytes(object, bytes);
+    object->state = OBJECT_HELD;
+    if (!grew || tenant->used <= tenant->memory)
+        return true;
+    note_refusal(tenant, object->pid, bytes);
+    return false;
+}
+
+void ledger_join_twins(struct ledger_object *object, struct ledger_object *of)
+{
+    uint32_t next = of->next_twin;
+
+    of->next_twin = position(object);
+    object->next_twin = next;
+    object->state = OBJECT_HELD;
+}
+
+/* Out of its ring; what it carried is carried by the next name. */
+static void leave_twins(struct ledger_object *object)
+{
+    uint32_t i = position(object), before = i;
+
+    if (object->next_twin == i)
+        return;
+    while (ledger->objects[before].next_twin != i)
+        before = ledger->objects[before].next_twin;
+    if (object->bytes) {
+        struct ledger_object *heir = &ledger->objects[object->next_twin];
         account(object, -1);
-        object->bytes = bytes;
+        account(heir, -1);
+        heir->bytes = object->bytes; /* first: a guard killed in between counts twice rather than not at all */
+        object->bytes = 0;
+        account(heir, 1);
         account(object, 1);
     }
-    object->state = OBJECT_HELD;
+    ledger->objects[before].next_twin = object->next_twin;
+    object->next_twin = i;
 }
 
 void ledger_cancel(struct ledger_object *object)
 {
-    uint32_t i = (uint32_t)(object - ledger->objects);
+    uint32_t i = position(object);
 
+    leave_twins(object);
     account(object, -1);
+    list_remove(i);
+    unlink_child(i);
     index_remove(i);
     object->state = OBJECT_FREE;
     free_list[free_count++] = i;
 }
 
-static void free_children(uint32_t root, uint32_t parent)
+static void cancel_tree(struct ledger_object *object)
 {
-    for (uint32_t i = 0; i < ledger->object_end; i++) {
-        struct ledger_object *object = &ledger->objects[i];
-        if (object->state == OBJECT_FREE || object->root != root || object->parent != parent || object->handle == root)
-            continue;
-        uint32_t handle = object->handle;
-        ledger_cancel(object);
-        free_children(root, handle);
-    }
+    uint32_t *first = &links[position(object)].first_child;
+
+    while (*first)
+        cancel_tree(at(*first));
+    ledger_cancel(object);
 }
 
 void ledger_free(uint32_t root, uint32_t handle)
 {
     struct ledger_object *object = ledger_find(root, handle);
 
-    if (handle == root) {
-        for (uint32_t i = 0; i < ledger->object_end; i++)
-            if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].root == root)
-                ledger_cancel(&ledger->objects[i]);
-        return;
-    }
-    if (!object)
-        return;
-    uint32_t class = object->class;
-    ledger_cancel(object);
-    if (class != NV01_MEMORY_LOCAL_USER) /* memory has no children, and is what gets freed most */
-        free_children(root, handle);
+    if (object)
+        cancel_tree(object);
 }
 
 void ledger_note_scheduled(uint32_t root, uint32_t handle)
 {
-    for (uint32_t i = 0; i < ledger->object_end; i++) {
-        struct ledger_object *object = &ledger->objects[i];
-        if (object->state == OBJECT_FREE || object->root != root || !NV_CLASS_IS_CHANNEL(object->class))
-            continue;
-        if ((object->handle == handle || object->parent == handle) && !object->scheduled_ns)
-            object->scheduled_ns = monotonic_ns();
-    }
-}
+    struct ledger_object *object = ledger_find(root, handle);
+    uint64_t now = monotonic_ns();
 
-void ledger_free_process(pid_t pid)
-{
-    for (uint32_t i = 0; i < ledger->object_end; i++) {
-        struct ledger_object *object = &ledger->objects[i];
-        if (object->state != OBJECT_FREE && object->pid == pid && object->handle == object->root)
-            ledger_free(object->root, object->root);
-    }
+    if (!object)
+        return;
+    if (NV_CLASS_IS_CHANNEL(object->class) && !object->scheduled_ns)
+        object->scheduled_ns = now;
+    for (uint32_t link = links[position(object)].first_child; link; link = links[link - 1].next)
+        if (NV_CLASS_IS_CHANNEL(at(link)->class) && !at(link)->scheduled_ns)
+            at(link)->scheduled_ns = now;
 }

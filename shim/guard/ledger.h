@@ -16,9 +16,9 @@
 #include "slice_page.h"
 
 #define LEDGER_MAGIC 0x4C474456u
-#define LEDGER_VERSION 1u
+#define LEDGER_VERSION 2u
 #define LEDGER_TENANTS 1024
-#define LEDGER_OBJECTS (1u << 18)
+#define LEDGER_OBJECTS (1u << 19)
 #define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
 
 enum object_state { OBJECT_FREE, OBJECT_RESERVED, OBJECT_HELD };
@@ -27,28 +27,33 @@ struct ledger_object {
     uint32_t state, tenant; /* tenant: slot */
     uint32_t root, parent, handle, class;
     int32_t pid;
-    uint32_t padding;
-    uint64_t bytes;
-    uint64_t scheduled_ns;  /* channels: when the tenant asked the driver to run it; 0: not yet */
-    uint32_t off, padding2; /* channels: enum channel_off */
+    uint32_t gpu;          /* index of the GPU that it is on; children have their parent's */
+    uint64_t bytes;        /* charged here; of twins only one carries them */
+    uint64_t scheduled_ns; /* channels: when the tenant asked the driver to run it; 0: not yet */
+    uint32_t off;          /* channels: enum channel_off */
+    uint32_t next_twin;    /* names of one piece of memory form a ring of positions; alone: its own */
 };
 
 /* UNSURE while the driver is being asked: a guard killed in between leaves it to its successor. */
 enum channel_off { CHANNEL_ON, CHANNEL_OFF, CHANNEL_UNSURE };
 
-/* The call being answered. The kernel writes it here, so a guard killed in mid-call leaves the number to answer. */
+/*
+ * A call being answered. The kernel writes it here, so a guard killed in mid-call leaves the number to answer, and
+ * what it was making: `root` 0 where it makes nothing that could be left over.
+ */
 struct ledger_inflight {
-    uint32_t tenant, performing;
     int32_t pid;
     uint32_t root, handle, padding;
     struct seccomp_notif notification;
     uint8_t spare[64]; /* a newer kernel's notification may be longer */
 };
+#define LEDGER_WORKERS 4                     /* calls of one tenant that are answered at once */
+#define LEDGER_INFLIGHT (2 * LEDGER_WORKERS) /* those, and those that a predecessor left */
 
 struct ledger_file {
     uint32_t magic, version;
     uint32_t object_end, padding;
-    struct ledger_inflight inflight;
+    struct ledger_inflight inflight[LEDGER_TENANTS][LEDGER_INFLIGHT];
     struct ledger_object objects[LEDGER_OBJECTS];
 };
 
@@ -62,12 +67,14 @@ struct tenant {
     struct vgpu_slice_page *page;
     uint32_t objects;
     uint32_t channels;
+    uint32_t first_channel, first_root; /* positions + 1: see ledger_next_listed() */
 };
 
 extern struct ledger_file *ledger;
 extern struct tenant tenants[LEDGER_TENANTS];
 
 void ledger_open(const char *path); /* dies when it can't */
+void ledger_close(void);
 void ledger_lock(void);
 void ledger_unlock(void);
 
@@ -80,17 +87,25 @@ struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 int ledger_root_owner(uint32_t root);
 /* The client is this tenant's, the driver says so; who had its number before has ended. */
 bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
+/* Is the client's open file watched by this guard? A successor does not know, and finds it anew. */
+void ledger_watch(struct ledger_object *root);
+bool ledger_is_watched(const struct ledger_object *root);
+/* A tenant's channels, or its roots, one after the other: NULL at the end. */
+struct ledger_object *ledger_first_channel(int slot);
+struct ledger_object *ledger_first_root(int slot);
+struct ledger_object *ledger_next_listed(const struct ledger_object *object);
 
 enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL, RESERVE_TAKEN };
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
                             uint64_t bytes, struct ledger_object **out);
-/* The driver did it: with the handle and size that it says. */
-void ledger_commit(struct ledger_object *object, uint32_t handle, uint64_t bytes);
+/* The driver did it, and says how large it is. False: rounded up, it is over the quota and has to go again. */
+bool ledger_commit(struct ledger_object *object, uint64_t bytes);
 void ledger_cancel(struct ledger_object *object);
+/* `object` is another name of the memory that `of` names: counted once, until the last name is gone. */
+void ledger_join_twins(struct ledger_object *object, struct ledger_object *of);
 void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */
 /* The tenant asks the driver to start running a channel, or a group's channels. */
 void ledger_note_scheduled(uint32_t root, uint32_t handle);
-void ledger_free_process(pid_t pid);
 void ledger_set_tier(int slot, uint32_t tier);
 void ledger_note_on(int slot, bool on, uint64_t on_ns); /* the scheduler's account of channel time */
 

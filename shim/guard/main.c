@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <getopt.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include "backend.h"
@@ -25,6 +27,15 @@ int gpu_count;
 /* Without a vgpud and without tenants there is nothing to guard: a forgotten guard ends by itself. */
 #define ORPHAN_NS 10000000000ull
 #define EVENTS 64
+#define SETTLED_NS 5000000000ull /* by then vgpud has handed over every listener of a predecessor */
+
+#ifndef CAP_PERFMON /* Linux 5.8 */
+#define CAP_PERFMON 38
+#endif
+
+/* What an epoll event is about: kind in the high half, descriptor in the low. */
+enum event_kind { EVENT_CONTROL_SOCKET, EVENT_CONTROLLER };
+#define EVENT(kind, fd) ((uint64_t)(kind) << 32 | (uint32_t)(fd))
 
 static void print_layout(void)
 {
@@ -118,7 +129,8 @@ static void controller_ready(int fd, int *controllers)
 static void loop(int epoll, int server, int signals)
 {
     struct epoll_event events[EVENTS];
-    uint64_t alone_since = monotonic_ns();
+    uint64_t alone_since = monotonic_ns(), started = alone_since;
+    bool settled = false;
     int controllers = 0;
 
     while (!control_wants_end()) {
@@ -138,20 +150,43 @@ static void loop(int epoll, int server, int signals)
                 }
                 break;
             case EVENT_CONTROLLER: controller_ready(index, &controllers); break;
-            case EVENT_LISTENER:
-                if (events[i].events & EPOLLIN)
-                    notify_listener_ready(index);
-                else
-                    notify_listener_gone(index); /* EPOLLHUP: no process is left under the filter */
-                break;
-            case EVENT_PROCESS: notify_process_exited(index); break;
             }
+        }
+        if (!settled && monotonic_ns() - started > SETTLED_NS) {
+            notify_abandon_leftovers();
+            settled = true;
         }
         if (controllers || notify_listener_count())
             alone_since = monotonic_ns();
         else if (monotonic_ns() - alone_since > ORPHAN_NS)
             return;
     }
+}
+
+#define BIT(capability) (1ull << (capability))
+
+/*
+ * Tenants' calls are made here: the driver must not take them for an administrator's. What stays is what reaching into
+ * tenants' processes takes, and ending those of a slice that is removed. An ordinary user's guard reaches those
+ * processes that have no more than it has itself: it only drops what the driver asks about.
+ */
+static void drop_privileges(void)
+{
+    const uint64_t reaching = BIT(CAP_SYS_PTRACE) | BIT(CAP_KILL) | BIT(CAP_SETUID);
+    const uint64_t asked = BIT(CAP_SYS_ADMIN) | BIT(CAP_SYS_NICE) | BIT(CAP_SYS_RAWIO) | BIT(CAP_PERFMON);
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
+
+    if (syscall(SYS_capget, &header, data) < 0)
+        die_with_error("capget");
+    uint64_t permitted = data[0].permitted | (uint64_t)data[1].permitted << 32;
+    permitted &= permitted & BIT(CAP_SYS_PTRACE) ? reaching : ~asked;
+    for (int half = 0; half < 2; half++) {
+        data[half].permitted = data[half].effective = (uint32_t)(permitted >> 32 * half);
+        data[half].inheritable = 0;
+    }
+    if (syscall(SYS_capset, &header, data) < 0)
+        die_with_error("capset");
 }
 
 static void usage(FILE *out)
@@ -212,9 +247,9 @@ int main(int argc, char **argv)
     int signals = signal_descriptor(), server = listen_on(socket_path), epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         die_with_error("epoll_create1");
-    notify_init(epoll);
     watch(epoll, server, EVENT(EVENT_CONTROL_SOCKET, server));
     watch(epoll, signals, EVENT(EVENT_CONTROL_SOCKET, signals));
+    drop_privileges();
     sched_start();
     say("guarding %d GPU%s, backend %s", gpu_count, gpu_count == 1 ? "" : "s", backend->name);
     loop(epoll, server, signals);

@@ -55,32 +55,34 @@ int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct
 enum whose { OWN, OTHERS };
 #define NOBODY (-1)
 
-static bool concerns(const struct gpu_state *gpu, const struct ledger_object *object, int slot, enum whose whose)
-{
-    if (object->state != OBJECT_HELD || !object->scheduled_ns || tenants[object->tenant].gpu != gpu->index)
-        return false;
-    return whose == OWN ? object->tenant == (uint32_t)slot : object->tenant != (uint32_t)slot;
-}
-
 /*
  * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
  * each is switched only from a known state, and one of unknown state is put on, twice, before anything else.
  */
-static int take_channels(struct gpu_state *gpu, int slot, enum whose whose, bool on)
+static int take_channels_of(struct gpu_state *gpu, int slot, bool on, int count)
 {
     uint64_t ripe = monotonic_ns() - backend->settle_ns;
+
+    for (struct ledger_object *channel = ledger_first_channel(slot); channel && count < MAX_CHANNELS;
+         channel = ledger_next_listed(channel)) {
+        if (channel->state != OBJECT_HELD || !channel->scheduled_ns || channel->scheduled_ns > ripe)
+            continue;
+        if ((channel->off == CHANNEL_ON) == on)
+            continue;
+        channel->off = CHANNEL_UNSURE;
+        gpu->channels[count++] = (struct channel){channel->root, channel->handle};
+    }
+    return count;
+}
+
+static int take_channels(struct gpu_state *gpu, int slot, enum whose whose, bool on)
+{
     int count = 0;
 
     ledger_lock();
-    for (uint32_t i = 0; i < ledger->object_end && count < MAX_CHANNELS; i++) {
-        struct ledger_object *object = &ledger->objects[i];
-        if (!concerns(gpu, object, slot, whose) || object->scheduled_ns > ripe)
-            continue;
-        if ((object->off == CHANNEL_ON) == on)
-            continue;
-        object->off = CHANNEL_UNSURE;
-        gpu->channels[count++] = (struct channel){object->root, object->handle};
-    }
+    for (int other = 0; other < LEDGER_TENANTS; other++)
+        if (tenants[other].live && tenants[other].gpu == gpu->index && (other == slot) == (whose == OWN))
+            count = take_channels_of(gpu, other, on, count);
     ledger_unlock();
     return count;
 }

@@ -15,6 +15,7 @@ extern int failures;
     } while (0)
 
 void test_judge(void);
+void test_perform(void);
 void test_plan(void);
 void test_ptx(void);
 

@@ -9,6 +9,7 @@ int failures;
 int main(void)
 {
     test_judge();
+    test_perform();
     test_plan();
     test_ptx();
     printf("%d failed\n", failures);

@@ -1,41 +1,29 @@
 /* Verdicts: two tenants, and what each may not do to the other. */
-#define _GNU_SOURCE
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "backend.h"
 #include "check.h"
 #include "judge.h"
 #include "ledger.h"
+#include "scene.h"
 
 enum { ALICE = 3, BOB = 4 };
 enum { ALICES = 0xC1D00001, BOBS = 0xC1D00002, UNKNOWN = 0xC1D000FF };
 
-static void make_tenant(int slot)
-{
-    int fd = memfd_create("page", MFD_CLOEXEC);
-    CHECK(fd >= 0 && ftruncate(fd, sizeof(struct vgpu_slice_page)) == 0);
-    CHECK(ledger_set_tenant(slot, "t", 0, 1 << 30, 25000, VGPU_POLICY_HARD, fd));
-    close(fd);
-}
-
 static void set_up(void)
 {
-    char path[] = "/tmp/vgpu-ledger-XXXXXX";
-    int fd = mkstemp(path);
-    close(fd);
-    ledger_open(path);
-    unlink(path);
-    make_tenant(ALICE);
-    make_tenant(BOB);
+    static struct backend none = {.name = "none"};
+
+    backend = &none;
+    open_test_ledger();
+    make_test_tenant(ALICE, 1 << 30);
+    make_test_tenant(BOB, 1 << 30);
 }
 
 static struct verdict judge_bytes(int slot, uint32_t nr, const void *args, uint32_t size)
 {
-    struct call call = {.slot = slot, .pid = 100 + slot, .nr = nr, .size = size};
+    struct call call = {.slot = slot, .pid = 100 + slot, .file = FILE_CONTROL, .nr = nr, .size = size};
     memcpy(call.args.bytes, args, judge_wants(nr, size));
     return judge(&call);
 }
@@ -44,7 +32,7 @@ static void hold(int slot, uint32_t root, uint32_t parent, uint32_t handle, uint
 {
     struct ledger_object *object;
     CHECK(ledger_reserve(slot, 100 + slot, root, parent, handle, class, bytes, &object) == RESERVE_OK);
-    ledger_commit(object, handle, bytes);
+    CHECK(ledger_commit(object, bytes));
 }
 
 static void a_client_that_nobody_proved_is_refused(void)
@@ -67,7 +55,8 @@ static void a_neighbours_client_is_out_of_reach(void)
 {
     struct nvos64 alloc = {.root = BOBS, .parent = BOBS, .object = 0x77, .class = NV01_MEMORY_LOCAL_USER};
     struct nvos00 free = {.root = BOBS, .object = 0x20};
-    struct nvos54 control = {.client = BOBS, .object = 0x20, .command = NVA06C_CTRL_CMD_SET_TIMESLICE};
+    struct nvos54 control = {.client = BOBS, .object = 0x20, .command = NVA06C_CTRL_CMD_GPFIFO_SCHEDULE};
+    struct nvos32 heap = {.root = BOBS, .function = NVOS32_FUNCTION_FREE, .memory = 0x20};
     struct nvos55 dup = {.client = ALICES, .client_source = BOBS, .object_source = 0x20};
     struct verdict verdict;
 
@@ -79,44 +68,83 @@ static void a_neighbours_client_is_out_of_reach(void)
     CHECK(verdict.kind == VERDICT_STATUS && verdict.status_offset == offsetof(struct nvos54, status));
     verdict = judge_bytes(ALICE, NV_ESC_RM_DUP_OBJECT, &dup, sizeof dup);
     CHECK(verdict.kind == VERDICT_STATUS && verdict.status_offset == offsetof(struct nvos55, status));
+    verdict = judge_bytes(ALICE, NV_ESC_RM_VID_HEAP_CONTROL, &heap, sizeof heap);
+    CHECK(verdict.kind == VERDICT_STATUS && verdict.status_offset == offsetof(struct nvos32, status));
     CHECK(ledger_find(BOBS, 0x20) != NULL);
+    dup.client_source = UNKNOWN; /* whose it is, nobody said */
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_DUP_OBJECT, &dup, sizeof dup).status == NV_ERR_INVALID_CLIENT);
 }
 
 static void nobody_switches_channels(void)
 {
-    struct nvos54 control = {.client = ALICES, .object = 1, .command = NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS};
-    struct verdict verdict = judge_bytes(ALICE, NV_ESC_RM_CONTROL, &control, sizeof control);
-    CHECK(verdict.kind == VERDICT_STATUS && verdict.status == NV_ERR_INSUFFICIENT_PERMISSIONS);
+    static const uint32_t commands[] = {NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS,
+                                        0x2080111A, /* the same, for key rotation */
+                                        0x20801115, /* the runlist's policy */
+                                        0x20801121,
+                                        0xA06F0111,
+                                        0xA06C0110};
+
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        struct nvos54 control = {.client = ALICES, .object = 1, .command = commands[i]};
+        struct verdict verdict = judge_bytes(ALICE, NV_ESC_RM_CONTROL, &control, sizeof control);
+        CHECK(verdict.kind == VERDICT_STATUS && verdict.status == NV_ERR_INSUFFICIENT_PERMISSIONS);
+    }
+    struct nvos54 timeslice = {.client = ALICES, .object = 1, .command = NVA06C_CTRL_CMD_SET_TIMESLICE};
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_CONTROL, &timeslice, sizeof timeslice).kind == VERDICT_STATUS);
 }
 
-static void the_older_doors_give_no_uncounted_memory(void)
+static void only_a_gpus_own_node_is_left_to_the_kernel(void)
 {
-    unsigned char memory[NVOS02_SIZE] = {0}, heap[NVOS32_SIZE] = {0};
-    struct verdict verdict;
+    struct nvos64 alloc = {.root = ALICES, .parent = ALICES, .object = 0x77, .class = NV01_MEMORY_LOCAL_USER};
+    struct call call = {.slot = ALICE, .file = FILE_GPU, .nr = NV_ESC_RM_ALLOC, .size = sizeof alloc};
 
-    memory[NVOS02_CLASS_OFFSET] = NV01_MEMORY_LOCAL_USER;
-    verdict = judge_bytes(ALICE, NV_ESC_RM_ALLOC_MEMORY, memory, sizeof memory);
-    CHECK(verdict.kind == VERDICT_STATUS && verdict.status == NV_ERR_NO_MEMORY);
-    memory[NVOS02_CLASS_OFFSET] = 0x3E; /* host memory */
-    CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC_MEMORY, memory, sizeof memory).kind == VERDICT_CONTINUE);
-    heap[NVOS32_FUNCTION_OFFSET] = 2;
-    CHECK(judge_bytes(ALICE, NV_ESC_RM_VID_HEAP_CONTROL, heap, sizeof heap).kind == VERDICT_STATUS);
-    heap[NVOS32_FUNCTION_OFFSET] = 5; /* information */
-    CHECK(judge_bytes(ALICE, NV_ESC_RM_VID_HEAP_CONTROL, heap, sizeof heap).kind == VERDICT_CONTINUE);
+    CHECK(judge(&call).kind == VERDICT_CONTINUE);
+    call.wrapped = true; /* what is wrapped could turn into any call */
+    CHECK(judge(&call).kind == VERDICT_ERRNO);
+    for (uint32_t nr = 0; nr < 256; nr++) {
+        struct call other = {.slot = ALICE, .file = FILE_CONTROL, .nr = nr, .size = 0, .wrapped = true};
+        CHECK(judge(&other).kind != VERDICT_CONTINUE);
+    }
+}
+
+static void memory_and_channels_lie_on_the_tenants_own_gpu(void)
+{
+    struct nvos64 alloc = {.root = ALICES, .parent = 0x60, .object = 0x77, .class = NV01_MEMORY_LOCAL_USER};
+    struct nvos32 heap = {.root = ALICES, .parent = 0x60, .function = NVOS32_FUNCTION_ALLOC_SIZE};
+
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc).status == NV_ERR_INVALID_OBJECT_PARENT);
+    hold(ALICE, ALICES, ALICES, 0x60, NV01_DEVICE_0, 0);
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc).kind == VERDICT_ALLOC);
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_VID_HEAP_CONTROL, &heap, sizeof heap).kind == VERDICT_HEAP_ALLOC);
+    ledger_find(ALICES, 0x60)->gpu = 1;
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc).status == NV_ERR_INVALID_OBJECT_PARENT);
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_VID_HEAP_CONTROL, &heap, sizeof heap).status == NV_ERR_INVALID_OBJECT_PARENT);
+    alloc.class = HOPPER_CHANNEL_GPFIFO_A;
+    CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc).status == NV_ERR_INVALID_OBJECT_PARENT);
+    ledger_free(ALICES, 0x60);
+}
+
+static void classes_that_take_the_callers_pointers_are_refused(void)
+{
+    static const uint32_t classes[] = {0x71, 0x81, 0x82, 0x83, 0xC2, 0x90CD};
+
+    for (size_t i = 0; i < sizeof classes / sizeof *classes; i++) {
+        struct nvos64 alloc = {.root = ALICES, .parent = ALICES, .object = 0x77, .class = classes[i]};
+        CHECK(judge_bytes(ALICE, NV_ESC_RM_ALLOC, &alloc, sizeof alloc).status == NV_ERR_INVALID_CLASS);
+    }
 }
 
 static void a_size_that_the_driver_does_not_know_is_its_own_error(void)
 {
-    static const uint32_t doors[] = {NV_ESC_RM_ALLOC,      NV_ESC_RM_FREE,         NV_ESC_RM_CONTROL,
-                                     NV_ESC_RM_DUP_OBJECT, NV_ESC_RM_ALLOC_MEMORY, NV_ESC_RM_VID_HEAP_CONTROL};
+    static const uint32_t doors[] = {NV_ESC_RM_ALLOC, NV_ESC_RM_FREE, NV_ESC_RM_CONTROL, NV_ESC_RM_DUP_OBJECT,
+                                     NV_ESC_RM_VID_HEAP_CONTROL};
     unsigned char bytes[CALL_ARGS_MAX];
 
     memset(bytes, 0xA5, sizeof bytes);
     for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
         for (uint32_t size = 0; size < 400; size++) {
             struct verdict verdict = judge_bytes(ALICE, doors[i], bytes, size);
-            bool known = size == 16 || size == 28 || size == 32 || size == 48 || size == NVOS02_SIZE ||
-                         size == NVOS32_SIZE;
+            bool known = size == 16 || size == 28 || size == 32 || size == 48 || size == sizeof(struct nvos32);
             CHECK(known || (verdict.kind == VERDICT_ERRNO && verdict.error == EINVAL));
         }
 }
@@ -137,7 +165,7 @@ static void the_quota_is_exact_and_freeing_a_parent_frees_its_children(void)
     CHECK(tenants[ALICE].page->memory_used == 0);
     CHECK(ledger_find(ALICES, 0x31) == NULL);
     hold(ALICE, ALICES, ALICES, 0x40, NV01_MEMORY_LOCAL_USER, 1 << 20);
-    ledger_free_process(100 + ALICE);
+    ledger_free(ALICES, ALICES);
     CHECK(tenants[ALICE].page->memory_used == 0 && ledger_root_owner(ALICES) == -1);
 }
 
@@ -155,6 +183,53 @@ static void what_a_tenant_writes_on_its_page_lifts_nothing(void)
     CHECK(tenants[ALICE].page->memory_used == 0);
 }
 
+static void memory_with_several_names_counts_once_until_the_last_is_gone(void)
+{
+    enum { OTHER = 0xC1D00003 };
+    struct ledger_object *twin;
+
+    CHECK(ledger_claim_root(ALICE, 103, ALICES) && ledger_claim_root(ALICE, 104, OTHER));
+    hold(ALICE, ALICES, ALICES, 0x70, NV01_MEMORY_LOCAL_USER, 1 << 20);
+    for (uint32_t handle = 0x71; handle < 0x74; handle++) {
+        CHECK(ledger_reserve(ALICE, 104, OTHER, OTHER, handle, NV01_MEMORY_LOCAL_USER, 0, &twin) == RESERVE_OK);
+        ledger_join_twins(twin, ledger_find(ALICES, 0x70));
+    }
+    CHECK(tenants[ALICE].used == 1 << 20);
+    ledger_free(OTHER, 0x72);
+    CHECK(tenants[ALICE].used == 1 << 20);
+    ledger_free(ALICES, ALICES); /* its maker goes: the others carry it */
+    CHECK(tenants[ALICE].used == 1 << 20 && tenants[ALICE].page->memory_used == 1 << 20);
+    ledger_free(OTHER, 0x71);
+    CHECK(tenants[ALICE].used == 1 << 20);
+    ledger_free(OTHER, 0x73);
+    CHECK(tenants[ALICE].used == 0);
+    ledger_free(OTHER, OTHER);
+}
+
+static void what_the_driver_rounds_up_past_the_quota_goes_again(void)
+{
+    struct ledger_object *object;
+
+    CHECK(ledger_claim_root(ALICE, 103, ALICES));
+    CHECK(ledger_reserve(ALICE, 103, ALICES, ALICES, 0x80, NV01_MEMORY_LOCAL_USER, (1 << 30) - 1, &object) ==
+          RESERVE_OK);
+    CHECK(!ledger_commit(object, (1 << 30) + (2 << 20)));
+    ledger_cancel(object);
+    CHECK(tenants[ALICE].used == 0);
+}
+
+static void a_tree_of_many_is_freed_at_once(void)
+{
+    enum { MANY = 50000 };
+
+    hold(ALICE, ALICES, ALICES, 0x90, NV01_DEVICE_0, 0);
+    for (uint32_t i = 0; i < MANY; i++)
+        hold(ALICE, ALICES, 0x90, 0x1000 + i, NV01_MEMORY_LOCAL_USER, 4096);
+    CHECK(tenants[ALICE].used == MANY * 4096ull);
+    ledger_free(ALICES, 0x90);
+    CHECK(tenants[ALICE].used == 0 && !ledger_find(ALICES, 0x1000 + MANY / 2));
+}
+
 void test_judge(void)
 {
     set_up();
@@ -165,8 +240,15 @@ void test_judge(void)
     a_client_number_that_is_reused_is_its_new_owners();
     a_neighbours_client_is_out_of_reach();
     nobody_switches_channels();
-    the_older_doors_give_no_uncounted_memory();
+    only_a_gpus_own_node_is_left_to_the_kernel();
+    memory_and_channels_lie_on_the_tenants_own_gpu();
+    classes_that_take_the_callers_pointers_are_refused();
     a_size_that_the_driver_does_not_know_is_its_own_error();
     the_quota_is_exact_and_freeing_a_parent_frees_its_children();
     what_a_tenant_writes_on_its_page_lifts_nothing();
+    ledger_free(ALICES, ALICES);
+    memory_with_several_names_counts_once_until_the_last_is_gone();
+    what_the_driver_rounds_up_past_the_quota_goes_again();
+    a_tree_of_many_is_freed_at_once();
+    close_test_ledger();
 }

@@ -1,0 +1,830 @@
+#define _GNU_SOURCE
+#include "perform.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "params.h"
+#include "reach.h"
+#include "sched.h"
+#include "util.h"
+
+/* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
+#define EXPORT_ROOTS 0xE0000000u
+#define IS_EXPORT_ROOT(root) ((root) >= EXPORT_ROOTS)
+#define UNTAGGED 0u /* a client whose number the guard has not seen yet */
+
+/*
+ * What the driver did and what the ledger says must not come apart, or a freed number that is taken anew meanwhile
+ * would be dropped from the account: one lock a client around both. The driver holds such a lock itself.
+ */
+#define ROOT_LOCKS 256
+static pthread_mutex_t root_locks[ROOT_LOCKS] = {[0 ... ROOT_LOCKS - 1] = PTHREAD_MUTEX_INITIALIZER};
+
+static unsigned lock_of(uint32_t root) { return (root * 2654435761u) >> 24; }
+
+static void lock_roots(uint32_t a, uint32_t b)
+{
+    unsigned first = lock_of(a), second = lock_of(b);
+
+    if (first > second) {
+        unsigned swap = first;
+        first = second;
+        second = swap;
+    }
+    pthread_mutex_lock(&root_locks[first]);
+    if (second != first)
+        pthread_mutex_lock(&root_locks[second]);
+}
+
+static void unlock_roots(uint32_t a, uint32_t b)
+{
+    pthread_mutex_unlock(&root_locks[lock_of(a)]);
+    if (lock_of(a) != lock_of(b))
+        pthread_mutex_unlock(&root_locks[lock_of(b)]);
+}
+
+/* --- the driver's side --- */
+
+static int rm_free(struct job *job, pid_t pid, struct nvos00 *call)
+{
+    return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), call);
+}
+
+static int rm_control(struct job *job, pid_t pid, struct nvos54 *call)
+{
+    return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), call);
+}
+
+static int rm_alloc(struct job *job, pid_t pid, struct nvos64 *call)
+{
+    return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), call);
+}
+
+static void undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle)
+{
+    struct nvos00 call = {.root = root, .parent = parent, .object = handle};
+
+    rm_free(job, pid, &call);
+}
+
+void perform_take_back(struct job *job)
+{
+    const struct ledger_inflight *in = job->inflight;
+
+    if (!in->root)
+        return;
+    lock_roots(in->root, in->root);
+    ledger_lock();
+    struct ledger_object *object = ledger_find(in->root, in->handle);
+    uint32_t parent = object ? object->parent : 0;
+    ledger_unlock();
+    if (object && job->fd >= 0)
+        undo(job, in->pid, in->root, parent, in->handle);
+    ledger_lock();
+    object = ledger_find(in->root, in->handle);
+    if (object)
+        ledger_cancel(object);
+    ledger_unlock();
+    unlock_roots(in->root, in->root);
+}
+
+static void note_making(struct job *job, uint32_t root, uint32_t handle)
+{
+    job->inflight->handle = handle;
+    __atomic_store_n(&job->inflight->root, root, __ATOMIC_RELEASE);
+}
+
+/* --- answers --- */
+
+static int answer_status(const struct call *call, uint32_t offset, uint32_t status)
+{
+    return reach_write(call->tid, call->address + offset, &status, sizeof status) ? 0 : EFAULT;
+}
+
+static uint32_t status_of(enum reserve reserved)
+{
+    return reserved == RESERVE_OK ? NV_OK : reserved == RESERVE_TAKEN ? NV_ERR_INSERT_DUPLICATE_NAME : NV_ERR_NO_MEMORY;
+}
+
+/* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
+static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
+                        uint32_t class, uint64_t bytes)
+{
+    struct ledger_object *object;
+
+    note_making(job, root, handle);
+    ledger_lock();
+    enum reserve reserved = job->holdings->ended
+                                ? RESERVE_OVER_QUOTA
+                                : ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
+    ledger_unlock();
+    if (reserved != RESERVE_OVER_QUOTA)
+        return status_of(reserved);
+    /* a file that was closed without a word may hold what is missing */
+    holdings_sweep(job->holdings, call->slot);
+    ledger_lock();
+    if (!job->holdings->ended)
+        reserved = ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
+    ledger_unlock();
+    return status_of(reserved);
+}
+
+/* The driver has spoken: keep what it made, or drop the reservation. False: it has to be undone. */
+static bool settle(struct job *job, uint32_t root, uint32_t handle, bool made, uint64_t bytes, int gpu)
+{
+    bool fits = true;
+
+    ledger_lock();
+    struct ledger_object *object = ledger_find(root, handle);
+    if (!object || job->holdings->ended) { /* the tenant was removed meanwhile */
+        ledger_unlock();
+        return !made;
+    }
+    if (gpu >= 0)
+        object->gpu = (uint32_t)gpu;
+    if (made)
+        fits = ledger_commit(object, bytes);
+    if (!made || !fits)
+        ledger_cancel(object);
+    ledger_unlock();
+    return fits;
+}
+
+static void forget(uint32_t root, uint32_t handle)
+{
+    ledger_lock();
+    ledger_free(root, handle);
+    ledger_unlock();
+}
+
+/* --- clients --- */
+
+/* Is the client on this file? The driver says so: it ties each client to the file that it was made on. */
+static bool is_on_file(struct job *job, pid_t pid, uint32_t root)
+{
+    uint32_t ids[NV0000_PROBED_IDS_WORDS] = {0};
+    struct nvos54 question = {.client = root,
+                              .object = root,
+                              .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
+                              .params = (uintptr_t)ids,
+                              .params_size = sizeof ids};
+
+    return rm_control(job, pid, &question) == 0 && question.status == NV_OK;
+}
+
+static void watch_root(uint32_t root)
+{
+    ledger_lock();
+    struct ledger_object *object = ledger_find(root, root);
+    if (object)
+        ledger_watch(object);
+    ledger_unlock();
+}
+
+static void remember_file(struct job *job, uint32_t root)
+{
+    pthread_mutex_lock(&job->holdings->lock);
+    int error = files_add(&job->holdings->clients, job->fd, root);
+    if (error == EEXIST)
+        error = files_retag(&job->holdings->clients, job->fd, root);
+    pthread_mutex_unlock(&job->holdings->lock);
+    if (error)
+        say("client 0x%08x: its file can't be watched: %s", root, strerror(error));
+}
+
+static bool is_claimed(const struct call *call, uint32_t root)
+{
+    ledger_lock();
+    const struct ledger_object *object = ledger_find(root, root);
+    bool claimed = object && (int)object->tenant == call->slot && (backend->client_lives || ledger_is_watched(object));
+    ledger_unlock();
+    return claimed;
+}
+
+void perform_claim(struct job *job, const struct call *call)
+{
+    uint32_t root = judge_client(call);
+    bool makes_root = call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class);
+
+    if (!root || makes_root || IS_EXPORT_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
+        return;
+    /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
+    if (!backend->client_lives)
+        remember_file(job, root);
+    ledger_lock();
+    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, root);
+    ledger_unlock();
+    if (claimed)
+        watch_root(root);
+}
+
+/*
+ * A client has to be made by the kernel for the tenant: it is its maker's, for NVML and for all who ask. But while
+ * the kernel reads the arguments, another thread may have made them an allocation of memory. That needs a client on
+ * the same file: so a file gets a client only where none lives, and every other call on it is performed.
+ */
+bool perform_admit_root(struct job *job, const struct call *call)
+{
+    uint32_t roots[64];
+    int count = 0, error;
+    bool lives = false;
+
+    pthread_mutex_lock(&job->holdings->lock);
+    error = files_add(&job->holdings->clients, job->fd, UNTAGGED);
+    pthread_mutex_unlock(&job->holdings->lock);
+    if (error)
+        return false;
+    /* a killed predecessor's set is lost: then the clients themselves are asked for */
+    ledger_lock();
+    for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < 64;
+         root = ledger_next_listed(root))
+        if (root->pid == call->pid)
+            roots[count++] = root->root;
+    ledger_unlock();
+    for (int i = 0; i < count && !lives; i++)
+        if ((lives = is_on_file(job, call->pid, roots[i]))) {
+            remember_file(job, roots[i]);
+            watch_root(roots[i]);
+        }
+    return !lives;
+}
+
+static int perform_root(struct job *job, const struct call *call)
+{
+    struct nvos64 mine = call->alloc;
+
+    mine.params = mine.rights = 0;
+    int rc = rm_alloc(job, call->pid, &mine);
+    if (rc < 0)
+        return -rc;
+    if (mine.status == NV_OK) {
+        ledger_lock();
+        bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, mine.object);
+        ledger_unlock();
+        if (!claimed) {
+            undo(job, call->pid, mine.object, 0, mine.object);
+            mine.status = NV_ERR_INSUFFICIENT_RESOURCES;
+        }
+    }
+    if (reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object, sizeof mine.object))
+        return answer_status(call, call->alloc_status_offset, mine.status);
+    undo(job, call->pid, mine.object, 0, mine.object);
+    forget(mine.object, mine.object);
+    return EFAULT;
+}
+
+/* --- allocations --- */
+
+static uint32_t free_number(void)
+{
+    static uint32_t last;
+
+    return 0x5EED0000u | (__atomic_add_fetch(&last, 1, __ATOMIC_RELAXED) & 0xFFFF);
+}
+
+/* Ask the driver for the object, and settle with the ledger. 0 or errno; the driver's status is in `mine`. */
+static int alloc_tracked(struct job *job, const struct call *call, struct nvos64 *mine, void *params)
+{
+    struct nv_memory_allocation_params *memory = mine->class == NV01_MEMORY_LOCAL_USER ? params : NULL;
+    bool counts = memory && judge_takes_video_memory(memory->attr, memory->flags);
+    int gpu = -1;
+
+    if (mine->class == NV01_DEVICE_0)
+        gpu = backend->gpu_of_device(job->fd, params);
+    mine->status = reserve(job, call, mine->root, mine->parent, mine->object, mine->class, counts ? memory->size : 0);
+    if (mine->status != NV_OK)
+        return 0;
+    /* a device of a GPU that is not the guard's gets a number that is no tenant's GPU: nothing lies under it */
+    if (mine->class == NV01_DEVICE_0 && gpu < 0)
+        gpu = MAX_GPUS;
+    int rc = rm_alloc(job, call->pid, mine);
+    bool made = rc == 0 && mine->status == NV_OK;
+    uint64_t bytes = made && counts && judge_takes_video_memory(memory->attr, memory->flags) ? memory->size : 0;
+    if (!settle(job, mine->root, mine->object, made, bytes, gpu)) {
+        undo(job, call->pid, mine->root, mine->parent, mine->object);
+        mine->status = NV_ERR_NO_MEMORY;
+    }
+    return -rc;
+}
+
+static int perform_alloc(struct job *job, const struct call *call)
+{
+    unsigned char *before = job->scratch, *params = job->scratch + PARAMS_MAX;
+    bool tracked = judge_is_tracked(call->alloc.class);
+    struct nvos64 mine = call->alloc;
+    size_t size = mine.params ? reach_read_some(call->tid, mine.params, before, CLASS_PARAMS_MAX) : 0;
+
+    if (mine.params && !size)
+        return answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ADDRESS);
+    memset(before + size, 0, CLASS_PARAMS_MAX - size);
+    memcpy(params, before, CLASS_PARAMS_MAX);
+    if (!mine.params && mine.class == NV01_MEMORY_LOCAL_USER)
+        return answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ARGUMENT);
+    if (!mine.object)
+        mine.object = free_number();
+    mine.params = mine.params ? (uintptr_t)params : 0;
+    mine.rights = 0;
+    lock_roots(mine.root, mine.root);
+    int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
+    bool made = !error && mine.status == NV_OK;
+    bool told = !error &&
+                (!made || reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object,
+                                      sizeof mine.object)) &&
+                reach_write_changes(call->tid, call->alloc.params, before, params, size) &&
+                reach_write(call->tid, call->address + call->alloc_status_offset, &mine.status, sizeof mine.status);
+    if (made && !told) { /* the tenant will never learn the number */
+        undo(job, call->pid, mine.root, mine.parent, mine.object);
+        forget(mine.root, mine.object);
+    }
+    unlock_roots(mine.root, mine.root);
+    return error ? error : told ? 0 : EFAULT;
+}
+
+static uint64_t *heap_size(struct nvos32 *heap)
+{
+    size_t offset = heap->function == NVOS32_FUNCTION_ALLOC_SIZE ? NVOS32_ALLOC_SIZE_SIZE_OFFSET
+                                                                 : NVOS32_ALLOC_SIZE_RANGE_SIZE_OFFSET;
+    return (uint64_t *)(void *)((unsigned char *)heap + offset);
+}
+
+static int ask_heap(struct job *job, const struct call *call, struct nvos32 *heap)
+{
+    return backend->perform(job->fd, call->pid, NV_REQUEST(NV_ESC_RM_VID_HEAP_CONTROL, struct nvos32), heap);
+}
+
+static int answer_heap(const struct call *call, const struct nvos32 *heap, int error)
+{
+    if (error)
+        return error;
+    return reach_write_changes(call->tid, call->address, &call->args.heap, heap, sizeof *heap) ? 0 : EFAULT;
+}
+
+static int perform_heap_alloc(struct job *job, const struct call *call)
+{
+    struct nvos32 heap = call->args.heap;
+    bool counts = judge_takes_video_memory(heap.attr, heap.flags);
+    int error = 0;
+
+    if (!(heap.flags & NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED))
+        heap.memory = free_number();
+    heap.flags |= NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED;
+    lock_roots(heap.root, heap.root);
+    uint32_t handle = heap.memory, status = reserve(job, call, heap.root, heap.parent, handle, NV01_MEMORY_LOCAL_USER,
+                                                    counts ? *heap_size(&heap) : 0);
+    heap.status = status;
+    if (status == NV_OK) {
+        error = -ask_heap(job, call, &heap);
+        bool made = !error && heap.status == NV_OK;
+        uint64_t bytes = counts && judge_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
+        if (!settle(job, heap.root, handle, made, bytes, -1)) {
+            undo(job, call->pid, heap.root, heap.parent, handle);
+            heap.status = NV_ERR_NO_MEMORY;
+        }
+    }
+    int answered = answer_heap(call, &heap, error);
+    if (answered && !error && heap.status == NV_OK) {
+        undo(job, call->pid, heap.root, heap.parent, handle);
+        forget(heap.root, handle);
+    }
+    unlock_roots(heap.root, heap.root);
+    return answered;
+}
+
+static int perform_heap(struct job *job, const struct call *call)
+{
+    struct nvos32 heap = call->args.heap;
+
+    lock_roots(heap.root, heap.root);
+    int error = -ask_heap(job, call, &heap);
+    if (!error && heap.status == NV_OK && heap.function == NVOS32_FUNCTION_FREE)
+        forget(heap.root, heap.memory);
+    unlock_roots(heap.root, heap.root);
+    return answer_heap(call, &heap, error);
+}
+
+static int perform_free(struct job *job, const struct call *call)
+{
+    struct nvos00 mine = call->args.free;
+    bool root = mine.object == mine.root;
+
+    lock_roots(mine.root, mine.root);
+    int rc = rm_free(job, call->pid, &mine);
+    if (rc == 0 && job->redoing && mine.status != NV_OK) /* the guard that was killed had come that far */
+        mine.status = NV_OK;
+    if (rc == 0 && mine.status == NV_OK) {
+        forget(mine.root, mine.object);
+        if (root && !backend->client_lives) {
+            pthread_mutex_lock(&job->holdings->lock);
+            files_remove(&job->holdings->clients, job->fd);
+            pthread_mutex_unlock(&job->holdings->lock);
+        }
+    }
+    unlock_roots(mine.root, mine.root);
+    return rc < 0 ? -rc : answer_status(call, offsetof(struct nvos00, status), mine.status);
+}
+
+/* --- names of memory that is there already --- */
+
+/* Another name takes no bytes of its own. Under the locks of both roots. */
+static uint32_t reserve_twin(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle)
+{
+    return reserve(job, call, root, parent, handle, NV01_MEMORY_LOCAL_USER, 0);
+}
+
+static void settle_twin(struct job *job, uint32_t root, uint32_t handle, uint32_t source_root, uint32_t source)
+{
+    ledger_lock();
+    struct ledger_object *object = ledger_find(root, handle), *of = ledger_find(source_root, source);
+    if (object && of && !job->holdings->ended)
+        ledger_join_twins(object, of);
+    ledger_unlock();
+}
+
+static bool is_memory(uint32_t root, uint32_t handle)
+{
+    ledger_lock();
+    const struct ledger_object *object = ledger_find(root, handle);
+    bool memory = object && object->class == NV01_MEMORY_LOCAL_USER;
+    ledger_unlock();
+    return memory;
+}
+
+static int perform_dup(struct job *job, const struct call *call)
+{
+    struct nvos55 mine = call->args.dup;
+    int rc = 0;
+
+    if (!mine.object)
+        mine.object = free_number();
+    lock_roots(mine.client, mine.client_source);
+    bool memory = is_memory(mine.client_source, mine.object_source);
+    mine.status = memory ? reserve_twin(job, call, mine.client, mine.parent, mine.object) : NV_OK;
+    if (mine.status == NV_OK) {
+        rc = backend->perform(job->fd, call->pid, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &mine);
+        if (memory && rc == 0 && mine.status == NV_OK)
+            settle_twin(job, mine.client, mine.object, mine.client_source, mine.object_source);
+        else if (memory)
+            forget(mine.client, mine.object);
+    }
+    unlock_roots(mine.client, mine.client_source);
+    if (rc < 0)
+        return -rc;
+    return reach_write_changes(call->tid, call->address, &call->args.dup, &mine, sizeof mine) ? 0 : EFAULT;
+}
+
+static uint64_t sum_of_alive(const struct files *files)
+{
+    uint32_t tags[FILES_MAX];
+    uint64_t sum = 0;
+    int count = files_alive(files, tags);
+
+    for (int i = 0; i < count; i++)
+        sum += tags[i];
+    return sum;
+}
+
+/* A set can't be asked for a file's tag: so the tag is changed, and the one that is missing is it. */
+static uint32_t tag_of(struct files *files, int file)
+{
+    const uint32_t mark = EXPORT_ROOTS - 1;
+    uint64_t before = sum_of_alive(files);
+
+    if (files_retag(files, file, mark) != 0)
+        return 0;
+    uint32_t tag = (uint32_t)(before + mark - sum_of_alive(files));
+    files_retag(files, file, tag);
+    return tag;
+}
+
+static uint32_t new_export_number(struct job *job, const struct call *call, int file)
+{
+    static uint32_t last;
+    uint32_t number;
+
+    ledger_lock();
+    do /* a predecessor gave numbers too */
+        number = EXPORT_ROOTS | (++last & 0x0FFFFFFF);
+    while (ledger_find(number, number));
+    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, number);
+    ledger_unlock();
+    if (!claimed)
+        return 0;
+    if (files_add(&job->holdings->exports, file, number) == 0) {
+        watch_root(number);
+        return number;
+    }
+    forget(number, number);
+    return 0;
+}
+
+/* The number under which a file's exported memory is kept; 0: the file holds none of this tenant's, nor can it. */
+static uint32_t export_number(struct job *job, const struct call *call, int file, enum param_file use)
+{
+    pthread_mutex_lock(&job->holdings->lock);
+    uint32_t number = tag_of(&job->holdings->exports, file);
+    if (!number && use == FILE_EXPORTS)
+        number = new_export_number(job, call, file);
+    pthread_mutex_unlock(&job->holdings->lock);
+    return number;
+}
+
+/* What goes through a file: handles, in places counted from `index`. */
+struct carried {
+    uint32_t parent, count, index;
+    uint32_t handles[NV0000_EXPORT_OBJECTS_MAX];
+};
+
+static bool read_carried(uint32_t command, const void *params, struct carried *out)
+{
+    const struct nv0000_export_objects *several = params;
+    const struct nv0000_import_objects *imported = params;
+    const uint32_t *handles = NULL;
+
+    *out = (struct carried){.count = 1};
+    switch (command) {
+    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECT_TO_FD:
+        handles = &((const struct nv0000_export_object *)params)->object;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECT_FROM_FD:
+        handles = &((const struct nv0000_import_object *)params)->object;
+        out->parent = ((const struct nv0000_import_object *)params)->parent;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECTS_TO_FD:
+        if (several->count <= NV0000_EXPORT_OBJECTS_MAX)
+            handles = several->objects;
+        out->count = several->count;
+        out->index = several->index;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECTS_FROM_FD:
+        if (imported->count <= NV0000_IMPORT_OBJECTS_MAX)
+            handles = imported->objects;
+        out->parent = imported->parent;
+        out->count = imported->count;
+        out->index = imported->index;
+        break;
+    }
+    if (handles)
+        memcpy(out->handles, handles, out->count * sizeof *handles);
+    return handles != NULL;
+}
+
+/* What is in the file from now on holds the memory, whatever becomes of the names. */
+static void keep_exported(struct job *job, const struct call *call, uint32_t number, const struct carried *carried)
+{
+    uint32_t root = call->args.control.client;
+
+    for (uint32_t i = 0; i < carried->count; i++) {
+        uint32_t handle = carried->index + i + 1;
+        if (is_memory(root, carried->handles[i]) && reserve_twin(job, call, number, number, handle) == NV_OK)
+            settle_twin(job, number, handle, root, carried->handles[i]);
+    }
+}
+
+static void keep_imported(struct job *job, const struct call *call, uint32_t number, const struct carried *carried)
+{
+    uint32_t root = call->args.control.client;
+
+    for (uint32_t i = 0; i < carried->count; i++) {
+        uint32_t source = carried->index + i + 1;
+        if (is_memory(number, source) && reserve_twin(job, call, root, carried->parent, carried->handles[i]) == NV_OK)
+            settle_twin(job, root, carried->handles[i], number, source);
+    }
+}
+
+/* --- controls --- */
+
+/* The pieces that a command's struct points at: the guard's copies, before and after. */
+struct piece {
+    uint64_t address;
+    uint32_t size, offset; /* of the pointer in the struct */
+    unsigned char *before, *after;
+};
+
+static uint32_t u32_in(const unsigned char *params, uint32_t offset)
+{
+    uint32_t value;
+    memcpy(&value, params + offset, sizeof value);
+    return value;
+}
+
+/* Replaces each pointer in `params` by one to a copy. Returns the number of pieces, -1 where they can't be had. */
+static int copy_pieces(const struct job *job, const struct call *call, const struct param_pointers *spec,
+                       unsigned char *params, uint32_t size, struct piece *pieces)
+{
+    unsigned char *room = job->scratch + 2 * (size_t)PARAMS_MAX;
+    int count = 0;
+
+    for (int i = 0; i < PARAM_POINTERS_MAX && spec->pointer_offsets[i]; i++) {
+        struct piece *piece = &pieces[count];
+        uint32_t offset = spec->pointer_offsets[i];
+        if (offset + sizeof(uint64_t) > size || spec->count_offset + sizeof(uint32_t) > size)
+            return -1;
+        memcpy(&piece->address, params + offset, sizeof piece->address);
+        if (!piece->address)
+            continue;
+        uint64_t elements = u32_in(params, spec->count_offset);
+        elements = spec->count == COUNT_SQUARE ? elements * elements : elements;
+        if (elements > PARAMS_MAX || elements * spec->element > PARAMS_MAX)
+            return -1;
+        piece->size = spec->count == COUNT_NONE ? 0 : (uint32_t)elements * spec->element;
+        piece->offset = offset;
+        piece->before = room;
+        piece->after = room + PARAMS_MAX;
+        room += 2 * (size_t)PARAMS_MAX;
+        if (!reach_read(call->tid, piece->address, piece->before, piece->size))
+            return -1;
+        memcpy(piece->after, piece->before, piece->size);
+        uint64_t copy = spec->count == COUNT_NONE ? 0 : (uintptr_t)piece->after;
+        memcpy(params + offset, &copy, sizeof copy);
+        count++;
+    }
+    return count;
+}
+
+static bool write_pieces(const struct call *call, unsigned char *params, const struct piece *pieces, int count)
+{
+    bool written = true;
+
+    for (int i = 0; i < count; i++) {
+        memcpy(params + pieces[i].offset, &pieces[i].address, sizeof pieces[i].address);
+        written &= reach_write_changes(call->tid, pieces[i].address, pieces[i].before, pieces[i].after, pieces[i].size);
+    }
+    return written;
+}
+
+/* A command that names a descriptor: the guard's copy of it stands in. Exports and imports are accounted. */
+static int control_with_file(struct job *job, const struct call *call, const struct param_descriptor *spec,
+                             struct nvos54 *mine, unsigned char *params)
+{
+    struct carried carried;
+    int32_t theirs, ours;
+    uint32_t number = 0;
+
+    memcpy(&theirs, params + spec->offset, sizeof theirs);
+    CLEANUP_FD int pidfd = reach_pidfd(call->pid);
+    CLEANUP_FD int file = theirs < 0 || pidfd < 0 ? -1 : reach_descriptor(pidfd, call->pid, call->tid, theirs);
+    if (file < 0 || backend->kind(file) != FILE_CONTROL) {
+        mine->status = NV_ERR_INVALID_ARGUMENT;
+        return 0;
+    }
+    ours = file;
+    memcpy(params + spec->offset, &ours, sizeof ours);
+    if (spec->use != FILE_ASKED && read_carried(mine->command, params, &carried))
+        number = export_number(job, call, file, spec->use);
+    if (spec->use != FILE_ASKED && !number) { /* another tenant's memory, or more than can be kept */
+        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
+    } else if (!reach_be_user_of(call->tid)) { /* the driver compares the caller's user with the client's */
+        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
+    } else {
+        lock_roots(mine->client, number);
+        int rc = rm_control(job, call->pid, mine);
+        reach_be_oneself();
+        if (rc == 0 && mine->status == NV_OK && spec->use == FILE_EXPORTS)
+            keep_exported(job, call, number, &carried);
+        if (rc == 0 && mine->status == NV_OK && spec->use == FILE_IMPORTS)
+            keep_imported(job, call, number, &carried);
+        unlock_roots(mine->client, number);
+        note_making(job, 0, 0);
+        if (rc < 0)
+            mine->status = NV_ERR_OPERATING_SYSTEM;
+    }
+    memcpy(params + spec->offset, &theirs, sizeof theirs);
+    return 0;
+}
+
+static void note_scheduled(const struct nvos54 *control)
+{
+    if (control->command != NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && control->command != NVA06F_CTRL_CMD_GPFIFO_SCHEDULE)
+        return;
+    ledger_lock();
+    ledger_note_scheduled(control->client, control->object);
+    ledger_unlock();
+    sched_wake();
+}
+
+static int perform_control(struct job *job, const struct call *call)
+{
+    struct nvos54 mine = call->args.control;
+    unsigned char *before = job->scratch, *params = job->scratch + PARAMS_MAX;
+    uint32_t size = mine.params ? mine.params_size : 0, offset = offsetof(struct nvos54, status);
+    const struct param_pointers *pointers = params_pointers(mine.command);
+    const struct param_descriptor *descriptor = params_descriptor(mine.command);
+    struct piece pieces[PARAM_POINTERS_MAX];
+    int count = 0, error;
+
+    if (!reach_read(call->tid, mine.params, before, size))
+        return answer_status(call, offset, NV_ERR_INVALID_ADDRESS);
+    memcpy(params, before, size);
+    if (pointers && size)
+        count = copy_pieces(job, call, pointers, params, size, pieces);
+    if (count < 0 || (descriptor && size != descriptor->size))
+        return answer_status(call, offset, NV_ERR_INVALID_ARGUMENT);
+    mine.params = size ? (uintptr_t)params : 0;
+    error = descriptor ? control_with_file(job, call, descriptor, &mine, params) : -rm_control(job, call->pid, &mine);
+    if (error)
+        return error;
+    bool written = write_pieces(call, params, pieces, count) &&
+                   reach_write_changes(call->tid, call->args.control.params, before, params, size);
+    if (mine.status == NV_OK)
+        note_scheduled(&mine);
+    return written ? answer_status(call, offset, mine.status) : EFAULT;
+}
+
+int perform(struct job *job, struct call *call, const struct verdict *verdict)
+{
+    switch (verdict->kind) {
+    case VERDICT_STATUS: return answer_status(call, verdict->status_offset, verdict->status);
+    case VERDICT_ERRNO: return verdict->error;
+    case VERDICT_ROOT: return perform_root(job, call);
+    case VERDICT_ALLOC: return perform_alloc(job, call);
+    case VERDICT_FREE: return perform_free(job, call);
+    case VERDICT_CONTROL: return perform_control(job, call);
+    case VERDICT_DUP: return perform_dup(job, call);
+    case VERDICT_HEAP_ALLOC: return perform_heap_alloc(job, call);
+    case VERDICT_HEAP_FREE:
+    case VERDICT_HEAP_ASK: return perform_heap(job, call);
+    case VERDICT_CONTINUE: break;
+    }
+    return 0;
+}
+
+/* --- what open files hold --- */
+
+bool holdings_open(struct holdings *holdings)
+{
+    *holdings = (struct holdings){.clients = {-1, -1}, .exports = {-1, -1}};
+    pthread_mutex_init(&holdings->lock, NULL);
+    return files_open(&holdings->clients) && files_open(&holdings->exports);
+}
+
+void holdings_close(struct holdings *holdings)
+{
+    files_close(&holdings->clients);
+    files_close(&holdings->exports);
+    pthread_mutex_destroy(&holdings->lock);
+}
+
+static bool is_among(uint32_t tag, const uint32_t *tags, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (tags[i] == tag)
+            return true;
+    return false;
+}
+
+struct candidate {
+    uint32_t root;
+    pid_t pid;
+    bool watched;
+};
+
+/* Roots, as they were before the files were asked: one that comes later is not looked at. */
+static int list_roots(int slot, struct candidate *out, int max)
+{
+    int count = 0;
+
+    ledger_lock();
+    for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
+         root = ledger_next_listed(root))
+        out[count++] = (struct candidate){root->root, root->pid, ledger_is_watched(root)};
+    ledger_unlock();
+    return count;
+}
+
+bool holdings_sweep(struct holdings *holdings, int slot)
+{
+    struct candidate roots[FILES_MAX];
+    uint32_t tags[FILES_MAX], exported[FILES_MAX];
+    int count = list_roots(slot, roots, FILES_MAX), clients = 0, alive = 0;
+    bool orphans = false;
+
+    if (!count)
+        return false;
+    pthread_mutex_lock(&holdings->lock);
+    int files = files_alive(&holdings->clients, tags);
+    int exports = files < 0 ? -1 : files_alive(&holdings->exports, exported);
+    pthread_mutex_unlock(&holdings->lock);
+    if (exports < 0)
+        return true; /* can't be known now */
+    for (int i = 0; i < count; i++)
+        clients += !IS_EXPORT_ROOT(roots[i].root);
+    for (int i = 0; i < count; i++) {
+        bool gone = reach_has_exited(roots[i].pid), lives;
+        if (IS_EXPORT_ROOT(roots[i].root))
+            lives = roots[i].watched ? is_among(roots[i].root, exported, exports) : clients > 0;
+        else if (backend->client_lives)
+            lives = backend->client_lives(roots[i].root);
+        else /* a predecessor's, and not heard of since: it lives as long as its maker */
+            lives = roots[i].watched ? is_among(roots[i].root, tags, files) : !gone;
+        orphans |= lives && gone;
+        alive += lives;
+        if (!lives)
+            forget(roots[i].root, roots[i].root);
+    }
+    if (alive < count)
+        sched_wake();
+    return orphans;
+}

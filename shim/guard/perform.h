@@ -1,0 +1,49 @@
+/*
+ * Doing a tenant's call for it: on its own descriptor, from the guard's copy of the arguments, with the ledger kept
+ * in step. What is written back is what the driver wrote.
+ */
+#ifndef VGPU_GUARD_PERFORM_H
+#define VGPU_GUARD_PERFORM_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "files.h"
+#include "judge.h"
+#include "ledger.h"
+#include "params.h"
+
+/* What a tenant's calls leave behind beside the ledger: one a tenant. */
+struct holdings {
+    pthread_mutex_t lock;          /* over both sets */
+    struct files clients, exports; /* tags: clients' handles; export numbers */
+    bool ended;                    /* the tenant is gone: written and read under ledger_lock() */
+};
+
+bool holdings_open(struct holdings *holdings);
+void holdings_close(struct holdings *holdings);
+/* Give back what no open file holds any more. True: clients are alive whose maker is gone, so look again soon. */
+bool holdings_sweep(struct holdings *holdings, int slot);
+
+/* A worker's own: scratch memory, and the call in hand as the ledger keeps it. */
+struct job {
+    struct holdings *holdings;
+    struct ledger_inflight *inflight;
+    unsigned char *scratch; /* JOB_SCRATCH bytes */
+    int fd;                 /* the tenant's, taken */
+    bool redoing;           /* a predecessor may have carried it out */
+};
+#define JOB_SCRATCH ((size_t)2 * (1 + PARAM_POINTERS_MAX) * PARAMS_MAX)
+
+/* The client proves itself on the tenant's file, if it is not known yet. */
+void perform_claim(struct job *job, const struct call *call);
+/* Does what the verdict says; not for CONTINUE. 0 or the errno that the tenant gets. */
+int perform(struct job *job, struct call *call, const struct verdict *verdict);
+/* Undo on the tenant's file what a killed predecessor was making there. */
+void perform_take_back(struct job *job);
+/* May the kernel make a client on this file now? At most one lives on each: see perform.c. */
+bool perform_admit_root(struct job *job, const struct call *call);
+
+#endif
