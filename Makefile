@@ -13,13 +13,14 @@ NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: docs screenshots demo smoke test test-python test-native test-gpu lint format bench labextension native install clean help
+.PHONY: docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
 	@echo "make smoke     the demo's path without a person"
 	@echo "make test      lint and all tests that this machine can run"
 	@echo "make test-gpu  the tests that need a real NVIDIA GPU"
+	@echo "make fuzz      fuzz the guard's handling of tenants' calls (needs clang)"
 	@echo "make lint, make format, make bench, make clean"
 
 demo: $(STAMPS)/demo native labextension
@@ -38,6 +39,14 @@ test-native: $(STAMPS)/venv
 	@(cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON \
 	  && cmake --build build/sanitized --parallel 2 --target unit_tests replay_corpus) > build/sanitized.log 2>&1 || (cat build/sanitized.log; false)
 	ctest --test-dir build/sanitized --output-on-failure
+
+# Longer than the tests do, and looking for new ways: clang's libFuzzer, FUZZ_SECONDS of it.
+FUZZ_SECONDS ?= 300
+fuzz: $(STAMPS)/venv
+	@mkdir -p build/fuzz/found
+	@(cmake -S shim -B build/fuzz -DCMAKE_C_COMPILER=clang -DVGPU_SANITIZE=ON -DVGPU_FUZZ=ON -DBUILD_TESTING=ON \
+	  && cmake --build build/fuzz --parallel 2 --target fuzz_call) > build/fuzz.log 2>&1 || (cat build/fuzz.log; false)
+	cd build/fuzz && tests/fuzz_call -max_total_time=$(FUZZ_SECONDS) -max_len=6000 found $(CURDIR)/shim/tests/corpus
 
 # GPU_PYTHON: an interpreter with PyTorch, pytest and what pyproject.toml wants for `node`.
 test-gpu: native

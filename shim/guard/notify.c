@@ -197,9 +197,9 @@ static void trace(const struct call *call, const struct verdict *verdict)
                                         "control",  "dup",    "heap alloc", "heap free", "heap ask"};
     bool alloc = call->nr == NV_ESC_RM_ALLOC;
 
-    say("pid %d escape 0x%02x object 0x%08x class/command 0x%08x: %s 0x%x", call->pid, call->nr,
-        alloc ? call->alloc.object : call->args.control.object, alloc ? call->alloc.class : call->args.control.command,
-        words[verdict->kind], verdict->status);
+    say("pid %d client 0x%08x escape 0x%02x object 0x%08x class/command 0x%08x: %s 0x%x", call->pid, judge_client(call),
+        call->nr, alloc ? call->alloc.object : call->args.control.object,
+        alloc ? call->alloc.class : call->args.control.command, words[verdict->kind], verdict->status);
 }
 
 /* The kernel makes the client, for only it can make it the tenant's. */

@@ -123,9 +123,10 @@ void fake_close(void)
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args)
 {
     struct job job = {.holdings = &holdings, .inflight = &inflight, .scratch = scratch, .fd = 0};
+    pid_t tenant = fake.tenant ? fake.tenant : getpid();
     struct call call = {.slot = slot,
-                        .pid = getpid(),
-                        .tid = getpid(),
+                        .pid = tenant,
+                        .tid = tenant,
                         .file = FILE_CONTROL,
                         .nr = nr,
                         .size = size,

@@ -1,9 +1,10 @@
-/* A driver for tests: does what `fake` says, and notes what it was asked. Its tenant is the test's own process. */
+/* A driver for tests: does what `fake` says, and notes what it was asked. */
 #ifndef VGPU_TESTS_FAKE_DRIVER_H
 #define VGPU_TESTS_FAKE_DRIVER_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "perform.h"
 
@@ -11,13 +12,14 @@ struct fake_driver {
     uint32_t status;     /* of every call */
     uint64_t round_to;   /* memory is rounded up to this; 0: not */
     unsigned char write; /* controls: first byte written into the parameters, and into what they point at */
+    pid_t tenant;        /* whose memory the calls are in; 0: the test's own process */
     int allocs, frees, controls, dups;
     uint64_t last_params, last_pointer;
 };
 extern struct fake_driver fake;
 extern const struct backend fake_backend;
 
-/* Judge and do one call of tenant `slot`, whose struct is at `args` of this process. Returns what the tenant gets. */
+/* Judge and do one call of tenant `slot`, whose struct is at `args` there. Returns what the tenant gets. */
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args);
 void fake_open(void);
 void fake_close(void);

@@ -7,9 +7,12 @@
  * without, replay_corpus.c runs the corpus and mutations of it.
  */
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #include "fake_driver.h"
 #include "scene.h"
@@ -19,7 +22,8 @@ enum { ALICE = 5, PAGE = 4096, RECORD = 5 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static unsigned char *arena; /* two pages, the second not there */
+static unsigned char *arena; /* two pages, the second not there; shared with the tenant */
+static pid_t tenant;         /* a process of its own, for what is written to wild addresses is written */
 
 /* Small numbers at 8-byte steps become addresses in the arena, so that pointers hit. */
 static void point_into_arena(unsigned char *body, size_t length)
@@ -38,9 +42,15 @@ static void set_up(void)
 {
     open_test_ledger();
     fake_open();
-    arena = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    arena = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (arena == MAP_FAILED || munmap(arena + PAGE, PAGE) < 0)
         abort();
+    tenant = fork();
+    if (tenant == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -48,7 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!arena)
         set_up();
     make_test_tenant(ALICE, QUOTA);
-    fake = (struct fake_driver){.round_to = size ? data[0] * 4096ull : 0, .write = 1};
+    fake = (struct fake_driver){.round_to = size ? data[0] * 4096ull : 0, .write = 1, .tenant = tenant};
     while (size >= RECORD) {
         uint32_t nr = data[0];
         uint16_t struct_size, length;

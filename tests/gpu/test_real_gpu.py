@@ -6,24 +6,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pynvml
 import pytest
+from support.gpu import nvml_process_bytes
 from support.node import CLI, Node, wait_until
 
 pytestmark = pytest.mark.gpu
 
 GIB = 1 << 30
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def gpu_node() -> Iterator[Node]:
-    made = Node()
-    yield made
-    made.stop()
 
 
 def torch_in_slice(node: Node, tenant: dict[str, Any], code: str) -> dict[str, Any]:
@@ -33,12 +25,6 @@ def torch_in_slice(node: Node, tenant: dict[str, Any], code: str) -> dict[str, A
     assert process.returncode == 0, err
     answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return answer
-
-
-def nvml_bytes() -> dict[int, int]:
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    return {row.pid: row.usedGpuMemory for row in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
 
 
 HOLD = """
@@ -96,7 +82,7 @@ def test_memory_is_attributed_to_its_process_and_agrees_with_nvml(gpu_node: Node
     try:
         view = gpu_node.show("attributed")
         ours = {row["pid"]: row["memory"] for row in view["processes"]}
-        witness = nvml_bytes()
+        witness = nvml_process_bytes()
         print("ledger", ours, "nvml", witness)
         assert set(ours) == {process.pid}
         assert abs(ours[process.pid] - witness[process.pid]) <= max(32 * MIB, witness[process.pid] // 100)

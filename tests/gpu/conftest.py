@@ -1,0 +1,29 @@
+"""What the tests on a real GPU share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.gpu import build_attack, build_load
+from support.node import Node
+
+
+@pytest.fixture(scope="module")
+def gpu_node() -> Iterator[Node]:
+    os.environ["VGPU_GUARD_TRACE"] = "1"
+    made = Node()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_attack(tmp_path_factory.mktemp("attack"))
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_load(tmp_path_factory.mktemp("load"))

@@ -1,0 +1,52 @@
+"""A real GPU for tests and benchmarks: NVML as the witness, and programs built with the machine's own compiler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pynvml
+
+ROOT = Path(__file__).parents[2]
+
+
+def _handle() -> object:
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByIndex(0)
+
+
+def nvml_process_bytes() -> dict[int, int]:
+    """Device memory by process, as the driver says."""
+    return {row.pid: row.usedGpuMemory for row in pynvml.nvmlDeviceGetComputeRunningProcesses(_handle())}
+
+
+def nvml_used() -> int:
+    """Bytes in use on the whole GPU."""
+    return int(pynvml.nvmlDeviceGetMemoryInfo(_handle()).used)
+
+
+def build_attack(target: Path) -> Path:
+    """The hostile tenant, static: nothing of CUDA is in it."""
+    program = target / "attack"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "no C compiler"
+    subprocess.run(
+        [
+            *(compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"),
+            *("-I", str(ROOT / "shim" / "abi"), "-o", str(program), str(ROOT / "tests" / "gpu" / "attack.c")),
+        ],
+        check=True,
+    )
+    return program
+
+
+def build_load(target: Path) -> Path:
+    """The benchmark's load, against the CUDA driver API."""
+    program = target / "load"
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    subprocess.run(
+        [nvcc, "-O2", "-o", str(program), str(ROOT / "benchmarks" / "gpu" / "load.c"), "-lcuda", "-lpthread"],
+        check=True,
+    )
+    return program
