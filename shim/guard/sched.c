@@ -22,11 +22,17 @@ static uint64_t changes; /* under mutex */
 static bool stopping;
 static pthread_t threads[MAX_GPUS];
 
+/* NOBODY as the slot: every tenant's channels on this GPU are "other". */
+#define NOBODY (-1)
+#define UNLIMITED UINT64_MAX
+enum whose { OWN, OTHERS };
+
 struct gpu_state {
     int index;
-    bool on[LEDGER_TENANTS];
-    bool known[LEDGER_TENANTS]; /* what a predecessor left of this tenant was seen to */
-    uint64_t on_since[LEDGER_TENANTS];
+    int current;                  /* whose turn it is */
+    uint64_t since, length;       /* of that turn */
+    uint64_t counted;             /* until when its time is on the tenant's page */
+    bool known[LEDGER_TENANTS];   /* what a predecessor left of this tenant was seen to */
     int64_t owed[LEDGER_TENANTS]; /* ns that a tenant got too little (or, negative, too much) so far */
     uint64_t seen;                /* of `changes` */
     struct channel channels[MAX_CHANNELS];
@@ -50,10 +56,6 @@ int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct
     }
     return count;
 }
-
-/* NOBODY as the slot: every tenant's channels on this GPU are "other". */
-enum whose { OWN, OTHERS };
-#define NOBODY (-1)
 
 /*
  * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
@@ -142,6 +144,7 @@ static void put_all_on(struct gpu_state *gpu)
         gpu->known[slot] = tenants[slot].live;
         if (!news)
             continue;
+        gpu->owed[slot] = 0;
         int count = take_channels(gpu, slot, OWN, true);
         for (int pass = 0; pass < 2; pass++)
             switch_singly(gpu, gpu->channels, count, true);
@@ -149,15 +152,44 @@ static void put_all_on(struct gpu_state *gpu)
     }
 }
 
-static void switch_tenant(struct gpu_state *gpu, int slot, bool on)
+/* Its time on the GPU until now goes on the tenant's page. */
+static void count_time(struct gpu_state *gpu, uint64_t now, bool on)
 {
-    switch_channels(gpu, slot, OWN, on);
-    uint64_t now = monotonic_ns();
+    if (gpu->current == NOBODY)
+        return;
     ledger_lock();
-    ledger_note_on(slot, on, gpu->on[slot] ? now - gpu->on_since[slot] : 0);
+    ledger_note_on(gpu->current, on, now - gpu->counted);
     ledger_unlock();
-    gpu->on[slot] = on;
-    gpu->on_since[slot] = now;
+    gpu->counted = now;
+}
+
+/* A turn has ended: what it was longer or shorter than planned is settled in later ones. */
+static void settle_turn(struct gpu_state *gpu, uint64_t ended)
+{
+    int64_t limit = (int64_t)SCHED_PERIOD_NS, owed = (int64_t)(gpu->length - (ended - gpu->since));
+
+    if (gpu->current != NOBODY && gpu->length != UNLIMITED)
+        gpu->owed[gpu->current] = owed > limit ? limit : owed < -limit ? -limit : owed;
+    count_time(gpu, ended, false);
+}
+
+/*
+ * From whose turn it is to the next. The next goes on first, so that it is there when the other leaves: switching
+ * takes the driver's time, and hardly any of the GPU's. Measured: one who goes on is on when the call returns, one who
+ * goes off leaves in the middle of the call.
+ */
+static void hand_over(struct gpu_state *gpu, int to, uint64_t length)
+{
+    if (to != NOBODY)
+        switch_channels(gpu, to, OWN, true);
+    uint64_t before = monotonic_ns();
+    switch_channels(gpu, to, OTHERS, false);
+    uint64_t boundary = gpu->current == NOBODY ? before : before + (monotonic_ns() - before) / 2;
+    settle_turn(gpu, boundary);
+    gpu->current = to;
+    gpu->since = gpu->counted = boundary;
+    gpu->length = length;
+    count_time(gpu, boundary, true);
 }
 
 static int collect(int index, struct share *shares)
@@ -209,35 +241,40 @@ static bool alone_and_unlimited(const struct turn *turns, int count)
     return count == 1 && turns[0].ns >= SCHED_PERIOD_NS;
 }
 
-/* A tenant's turn: on, wait, off; what it got beside what it should have is settled in later turns. */
+/* A tenant's turn. It ends when the next begins. */
 static void run_turn(struct gpu_state *gpu, const struct turn *turn)
 {
-    int64_t length = (int64_t)turn->ns + gpu->owed[turn->slot], limit = (int64_t)SCHED_PERIOD_NS;
+    int64_t length = (int64_t)turn->ns + gpu->owed[turn->slot];
 
     if (length <= 0) { /* it had too much before: this turn pays it back */
         gpu->owed[turn->slot] = length;
         return;
     }
-    switch_channels(gpu, turn->slot, OTHERS, false);
-    switch_tenant(gpu, turn->slot, true);
-    uint64_t began = gpu->on_since[turn->slot];
-    sleep_through(gpu, began + (uint64_t)length, turn->slot);
-    uint64_t before = monotonic_ns();
-    switch_tenant(gpu, turn->slot, false);
-    /* measured: it is on when the call returns, and leaves somewhere within the call that takes it off */
-    uint64_t ended = (before + gpu->on_since[turn->slot]) / 2;
-    int64_t owed = length - (int64_t)(ended - began);
-    gpu->owed[turn->slot] = owed > limit ? limit : owed < -limit ? -limit : owed;
+    hand_over(gpu, turn->slot, (uint64_t)length);
+    sleep_through(gpu, gpu->since + gpu->length, turn->slot);
 }
 
 static void run_period(struct gpu_state *gpu, const struct turn *turns, int count)
 {
-    uint64_t end = monotonic_ns() + SCHED_PERIOD_NS;
+    uint64_t end = monotonic_ns() + SCHED_PERIOD_NS, filled = 0;
 
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         run_turn(gpu, &turns[i]);
-    switch_channels(gpu, NOBODY, OTHERS, false);
+        filled += turns[i].ns;
+    }
+    if (filled + CALM_NS >= SCHED_PERIOD_NS) /* no gap: the last one's turn ends with the next period's first */
+        return;
+    hand_over(gpu, NOBODY, 0);
     sleep_through(gpu, end, NOBODY);
+}
+
+/* Nobody else, and no limit: on, for as long as nothing changes. */
+static void run_alone(struct gpu_state *gpu, int slot)
+{
+    if (gpu->current != slot || gpu->length != UNLIMITED)
+        hand_over(gpu, slot, UNLIMITED);
+    switch_channels(gpu, slot, OWN, true);
+    count_time(gpu, monotonic_ns(), true);
 }
 
 static void *schedule(void *argument)
@@ -254,13 +291,14 @@ static void *schedule(void *argument)
             continue;
         }
         if (count)
-            switch_tenant(gpu, turns[0].slot, true);
+            run_alone(gpu, turns[0].slot);
+        else
+            hand_over(gpu, NOBODY, 0);
         sleep_until(gpu, monotonic_ns() + (count ? SCHED_PERIOD_NS * 10 : 3600000000000ull));
         pause_briefly(CALM_NS);
     }
-    int count = collect(gpu->index, shares);
-    for (int i = 0; i < count; i++)
-        switch_tenant(gpu, shares[i].slot, true);
+    for (int count = collect(gpu->index, shares); count-- > 0;)
+        switch_channels(gpu, shares[count].slot, OWN, true);
     free(gpu);
     return NULL;
 }
@@ -277,6 +315,7 @@ void sched_start(void)
         if (!gpu)
             die("out of memory");
         gpu->index = i;
+        gpu->current = NOBODY;
         errno = pthread_create(&threads[i], NULL, schedule, gpu);
         if (errno)
             die_with_error("pthread_create");
