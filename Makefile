@@ -13,7 +13,7 @@ NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name CMakeLists.txt)
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench labextension native install clean help
+.PHONY: docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -77,6 +77,10 @@ format: $(STAMPS)/test $(STAMPS)/labextension
 
 bench: $(STAMPS)/demo native
 	$(BIN)/python benchmarks/guard.py
+
+# BENCH: measures to take (see benchmarks/gpu/__main__.py); HAMI_CORE_LIB: a built HAMi-core to compare with.
+bench-gpu: native
+	PYTHONPATH=$(CURDIR):$(CURDIR)/spawner:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu $(BENCH)
 
 # --- what is built ---
 

@@ -5,7 +5,6 @@ Writes benchmarks/results/cpu.json: what needs no GPU.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -13,17 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 sys.path.insert(0, str(ROOT / "tests"))
 
+from results import Machine, Row, show, write  # noqa: E402
 from support.node import Node  # noqa: E402
 
 from jupyter_vgpu.native import native_dir, program  # noqa: E402
@@ -59,7 +54,7 @@ def _start_ms(command: list[str], environment: dict[str, str]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def measure() -> list[dict[str, Any]]:
+def measure() -> list[Row]:
     """Pairs, in turns, so that a slow moment of the machine falls on both."""
     node = Node("--emulate", "--emulated-memory=4G")
     try:
@@ -83,34 +78,23 @@ def measure() -> list[dict[str, Any]]:
     return [_row(name, values, details[name]) for name, values in pairs.items()]
 
 
-def _row(name: str, pairs: list[tuple[float, float]], detail: str) -> dict[str, Any]:
-    return {
-        "id": name,
-        "value": round(statistics.median(guarded for _, guarded in pairs), 3),
-        "unit": name.rsplit("_", 1)[1],
-        "better": "lower",
-        "native": round(statistics.median(plain for plain, _ in pairs), 3),
-        "hami_core": None,
-        "mps": None,
-        "detail": f"{detail}; medians of {len(pairs)} pairs",
-        "device": f"emulated GPU, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}",
-        "driver": "emulated",
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+def _row(name: str, pairs: list[tuple[float, float]], detail: str) -> Row:
+    return Row(
+        name,
+        statistics.median(guarded for _, guarded in pairs),
+        name.rsplit("_", 1)[1],
+        "lower",
+        f"{detail}; medians of {len(pairs)} pairs",
+        native=statistics.median(plain for plain, _ in pairs),
+    )
 
 
 def main() -> None:
     """Measure, write, show."""
     rows = measure()
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    names = {row["id"] for row in rows}
-    kept = [row for row in old if row["id"] not in names]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(sorted(kept + rows, key=lambda row: str(row["id"])), indent=2) + "\n")
-    table = Table("id", "value", "native", "unit", "detail")
-    for row in rows:
-        table.add_row(row["id"], str(row["value"]), str(row["native"]), row["unit"], row["detail"])
-    Console().print(table)
+    kernel = platform.release().split("-")[0]
+    write("cpu", Machine(f"emulated GPU, {os.cpu_count()} cores, Linux {kernel}", "emulated"), rows)
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.gpu import build_attack, build_load
+from support.gpu import build_attack, build_cuda
 from support.node import Node
 
 
@@ -26,4 +26,4 @@ def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_load(tmp_path_factory.mktemp("load"))
+    return build_cuda("load", tmp_path_factory.mktemp("load"))

@@ -41,12 +41,10 @@ def build_attack(target: Path) -> Path:
     return program
 
 
-def build_load(target: Path) -> Path:
-    """The benchmark's load, against the CUDA driver API."""
-    program = target / "load"
+def build_cuda(name: str, target: Path) -> Path:
+    """A program of benchmarks/gpu, against the CUDA driver API."""
+    program = target / name
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    subprocess.run(
-        [nvcc, "-O2", "-o", str(program), str(ROOT / "benchmarks" / "gpu" / "load.c"), "-lcuda", "-lpthread"],
-        check=True,
-    )
+    source = ROOT / "benchmarks" / "gpu" / f"{name}.c"
+    subprocess.run([nvcc, "-O2", "-o", str(program), str(source), "-lcuda", "-lpthread"], check=True)
     return program

@@ -1,0 +1,69 @@
+"""Measure the guard on a real GPU, beside native, MPS and (HAMI_CORE_LIB=…/libvgpu.so) HAMi-core.
+
+python benchmarks/gpu [MEASURE[:PART,...] ...]: memory compute share latency overhead fault; all by default.
+A part is a workload, split, policy or path, as in compute:36us,graph.
+Writes benchmarks/results/<gpu>.json after each measure, so that a run that ends early leaves what it has.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import pynvml
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT)]
+
+from measures import MEASURES, Bench  # noqa: E402
+from results import Machine, show, write  # noqa: E402
+from support.gpu import build_attack, build_cuda  # noqa: E402
+from systems import Slices, native  # noqa: E402
+
+from jupyter_vgpu.client import DaemonError  # noqa: E402
+
+
+def _machine() -> tuple[str, Machine]:
+    """The results' file name (h100) and the machine."""
+    pynvml.nvmlInit()
+    name = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    short = next((word for word in name.split() if any(c.isdigit() for c in word)), name)
+    return short.lower(), Machine(name, str(pynvml.nvmlSystemGetDriverVersion()))
+
+
+def main() -> int:
+    wanted = [argument.partition(":") for argument in sys.argv[1:] or MEASURES]
+    unknown = [name for name, _, _ in wanted if name not in MEASURES]
+    if unknown:
+        print(f"no measure named {', '.join(unknown)}; there are: {', '.join(MEASURES)}", file=sys.stderr)
+        return 2
+    file, machine = _machine()
+    with tempfile.TemporaryDirectory() as directory:
+        load, fill = (str(build_cuda(name, Path(directory))) for name in ("load", "fill"))
+        attack = str(build_attack(Path(directory)))
+        slices = Slices()
+        failed = []
+        try:
+            steps = native([load, "calibrate"]).answer()["steps_per_us"]
+            bench = Bench(load, fill, attack, slices, steps)
+            for name, _, parts in wanted:
+                print(f"--- {name}", flush=True)
+                try:
+                    rows = MEASURES[name](bench, parts.split(",") if parts else [])
+                except (RuntimeError, OSError, DaemonError, AssertionError):  # must not cost the other measures
+                    traceback.print_exc()
+                    failed.append(name)
+                    continue
+                write(file, machine, rows)
+                show(rows)
+        finally:
+            slices.stop()
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

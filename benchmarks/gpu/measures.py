@@ -1,0 +1,449 @@
+"""What is measured on a real GPU. Each measure gives rows; compute is counted in kernels of known work."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results import Row
+from support.gpu import nvml_used
+from systems import HamiCore, Mps, Program, Slices, Tenant, native
+
+REPEATS = 5
+Start = Callable[[list[str], float], Program]
+
+
+@dataclass
+class Bench:
+    """Programs, the node, and how many steps of work a microsecond of the whole GPU is."""
+
+    load: str
+    fill: str
+    attack: str
+    slices: Slices
+    steps_per_us: float
+
+    def steps(self, microseconds: float) -> str:
+        return str(max(1, round(microseconds * self.steps_per_us)))
+
+
+def _rates(answer: dict[str, Any], skip: int = 0) -> list[float]:
+    """Kernels per second of each half second."""
+    return [kernels / seconds for seconds, kernels in answer["windows"]][skip:]
+
+
+def _chunks(rates: list[float], size: int) -> list[float]:
+    whole = [rates[i : i + size] for i in range(0, len(rates), size)]
+    return [statistics.mean(chunk) for chunk in whole if len(chunk) == size]
+
+
+# --- compute ---
+
+WORKLOADS = {
+    "36us": (36.0, "plain", 1),
+    "1.1ms": (1100.0, "plain", 1),
+    "34ms": (34000.0, "plain", 1),
+    "graph": (1100.0, "graph", 1),
+    "cooperative": (1100.0, "cooperative", 1),
+    "4procs": (1100.0, "plain", 4),
+}
+PERCENTS = (10, 25, 50, 75)
+
+
+def _run(start: Callable[[list[str]], Program], bench: Bench, workload: str, seconds: float) -> list[Program]:
+    microseconds, mode, processes = WORKLOADS[workload]
+    argv = [bench.load, "run", bench.steps(microseconds), str(seconds), mode]
+    return [start(argv) for _ in range(processes)]
+
+
+def _sum_of_rates(programs: list[Program], during: Callable[[], None]) -> list[float]:
+    for program in programs:
+        program.ready()
+    for program in programs:
+        program.go()
+    during()
+    answers = [_rates(program.answer()) for program in programs]
+    return [sum(rates) for rates in zip(*answers, strict=False)]
+
+
+def _limited(bench: Bench, workload: str, chunk: int) -> tuple[float, dict[int, list[float]]]:
+    """Solo rate, and rates by percent: one run whose quota is changed while it runs, so both are of one process."""
+    rest, part = 4, REPEATS * chunk  # in half seconds
+    with bench.slices.tenant(100) as tenant:
+
+        def change() -> None:
+            began = time.monotonic()
+            for turn, percent in enumerate(PERCENTS):
+                at = 1 + turn * (rest + 1 + part + 1) / 2
+                for when, cores in ((at + rest / 2, percent), (at + (rest + 1 + part) / 2 + 0.25, 100)):
+                    time.sleep(max(0.0, began + when - time.monotonic()))
+                    tenant.resize(cores=cores)
+
+        seconds = 1.5 + len(PERCENTS) * (rest + part + 2) / 2
+        rates = _sum_of_rates(_run(tenant.start, bench, workload, seconds), change)
+    solo: list[float] = []
+    limited = {}
+    for turn, percent in enumerate(PERCENTS):
+        at = 2 + turn * (rest + part + 2)
+        solo += rates[at + 1 : at + rest - 1]
+        limited[percent] = rates[at + rest + 1 : at + rest + 1 + part]
+    return statistics.median(solo), limited
+
+
+def _once(start: Start, bench: Bench, workload: str, percent: float, solo: float) -> float | None:
+    """Share in percent of the solo rate under another system, one run."""
+    try:
+        rates = _sum_of_rates(_run(lambda argv: start(argv, percent), bench, workload, 4), lambda: None)
+    except RuntimeError as error:
+        print(f"{workload} at {percent} %: {error}", file=sys.stderr)
+        return None
+    return 100 * statistics.mean(rates[2:]) / solo if rates[2:] else None
+
+
+def compute(bench: Bench, only: list[str]) -> list[Row]:
+    """|error| in points of the percent asked, of each workload and percent."""
+    rows: list[Row] = []
+    for workload in only or WORKLOADS:
+        chunk = 10 if workload == "34ms" else 4
+        solo, limited = _limited(bench, workload, chunk)
+        hami = {p: _once(HamiCore.start, bench, workload, p, solo) for p in PERCENTS if HamiCore.available}
+        mps_rates: dict[int, float | None] = {}
+        if Mps.available and workload in ("36us", "1.1ms"):
+            daemon = Mps()
+            try:
+                mps_rates = {p: _once(daemon.start, bench, workload, p, solo) for p in PERCENTS}
+            finally:
+                daemon.stop()
+        for percent, rates in limited.items():
+            shares = [100 * rate / solo for rate in _chunks(rates, chunk)]
+            share = statistics.median(shares)
+            other = [None if x is None else abs(x - percent) for x in (hami.get(percent), mps_rates.get(percent))]
+            rows.append(
+                Row(
+                    f"compute.{percent}.{workload}.error_points",
+                    abs(share - percent),
+                    "points",
+                    "lower",
+                    f"got {share:.2f} % (lowest {min(shares):.2f}, highest {max(shares):.2f}) of {solo:.1f} kernels/s",
+                    hami_core=other[0],
+                    mps=other[1],
+                )
+            )
+        if workload == "36us":
+            worst = max(abs(100 * rate / solo - percent) for percent, rates in limited.items() for rate in rates)
+            rows.append(
+                Row("compute.window_error_points", worst, "points", "lower", "worst half second, 36 us kernels")
+            )
+    return rows
+
+
+# --- several tenants ---
+
+SPLITS = {"30_70": (30, 70), "10_90": (10, 90), "4_equal": (25, 25, 25, 25), "120_60": (100, 50)}
+
+
+def _together(programs: list[Program], seconds: float) -> list[list[float]]:
+    for program in programs:
+        program.ready()
+    for program in programs:
+        program.go()
+    answers = [program.answer(seconds + 60) for program in programs]
+    first = min(answer["began"] for answer in answers)
+    print("started within", max(answer["began"] for answer in answers) - first)
+    return [_rates(answer, 3) for answer in answers]
+
+
+def _solo(bench: Bench, argv: list[str]) -> float:
+    program = native(argv).ready()
+    program.go()
+    return statistics.median(_rates(program.answer(), 1))
+
+
+def share(bench: Bench, only: list[str]) -> list[Row]:
+    """Several saturating tenants: what each gets, and what all get together, of the solo rate."""
+    seconds = 1.5 + REPEATS * 2 + 0.6
+    argv = [bench.load, "run", bench.steps(1100), str(seconds)]
+    solo = _solo(bench, [*argv[:3], "4"])
+    two = _together([native(argv) for _ in range(2)], seconds)
+    native_total = 100 * statistics.mean(sum(pair) for pair in zip(*two, strict=False)) / solo
+    rows = []
+    for name in only or SPLITS:
+        percents = SPLITS[name]
+        with ExitStack() as stack:
+            tenants = [stack.enter_context(bench.slices.tenant(p, "8G", name=f"t{i}")) for i, p in enumerate(percents)]
+            rates = _together([tenant.start(argv) for tenant in tenants], seconds)
+        shares = [100 * statistics.median(_chunks(each, 4)) / solo for each in rates]
+        whole = max(100, sum(percents))
+        wanted = [100 * p / whole for p in percents]
+        total = sum(100 * statistics.mean(each) / solo for each in rates)
+        got = ", ".join(f"{x:.2f}" for x in shares)
+        rows.append(
+            Row(
+                f"share.{name}.error_points",
+                max(abs(a - b) for a, b in zip(shares, wanted, strict=True)),
+                "points",
+                "lower",
+                f"got {got} % of solo",
+            )
+        )
+        rows.append(
+            Row(
+                f"share.{name}.total_percent",
+                total,
+                "%",
+                "higher",
+                "of solo; native: two equal tenants, time-sliced",
+                native=native_total,
+            )
+        )
+        if name == "4_equal":
+            jain = sum(shares) ** 2 / (len(shares) * sum(x * x for x in shares))
+            rows.append(Row("share.4_equal.jain", jain, "index", "higher", "Jain's fairness index"))
+    with bench.slices.tenant(25, policy="burst") as tenant:
+        alone = _together([tenant.start(argv)], seconds)[0]
+    rows.append(
+        Row(
+            "share.burst_alone_percent",
+            100 * statistics.median(alone) / solo,
+            "%",
+            "higher",
+            "25 % burst, alone, of solo",
+        )
+    )
+    rows.append(_split_into_processes(bench, argv, seconds))
+    return rows
+
+
+def _split_into_processes(bench: Bench, argv: list[str], seconds: float) -> Row:
+    """Two equal tenants, one with 8 processes: what the eight get together beside the one."""
+    with bench.slices.tenant(50, "24G", name="many") as many, bench.slices.tenant(50, "8G", name="one") as one:
+        rates = _together([*(many.start(argv) for _ in range(8)), one.start(argv)], seconds)
+    eight = statistics.mean(sum(x) for x in zip(*rates[:8], strict=False))
+    single = statistics.mean(rates[8])
+    return Row(
+        "share.8_processes_gain_percent",
+        100 * (eight / single - 1),
+        "%",
+        "lower",
+        f"8 processes {eight:.1f} kernels/s, the equal neighbour's one {single:.1f}",
+    )
+
+
+# --- latency ---
+
+
+def latency(bench: Bench, only: list[str]) -> list[Row]:
+    """A 36 us kernel every 50 ms beside a neighbour that never pauses."""
+    busy = [bench.load, "run", bench.steps(1100), "25"]
+    ping = [bench.load, "ping", bench.steps(36), "15", "50"]
+
+    def beside(start_busy: Callable[[list[str]], Program], start_ping: Callable[[list[str]], Program]) -> Any:
+        neighbour, pinging = start_busy(busy).ready(), start_ping(ping).ready()
+        neighbour.go()
+        time.sleep(1)
+        pinging.go()
+        seen = pinging.answer()
+        neighbour.process.kill()
+        neighbour.process.wait()
+        return seen
+
+    plain = beside(native, native)
+    rows = []
+    for policy in only or ("hard", "burst"):
+        with (
+            bench.slices.tenant(75, "8G", policy, "busy") as one,
+            bench.slices.tenant(25, "8G", policy, "pinging") as other,
+        ):
+            seen = beside(one.start, other.start)
+        name = "latency.ping_p99_ms" if policy == "burst" else "latency.ping_hard_p99_ms"
+        rows.append(
+            Row(
+                name,
+                seen["p99_ms"],
+                "ms",
+                "lower",
+                f"25:75 {policy}; median {seen['p50_ms']:.2f}, highest {seen['max_ms']:.2f} of {seen['count']}",
+                native=plain["p99_ms"],
+            )
+        )
+    return rows
+
+
+# --- memory ---
+
+PATHS = ("malloc", "pitch", "array", "mipmap", "vmm", "async", "pool", "graph", "context", "module")
+QUOTA = "4G"
+
+
+def _filled(program: Program, before: int) -> tuple[int, dict[str, Any]]:
+    """Bytes that the GPU has less, by NVML, while the program holds what it got."""
+    assert program.process.stdout
+    line = program.process.stdout.readline()
+    while line and not line.startswith("{"):
+        line = program.process.stdout.readline()
+    used = nvml_used() - before
+    if not line:
+        raise RuntimeError(program.process.stderr.read() if program.process.stderr else "no answer")
+    program.process.communicate("\n", timeout=60)
+    return used, {"line": line}
+
+
+def memory(bench: Bench, only: list[str]) -> list[Row]:
+    """How much can be taken under a quota of 4 GiB, by each path; NVML's word, whole GPU."""
+    rows = []
+    for path in only or PATHS:
+        values: dict[str, float | None] = {}
+        argv = [bench.fill, path]
+        starts: dict[str, Callable[[], Program]] = {}
+        if HamiCore.available:
+            starts["hami_core"] = lambda argv=argv: HamiCore.start(argv, 100, QUOTA)
+        with bench.slices.tenant(100, QUOTA) as tenant:
+            starts["ours"] = lambda argv=argv, tenant=tenant: tenant.start(argv)
+            detail = ""
+            for system, start in starts.items():
+                before = nvml_used()
+                try:
+                    used, said = _filled(start(), before)
+                except (RuntimeError, OSError) as error:
+                    print(f"memory.{path} {system}: {str(error)[-300:]}", file=sys.stderr)
+                    values[system] = None
+                    continue
+                values[system] = used
+                if system == "ours":
+                    detail = said["line"].strip()
+                time.sleep(0.3)
+        if values.get("ours") is not None:
+            rows.append(
+                Row(
+                    f"memory.{path}.max_bytes",
+                    float(values["ours"] or 0),
+                    "bytes",
+                    "lower",
+                    f"quota 4294967296; {detail}",
+                    hami_core=values.get("hami_core"),
+                )
+            )
+    return rows
+
+
+# --- cost ---
+
+TRAINING = ("resnet50_train", "resnet18_infer", "tiny_ops", "decode")
+
+
+def overhead(bench: Bench, only: list[str]) -> list[Row]:
+    """Pairs in turns: natively, in a slice of 100 %."""
+    measures = {
+        "launch_ns": [bench.load, "launch", "2000"],
+        "alloc_free_us": [bench.load, "alloc", "2000"],
+        "context_ms": [bench.load, "context"],
+    }
+    rows = []
+    with bench.slices.tenant(100, "16G") as tenant:
+        rows += [_pairs(name, argv, tenant) for name, argv in measures.items() if name in (only or measures)]
+        script = str(Path(__file__).with_name("training.py"))
+        rows += [
+            _ratio(name, [sys.executable, script, name], tenant) for name in TRAINING if name in (only or TRAINING)
+        ]
+    return rows
+
+
+def _pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
+    plain, guarded = [], []
+    for _ in range(7):
+        plain.append(native(argv).answer()[name])
+        guarded.append(tenant.start(argv).answer()[name])
+    return Row(
+        f"overhead.{name}",
+        statistics.median(guarded),
+        name.rsplit("_", 1)[1],
+        "lower",
+        f"medians of 7 pairs; ratio {statistics.median(guarded) / statistics.median(plain):.3f}",
+        native=statistics.median(plain),
+    )
+
+
+def _ratio(workload: str, argv: list[str], tenant: Tenant) -> Row:
+    ratios, rates = [], []
+    for _ in range(REPEATS):
+        plain = native(argv).answer(300)["rate"]
+        guarded = tenant.start(argv).answer(300)["rate"]
+        ratios.append(guarded / plain)
+        rates.append(plain)
+    return Row(
+        f"overhead.{workload}.ratio",
+        statistics.median(ratios),
+        "ratio",
+        "higher",
+        f"rate in the slice over native, median of {REPEATS} pairs ({min(ratios):.3f} to {max(ratios):.3f}); "
+        f"native {statistics.median(rates):.1f} steps/s",
+        native=1.0,
+    )
+
+
+# --- faults ---
+
+
+def fault(bench: Bench, only: list[str]) -> list[Row]:
+    """The guard killed again and again under load; a quota changed while a program runs."""
+    kills = 20
+    argv = [bench.load, "run", bench.steps(1100), "14"]
+    node = bench.slices.node
+    with bench.slices.tenant(50, "8G") as tenant:
+        program = tenant.start(argv).ready()
+        program.go()
+        back = []
+        for _ in range(kills):
+            old = node.kill_guard()
+            began = time.monotonic()
+            while node.guard_pid() in (0, old):
+                time.sleep(0.002)
+            back.append(time.monotonic() - began)
+            time.sleep(0.3)
+        answer = program.answer()
+    rates = _rates(answer)
+    return [
+        Row(
+            "fault.guard_killed_back_ms",
+            1e3 * statistics.median(back),
+            "ms",
+            "lower",
+            f"until another guard answers, {kills} kill -9 under load, highest {1e3 * max(back):.0f}; "
+            f"the tenant's program went on: {rates[-1]:.0f} kernels/s in its last half second",
+        ),
+        _resize(bench),
+    ]
+
+
+def _resize(bench: Bench) -> Row:
+    """From the request to the first 50 ms whose rate is the new one's, by kernels of 1.1 ms."""
+    argv = [bench.load, "run", bench.steps(1100), "8"]
+    with bench.slices.tenant(75, "8G") as tenant:
+        program = tenant.start(argv).ready()
+        program.go()
+        time.sleep(3.02)
+        tenant.resize(cores=25)
+        rates = _rates(program.answer())
+    # in the half second of the change: how long the old rate went on
+    old, new = statistics.median(rates[1:5]), statistics.median(rates[8:14])
+    mixed = sum(rates[6:7])
+    late = max(0.0, (mixed - new) / (old - new)) * 500 - 20 if old > new else 0.0
+    return Row(
+        "fault.resize_ms", max(0.0, late), "ms", "lower", "from the request until the new share holds, 75 to 25 %"
+    )
+
+
+MEASURES: dict[str, Callable[[Bench, list[str]], list[Row]]] = {
+    "memory": memory,
+    "compute": compute,
+    "share": share,
+    "latency": latency,
+    "overhead": overhead,
+    "fault": fault,
+}
