@@ -66,6 +66,96 @@ static void find_card(int index, const char *bus_id, struct nv_card_info *out)
     die("no GPU at PCI bus id %s", bus_id);
 }
 
+/* --- is this the driver that the guard knows? --- */
+
+/* Released branches on which every test of tests/gpu passed. Others are tried, and spoken of. */
+static const char *const tested_branches[] = {"580."};
+
+static const char *driver_version(void)
+{
+    static char text[64];
+    CLEANUP_FD int fd = open("/sys/module/nvidia/version", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+    text[got > 0 ? got : 0] = 0;
+    text[strcspn(text, "\n")] = 0;
+    return *text ? text : "of unknown version";
+}
+
+static bool is_tested(const char *version)
+{
+    for (size_t i = 0; i < sizeof tested_branches / sizeof *tested_branches; i++)
+        if (strncmp(version, tested_branches[i], strlen(tested_branches[i])) == 0)
+            return true;
+    return false;
+}
+
+/* Memory is given in the layout that the ledger reads, at least as much as was asked for, and taken back. */
+static const char *try_memory(int index)
+{
+    const uint64_t asked = 3 << 20;
+    struct nv_memory_allocation_params memory = {.owner = 1, .size = asked};
+    struct nvos00 gone = {.root = gpus[index].client};
+    uint32_t handle;
+
+    if (rm_alloc(index, gpus[index].device, 0x5C000003, NV01_MEMORY_LOCAL_USER, &memory, sizeof memory, &handle) !=
+        NV_OK)
+        return "video memory can't be had by class 0x40";
+    gone.object = handle;
+    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &gone) < 0 || gone.status != NV_OK)
+        return "what was allocated can't be freed";
+    if (memory.size < asked || memory.size > 16 * asked)
+        return "the size of an allocation is not where it was";
+    return NULL;
+}
+
+/* Everything rests on it: whoever has a file is known by it, and no other file reaches its clients. */
+static const char *try_client_ties(int index)
+{
+    uint32_t ids[NV0000_PROBED_IDS_WORDS] = {0};
+    struct nvos54 question = {.client = gpus[index].client,
+                              .object = gpus[index].client,
+                              .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
+                              .params = (uintptr_t)ids,
+                              .params_size = sizeof ids};
+    CLEANUP_FD int other = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
+
+    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0 || question.status != NV_OK)
+        return "a client can't be asked for its GPUs";
+    if (other < 0 || ioctl(other, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0)
+        return "a second file of the driver can't be had";
+    return question.status == NV_OK ? "a client can be used from another file than its own" : NULL;
+}
+
+/* The switch for channels is there: it takes an empty list, and does not know a channel that is not. */
+static const char *try_switch(int index)
+{
+    struct channel nobody = {gpus[index].client, 0x5CFFFFFF};
+    struct nv2080_fifo_disable_channels none = channel_request(NULL, 0, true);
+
+    if (rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, &none, sizeof none) != NV_OK)
+        return "channels can't be switched";
+    struct nv2080_fifo_disable_channels wrong = channel_request(&nobody, 1, true);
+    if (rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, &wrong, sizeof wrong) == NV_OK)
+        return "the switch for channels takes any number";
+    return NULL;
+}
+
+static void test_driver(int index)
+{
+    static const char *(*const tests[])(int) = {try_memory, try_client_ties, try_switch};
+    const char *version = driver_version();
+
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        const char *failure = tests[i](index);
+        if (failure)
+            die("the NVIDIA driver %s is not one that the guard can hold tenants on: %s. It was tested with %sx", version, failure, tested_branches[0]);
+    }
+    if (index == 0 && !is_tested(version))
+        say("the NVIDIA driver %s is newer or older than those tested (%sx); the self-test passed", version,
+            tested_branches[0]);
+}
+
 static void nvidia_open(int index, const char *where)
 {
     struct nv_card_info card = {0};
@@ -98,6 +188,7 @@ static void nvidia_open(int index, const char *where)
                           &gpus[index].subdevice);
     if (status != NV_OK)
         die("the driver gave the guard no handle on %s: status 0x%x", path, status);
+    test_driver(index);
 }
 
 static int nvidia_gpu_of_device(int fd, const struct nv0080_alloc_params *params)
