@@ -7,6 +7,7 @@ Writes benchmarks/results/<gpu>.json after each measure, so that a run that ends
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -41,13 +42,14 @@ def main() -> int:
         return 2
     file, machine = _machine()
     with tempfile.TemporaryDirectory() as directory:
-        load, fill = (str(build_cuda(name, Path(directory))) for name in ("load", "fill"))
+        load, fill = (str(build_cuda(f"benchmarks/gpu/{name}.c", Path(directory))) for name in ("load", "fill"))
         attack = str(build_attack(Path(directory)))
         slices = Slices()
         failed = []
         try:
-            steps = native([load, "calibrate"]).answer()["steps_per_us"]
-            bench = Bench(load, fill, attack, slices, steps)
+            whole = native([load, "calibrate"]).answer()
+            os.environ["LOAD_BLOCKS"] = str(whole["blocks"])  # the same work wherever it runs
+            bench = Bench(load, fill, attack, slices, whole["steps_per_us"])
             for name, _, parts in wanted:
                 print(f"--- {name}", flush=True)
                 try:

@@ -9,13 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK(call)                                                           \
-    do {                                                                      \
-        CUresult result_ = (call);                                            \
-        if (result_ != CUDA_SUCCESS) {                                        \
-            fprintf(stderr, "fill: %s: %s\n", #call, name_of(result_));       \
-            exit(1);                                                          \
-        }                                                                     \
+#define CHECK(call)                                                     \
+    do {                                                                \
+        CUresult result_ = (call);                                      \
+        if (result_ != CUDA_SUCCESS) {                                  \
+            fprintf(stderr, "fill: %s: %s\n", #call, name_of(result_)); \
+            exit(1);                                                    \
+        }                                                               \
     } while (0)
 #define ENOUGH (400ull << 30)
 
@@ -44,7 +44,8 @@ static CUresult by_pitch(void)
 
 static CUresult by_array(void)
 {
-    CUDA_ARRAY_DESCRIPTOR shape = {.Width = 4096, .Height = block / 4096 / 4, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
+    CUDA_ARRAY_DESCRIPTOR shape = {
+        .Width = 4096, .Height = block / 4096 / 4, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
     CUarray array;
     return cuArrayCreate(&array, &shape);
 }
@@ -118,8 +119,8 @@ static CUresult by_module(void)
     CUmodule module;
     char source[256];
 
-    snprintf(source, sizeof source, ".version 7.0\n.target sm_70\n.address_size 64\n.visible .global .align 8 .b8 big[%zu];\n",
-             block);
+    snprintf(source, sizeof source,
+             ".version 7.0\n.target sm_70\n.address_size 64\n.visible .global .align 8 .b8 big[%zu];\n", block);
     return cuModuleLoadData(&module, source);
 }
 
@@ -133,8 +134,8 @@ static CUresult by_managed(void)
 static const struct {
     const char *name;
     CUresult (*take)(void);
-} paths[] = {{"malloc", by_malloc}, {"pitch", by_pitch}, {"array", by_array},     {"mipmap", by_mipmap},
-             {"vmm", by_vmm},       {"async", by_async}, {"pool", by_pool},       {"graph", by_graph},
+} paths[] = {{"malloc", by_malloc},   {"pitch", by_pitch},   {"array", by_array},    {"mipmap", by_mipmap},
+             {"vmm", by_vmm},         {"async", by_async},   {"pool", by_pool},      {"graph", by_graph},
              {"context", by_context}, {"module", by_module}, {"managed", by_managed}};
 
 int main(int argc, char **argv)

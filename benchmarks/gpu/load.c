@@ -2,13 +2,15 @@
  * A GPU load with known work: kernels of a fixed number of steps, so that what a tenant gets is counted in kernels,
  * independent of anybody's clock for the GPU. Driver API only; runs natively, in a slice, under MPS or any shim.
  *
- * load calibrate                       prints {"steps_per_us": ...}
+ * load calibrate                       prints {"steps_per_us": ..., "blocks": ...}
  * load run STEPS SECONDS [plain|graph|cooperative] [MEMORY_MIB]
  *                                      prints "ready", waits for a line, then {"kernels", "seconds", "windows"}
  * load ping STEPS SECONDS PAUSE_MS     a short kernel now and then: {"p50_ms", "p99_ms", "max_ms", "count"}
  * load launch COUNT                    {"launch_ns"} of an empty kernel, enqueued
  * load alloc COUNT                     {"alloc_free_us"} of 1 MiB
  * load context                         {"context_ms"} of making the first context
+ *
+ * LOAD_BLOCKS: blocks of a kernel, where the GPU is made to look smaller than it is (MPS shows a part of it).
  */
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -72,7 +74,8 @@ static void open_gpu(void)
     CHECK(cuDevicePrimaryCtxRetain(&context, device));
     CHECK(cuCtxSetCurrent(context));
     CHECK(cuDeviceGetAttribute(&count, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device));
-    blocks = 2 * (unsigned)count; /* full: nobody else fits beside it */
+    const char *given = getenv("LOAD_BLOCKS");
+    blocks = given ? (unsigned)atoi(given) : 2 * (unsigned)count; /* full: nobody else fits beside it */
     CHECK(cuModuleLoadData(&module, source));
     CHECK(cuModuleGetFunction(&work, module, "work"));
     CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
@@ -112,7 +115,7 @@ static void calibrate(void)
         double rate = 20 * 1e6 / ((seconds_of(2000000, 20) - seconds_of(1000000, 20)) * 1e6);
         best = rate > best ? rate : best;
     }
-    printf("{\"steps_per_us\": %.3f}\n", best);
+    printf("{\"steps_per_us\": %.3f, \"blocks\": %u}\n", best, blocks);
 }
 
 static void wait_for_go(void)

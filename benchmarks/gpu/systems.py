@@ -107,7 +107,10 @@ class Mps:
         subprocess.run(["nvidia-cuda-mps-control", "-d"], env=os.environ | self.environment, check=True)
 
     def start(self, argv: list[str], percent: float, memory: str = "16G") -> Program:
-        limits = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percent), "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": f"0={memory}"}
+        limits = {
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{percent:g}",
+            "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": f"0={memory}",
+        }
         return _popen(argv, **self.environment, **limits)
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 def _resnet(name: str) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,17 @@
 #define WORKER_STACK (1u << 18)
 #define SWEEP_NS 1000000000ull /* files are looked at so often unasked */
 #define SOON_NS 50000000ull    /* while clients outlive their makers */
+/*
+ * After an answer the next call is looked for so long before the thread sleeps: one allocation is several calls, and
+ * waking a thread costs more than answering.
+ */
+#define LINGER_NS 30000ull
+#define LINGER_CALLS 16 /* then others of the tenant's listeners have their turn */
+
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
+#endif
 
 bool notify_trace;
 
@@ -36,6 +48,7 @@ struct member {
 struct listener {
     int fd;     /* -1: free */
     bool fresh; /* a predecessor may have left a call of it unanswered */
+    pthread_mutex_t receiving;
 };
 
 struct crew {
@@ -102,8 +115,8 @@ static struct member *add_member(struct crew *crew, pid_t pid)
     return place;
 }
 
-/* The calling thread's process and its pidfd (to close); -1 when it is gone or the table is full. */
-static pid_t member_of(struct crew *crew, pid_t tid, int *pidfd)
+/* The calling thread's process, and its descriptor `fd` taken; -1 when it is gone or the table is full. */
+static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken)
 {
     pthread_mutex_lock(&crew->lock);
     struct member *member = find_member(crew, tid);
@@ -112,9 +125,12 @@ static pid_t member_of(struct crew *crew, pid_t tid, int *pidfd)
         member = find_member(crew, pid);
     if (!member && pid > 0)
         member = add_member(crew, pid);
-    *pidfd = member ? dup(member->pidfd) : -1;
+    errno = ESRCH;
+    *taken = member ? reach_descriptor(member->pidfd, pid, tid, fd) : -1;
+    int error = errno;
     pthread_mutex_unlock(&crew->lock);
-    return *pidfd < 0 ? -1 : pid;
+    errno = error;
+    return member ? pid : -1;
 }
 
 static void sweep(struct crew *crew)
@@ -216,10 +232,10 @@ static void handle(struct crew *crew, struct job *job, int listener)
 {
     const struct seccomp_notif *n = &job->inflight->notification;
     struct call call = {.slot = crew->slot, .tid = (pid_t)n->pid};
-    CLEANUP_FD int pidfd = -1;
+    CLEANUP_FD int fd = -1;
 
-    call.pid = member_of(crew, call.tid, &pidfd);
-    int error = call.pid < 0 ? EAGAIN : copy_call(n, &call);
+    call.pid = member_of(crew, call.tid, (int)n->data.args[0], &fd);
+    int taking = errno, error = call.pid < 0 ? EAGAIN : copy_call(n, &call);
     /* The caller may be gone and its number another process' by now: ask before trusting what was read. */
     if (!notification_valid(listener, n->id)) {
         __atomic_store_n(&job->inflight->notification.id, 0, __ATOMIC_RELEASE);
@@ -230,11 +246,10 @@ static void handle(struct crew *crew, struct job *job, int listener)
         return;
     }
     job->inflight->pid = call.pid;
-    CLEANUP_FD int fd = reach_descriptor(pidfd, call.pid, call.tid, (int)n->data.args[0]);
     call.file = fd < 0 ? FILE_OTHER : backend->kind(fd);
     if (call.file == FILE_OTHER) {
         /* Some other device's ioctl whose number looks like ours. */
-        answer(job, listener, fd < 0 ? errno : 0, fd < 0 ? 0 : SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+        answer(job, listener, fd < 0 ? taking : 0, fd < 0 ? 0 : SECCOMP_USER_NOTIF_FLAG_CONTINUE);
         return;
     }
     job->fd = fd;
@@ -272,9 +287,8 @@ static void recover(struct crew *crew, struct job *job, int listener)
         pthread_mutex_unlock(&crew->lock);
         if (!left)
             continue;
-        CLEANUP_FD int pidfd = -1;
-        pid_t tid = (pid_t)in->notification.pid, pid = member_of(crew, tid, &pidfd);
-        CLEANUP_FD int fd = pid < 0 ? -1 : reach_descriptor(pidfd, pid, tid, (int)in->notification.data.args[0]);
+        CLEANUP_FD int fd = -1;
+        member_of(crew, (pid_t)in->notification.pid, (int)in->notification.data.args[0], &fd);
         job->inflight = in;
         job->fd = fd >= 0 && backend->kind(fd) == FILE_CONTROL ? fd : -1;
         perform_take_back(job);
@@ -291,44 +305,76 @@ static void recover(struct crew *crew, struct job *job, int listener)
 
 static void listener_gone(struct crew *crew, int index)
 {
+    struct listener *listener = &crew->listeners[index];
+
     pthread_mutex_lock(&crew->lock);
-    if (crew->listeners[index].fd >= 0)
-        unwatch(crew, crew->listeners[index].fd);
-    crew->listeners[index].fd = -1;
+    pthread_mutex_lock(&listener->receiving);
+    if (listener->fd >= 0)
+        unwatch(crew, listener->fd);
+    listener->fd = -1;
+    pthread_mutex_unlock(&listener->receiving);
     pthread_mutex_unlock(&crew->lock);
 }
 
 static void start_worker(struct crew *crew);
 
-/* One call of a listener. Others of the crew may take the next from it while this one is answered. */
-static void listener_ready(struct crew *crew, struct job *job, int index, uint32_t events)
+/* Looked for and received under a lock: a call that another worker took in between would leave this one waiting. */
+static bool receive(struct crew *crew, struct job *job, int index)
+{
+    struct listener *listener = &crew->listeners[index];
+    struct ledger_inflight *in = job->inflight;
+    bool received = false;
+
+    pthread_mutex_lock(&listener->receiving);
+    struct pollfd waiting = {.fd = listener->fd, .events = POLLIN};
+    if (listener->fd >= 0 && poll(&waiting, 1, 0) == 1 && waiting.revents & POLLIN) {
+        memset(&in->notification, 0, sizeof in->notification);
+        /* ENOENT: the caller was killed before we got here; EINTR: ask again next time round */
+        received = ioctl(listener->fd, SECCOMP_IOCTL_NOTIF_RECV, &in->notification) == 0;
+        if (!received)
+            in->notification.id = 0;
+    }
+    pthread_mutex_unlock(&listener->receiving);
+    return received;
+}
+
+static void call_for_help(struct crew *crew)
 {
     pthread_mutex_lock(&crew->lock);
-    int fd = crew->listeners[index].fd;
-    bool fresh = crew->listeners[index].fresh;
-    crew->listeners[index].fresh = false;
+    if (!crew->idle && crew->workers < LEDGER_WORKERS)
+        start_worker(crew);
+    pthread_mutex_unlock(&crew->lock);
+}
+
+/* Calls of a listener, for as long as they come. Others of the crew may take the next while one is answered. */
+static void listener_ready(struct crew *crew, struct job *job, int index)
+{
+    struct listener *listener = &crew->listeners[index];
+
+    pthread_mutex_lock(&crew->lock);
+    int fd = listener->fd;
+    bool fresh = listener->fresh;
+    listener->fresh = false;
     pthread_mutex_unlock(&crew->lock);
     if (fd < 0)
         return;
     if (fresh)
         recover(crew, job, fd);
-    bool received = false;
-    if (events & EPOLLIN) {
-        memset(&job->inflight->notification, 0, sizeof job->inflight->notification);
-        /* ENOENT: the caller was killed before we got here; EINTR: ask again next time round */
-        received = ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &job->inflight->notification) == 0;
-        if (!received)
-            job->inflight->notification.id = 0;
-    }
+    bool received = receive(crew, job, index);
     if (!watch(crew, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_LISTENER, index)))
         say("epoll_ctl EPOLL_CTL_MOD: %s", strerror(errno));
-    if (!received)
-        return;
-    pthread_mutex_lock(&crew->lock);
-    if (!crew->idle && crew->workers < LEDGER_WORKERS)
-        start_worker(crew);
-    pthread_mutex_unlock(&crew->lock);
-    handle(crew, job, fd);
+    uint64_t answered = monotonic_ns();
+    for (int calls = 0; received || monotonic_ns() - answered < LINGER_NS;) {
+        if (received) {
+            call_for_help(crew);
+            handle(crew, job, fd);
+            answered = monotonic_ns();
+            calls++;
+        }
+        if (calls == LINGER_CALLS)
+            break;
+        received = receive(crew, job, index);
+    }
 }
 
 /* --- workers --- */
@@ -368,7 +414,7 @@ static void dispatch(struct crew *crew, struct job *job, const struct epoll_even
     case EVENT_BELL: break;
     case EVENT_LISTENER:
         if (event->events & (EPOLLIN | EPOLLOUT))
-            listener_ready(crew, job, index, event->events);
+            listener_ready(crew, job, index);
         else
             listener_gone(crew, index); /* EPOLLHUP: no process is left under the filter */
         break;
@@ -448,8 +494,10 @@ bool notify_set_tenant(int slot)
     if (!crew)
         return false;
     crew->slot = slot;
-    for (int i = 0; i < CREW_LISTENERS; i++)
+    for (int i = 0; i < CREW_LISTENERS; i++) {
         crew->listeners[i].fd = -1;
+        pthread_mutex_init(&crew->listeners[i].receiving, NULL);
+    }
     crew->epoll = epoll_create1(EPOLL_CLOEXEC);
     crew->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutex_init(&crew->lock, NULL);
@@ -482,7 +530,8 @@ bool notify_add_listener(int slot, int fd)
         for (int i = 0; i < CREW_LISTENERS && !added; i++) {
             if (crew->listeners[i].fd >= 0)
                 continue;
-            crew->listeners[i] = (struct listener){fd, true};
+            crew->listeners[i].fd = fd;
+            crew->listeners[i].fresh = true;
             /* EPOLLOUT: a call was received and not answered, by a guard that was killed */
             added = watch(crew, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT | EPOLLONESHOT, EVENT(EVENT_LISTENER, i));
             if (!added) {
@@ -496,6 +545,9 @@ bool notify_add_listener(int slot, int fd)
         close(fd);
         return false;
     }
+    /* the guard answers on the CPU that asked: no other is woken; where the kernel does not know it, all is as before
+     */
+    ioctl(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
     ledger_lock();
     ledger_set_tier(slot, VGPU_TIER_GUARD);
     ledger_unlock();

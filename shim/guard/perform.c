@@ -70,6 +70,13 @@ static void undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uin
     rm_free(job, pid, &call);
 }
 
+static void forget(uint32_t root, uint32_t handle)
+{
+    ledger_lock();
+    ledger_free(root, handle);
+    ledger_unlock();
+}
+
 void perform_take_back(struct job *job)
 {
     const struct ledger_inflight *in = job->inflight;
@@ -77,17 +84,9 @@ void perform_take_back(struct job *job)
     if (!in->root)
         return;
     lock_roots(in->root, in->root);
-    ledger_lock();
-    struct ledger_object *object = ledger_find(in->root, in->handle);
-    uint32_t parent = object ? object->parent : 0;
-    ledger_unlock();
-    if (object && job->fd >= 0)
-        undo(job, in->pid, in->root, parent, in->handle);
-    ledger_lock();
-    object = ledger_find(in->root, in->handle);
-    if (object)
-        ledger_cancel(object);
-    ledger_unlock();
+    if (job->fd >= 0)
+        undo(job, in->pid, in->root, 0, in->handle);
+    forget(in->root, in->handle);
     unlock_roots(in->root, in->root);
 }
 
@@ -115,7 +114,6 @@ static uint32_t reserve(struct job *job, const struct call *call, uint32_t root,
 {
     struct ledger_object *object;
 
-    note_making(job, root, handle);
     ledger_lock();
     enum reserve reserved = job->holdings->ended
                                 ? RESERVE_OVER_QUOTA
@@ -151,13 +149,6 @@ static bool settle(struct job *job, uint32_t root, uint32_t handle, bool made, u
         ledger_cancel(object);
     ledger_unlock();
     return fits;
-}
-
-static void forget(uint32_t root, uint32_t handle)
-{
-    ledger_lock();
-    ledger_free(root, handle);
-    ledger_unlock();
 }
 
 /* --- clients --- */
@@ -328,11 +319,13 @@ static int perform_alloc(struct job *job, const struct call *call)
     mine.params = mine.params ? (uintptr_t)params : 0;
     mine.rights = 0;
     lock_roots(mine.root, mine.root);
+    note_making(job, mine.root, mine.object);
     int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
     bool made = !error && mine.status == NV_OK;
     bool told = !error &&
-                (!made || reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object,
-                                      sizeof mine.object)) &&
+                (mine.object == call->alloc.object || !made ||
+                 reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object,
+                             sizeof mine.object)) &&
                 reach_write_changes(call->tid, call->alloc.params, before, params, size) &&
                 reach_write(call->tid, call->address + call->alloc_status_offset, &mine.status, sizeof mine.status);
     if (made && !told) { /* the tenant will never learn the number */
@@ -372,6 +365,7 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
         heap.memory = free_number();
     heap.flags |= NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED;
     lock_roots(heap.root, heap.root);
+    note_making(job, heap.root, heap.memory);
     uint32_t handle = heap.memory, status = reserve(job, call, heap.root, heap.parent, handle, NV01_MEMORY_LOCAL_USER,
                                                     counts ? *heap_size(&heap) : 0);
     heap.status = status;
@@ -460,6 +454,7 @@ static int perform_dup(struct job *job, const struct call *call)
     if (!mine.object)
         mine.object = free_number();
     lock_roots(mine.client, mine.client_source);
+    note_making(job, mine.client, mine.object);
     bool memory = is_memory(mine.client_source, mine.object_source);
     mine.status = memory ? reserve_twin(job, call, mine.client, mine.parent, mine.object) : NV_OK;
     if (mine.status == NV_OK) {
@@ -687,7 +682,6 @@ static int control_with_file(struct job *job, const struct call *call, const str
         if (rc == 0 && mine->status == NV_OK && spec->use == FILE_IMPORTS)
             keep_imported(job, call, number, &carried);
         unlock_roots(mine->client, number);
-        note_making(job, 0, 0);
         if (rc < 0)
             mine->status = NV_ERR_OPERATING_SYSTEM;
     }

@@ -26,4 +26,9 @@ def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_cuda("load", tmp_path_factory.mktemp("load"))
+    return build_cuda("benchmarks/gpu/load.c", tmp_path_factory.mktemp("load"))
+
+
+@pytest.fixture(scope="session")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_cuda("tests/gpu/names.c", tmp_path_factory.mktemp("names"))

@@ -41,10 +41,9 @@ def build_attack(target: Path) -> Path:
     return program
 
 
-def build_cuda(name: str, target: Path) -> Path:
-    """A program of benchmarks/gpu, against the CUDA driver API."""
-    program = target / name
+def build_cuda(source: str, target: Path) -> Path:
+    """A program of ours against the CUDA driver API: benchmarks/gpu/load.c, tests/gpu/names.c."""
+    program = target / Path(source).stem
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    source = ROOT / "benchmarks" / "gpu" / f"{name}.c"
-    subprocess.run([nvcc, "-O2", "-o", str(program), str(source), "-lcuda", "-lpthread"], check=True)
+    subprocess.run([nvcc, "-O2", "-o", str(program), str(ROOT / source), "-lcuda", "-lpthread"], check=True)
     return program
