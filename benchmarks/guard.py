@@ -42,7 +42,7 @@ def _plain(code: str, emulated: Path) -> float:
 
 
 def _guarded(node: Node, tenant: dict[str, Any], code: str) -> float:
-    out, err = node.spawn(tenant, sys.executable, "-c", code).communicate(timeout=120)
+    out, err = node.spawn(tenant, sys.executable, "-c", code).communicate(timeout=30)
     if not out:
         raise RuntimeError(err)
     return float(out)

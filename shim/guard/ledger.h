@@ -16,7 +16,7 @@
 #include "slice_page.h"
 
 #define LEDGER_MAGIC 0x4C474456u
-#define LEDGER_VERSION 2u
+#define LEDGER_VERSION 3u
 #define LEDGER_TENANTS 1024
 #define LEDGER_OBJECTS (1u << 19)
 #define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
@@ -47,8 +47,7 @@ struct ledger_inflight {
     struct seccomp_notif notification;
     uint8_t spare[64]; /* a newer kernel's notification may be longer */
 };
-#define LEDGER_WORKERS 4                     /* calls of one tenant that are answered at once */
-#define LEDGER_INFLIGHT (2 * LEDGER_WORKERS) /* those, and those that a predecessor left */
+#define LEDGER_INFLIGHT 192 /* calls of one tenant that are answered at once, and those that a predecessor left */
 
 struct ledger_file {
     uint32_t magic, version;

@@ -22,16 +22,9 @@
 #include "sched.h"
 #include "util.h"
 
-#define WORKER_STACK (1u << 18)
-#define SWEEP_NS 1000000000ull /* files are looked at so often unasked */
-#define SOON_NS 50000000ull    /* while clients outlive their makers */
-/*
- * After an answer the next call is looked for so long before the thread sleeps: one allocation is several calls, and
- * waking a thread costs more than answering.
- */
-#define LINGER_NS 30000ull
-#define LINGER_CALLS 16 /* then others of the tenant's listeners have their turn */
-
+#define THREAD_STACK (1u << 18)
+#define SWEEP_NS 1000000000ull        /* files are looked at so often unasked */
+#define SOON_NS 50000000ull           /* while clients outlive their makers */
 #ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
 #define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
@@ -46,9 +39,11 @@ struct member {
 };
 
 struct listener {
-    int fd;     /* -1: free */
-    bool fresh; /* a predecessor may have left a call of it unanswered */
-    pthread_mutex_t receiving;
+    int fd;              /* -1: free */
+    bool gone;           /* no process is left under the filter, or the tenant ended: its receivers end */
+    uint16_t generation; /* of this place: an event may be about who had it before */
+    int receivers, waiting;
+    pid_t threads[LISTENER_RECEIVERS]; /* 0: none; as the kernel numbers them */
 };
 
 struct crew {
@@ -56,10 +51,10 @@ struct crew {
     pthread_mutex_t lock;  /* over all below */
     struct member members[CREW_PROCESSES];
     struct listener listeners[CREW_LISTENERS];
-    int member_end, workers, idle;
+    int member_end, receivers;
     uint64_t swept_ns;
     bool orphans;
-    bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a worker of ours uses */
+    bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
     struct holdings holdings;
 };
 
@@ -160,7 +155,7 @@ static void sweep_if_due(struct crew *crew)
     pthread_mutex_lock(&crew->lock);
     bool due = monotonic_ns() - crew->swept_ns >= (crew->orphans ? SOON_NS : SWEEP_NS);
     if (due)
-        crew->swept_ns = monotonic_ns(); /* one worker does it */
+        crew->swept_ns = monotonic_ns();
     pthread_mutex_unlock(&crew->lock);
     if (due)
         sweep(crew);
@@ -303,174 +298,239 @@ static void recover(struct crew *crew, struct job *job, int listener)
     }
 }
 
-static void listener_gone(struct crew *crew, int index)
-{
-    struct listener *listener = &crew->listeners[index];
+/* --- receivers --- */
 
-    pthread_mutex_lock(&crew->lock);
-    pthread_mutex_lock(&listener->receiving);
-    if (listener->fd >= 0)
-        unwatch(crew, listener->fd);
-    listener->fd = -1;
-    pthread_mutex_unlock(&listener->receiving);
-    pthread_mutex_unlock(&crew->lock);
-}
+struct receiver {
+    struct crew *crew;
+    int listener, place, entry;
+    bool first; /* of its listener: a predecessor may have left a call unanswered */
+};
 
-static void start_worker(struct crew *crew);
-
-/* Looked for and received under a lock: a call that another worker took in between would leave this one waiting. */
-static bool receive(struct crew *crew, struct job *job, int index)
-{
-    struct listener *listener = &crew->listeners[index];
-    struct ledger_inflight *in = job->inflight;
-    bool received = false;
-
-    pthread_mutex_lock(&listener->receiving);
-    struct pollfd waiting = {.fd = listener->fd, .events = POLLIN};
-    if (listener->fd >= 0 && poll(&waiting, 1, 0) == 1 && waiting.revents & POLLIN) {
-        memset(&in->notification, 0, sizeof in->notification);
-        /* ENOENT: the caller was killed before we got here; EINTR: ask again next time round */
-        received = ioctl(listener->fd, SECCOMP_IOCTL_NOTIF_RECV, &in->notification) == 0;
-        if (!received)
-            in->notification.id = 0;
-    }
-    pthread_mutex_unlock(&listener->receiving);
-    return received;
-}
-
-static void call_for_help(struct crew *crew)
-{
-    pthread_mutex_lock(&crew->lock);
-    if (!crew->idle && crew->workers < LEDGER_WORKERS)
-        start_worker(crew);
-    pthread_mutex_unlock(&crew->lock);
-}
-
-/* Calls of a listener, for as long as they come. Others of the crew may take the next while one is answered. */
-static void listener_ready(struct crew *crew, struct job *job, int index)
-{
-    struct listener *listener = &crew->listeners[index];
-
-    pthread_mutex_lock(&crew->lock);
-    int fd = listener->fd;
-    bool fresh = listener->fresh;
-    listener->fresh = false;
-    pthread_mutex_unlock(&crew->lock);
-    if (fd < 0)
-        return;
-    if (fresh)
-        recover(crew, job, fd);
-    bool received = receive(crew, job, index);
-    if (!watch(crew, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_LISTENER, index)))
-        say("epoll_ctl EPOLL_CTL_MOD: %s", strerror(errno));
-    uint64_t answered = monotonic_ns();
-    for (int calls = 0; received || monotonic_ns() - answered < LINGER_NS;) {
-        if (received) {
-            call_for_help(crew);
-            handle(crew, job, fd);
-            answered = monotonic_ns();
-            calls++;
-        }
-        if (calls == LINGER_CALLS)
-            break;
-        received = receive(crew, job, index);
-    }
-}
-
-/* --- workers --- */
+/* Under the crew's lock. */
+static void start_receiver(struct crew *crew, int index, bool first);
 
 static int take_entry(struct crew *crew)
 {
     int entry = -1;
 
-    pthread_mutex_lock(&crew->lock);
     for (int i = 0; i < LEDGER_INFLIGHT; i++)
         if (!crew->busy[i] && (entry < 0 || !ledger->inflight[crew->slot][i].notification.id))
             entry = i;
     crew->busy[entry] = true;
-    pthread_mutex_unlock(&crew->lock);
     return entry;
 }
 
-static void end_crew(struct crew *crew)
+/* Nobody is left under the filter: newer kernels say so to those who wait, and would do so again at once. */
+static bool is_hung_up(int fd)
 {
-    for (int i = 0; i < CREW_LISTENERS; i++)
-        cleanup_fd(&crew->listeners[i].fd);
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid)
-            close(crew->members[i].pidfd);
-    close(crew->epoll);
-    close(crew->bell);
-    holdings_close(&crew->holdings);
-    pthread_mutex_destroy(&crew->lock);
-    free(crew);
+    struct pollfd ended = {.fd = fd};
+    return poll(&ended, 1, 0) == 1 && ended.revents & (POLLHUP | POLLERR | POLLNVAL);
 }
 
-static void dispatch(struct crew *crew, struct job *job, const struct epoll_event *event)
+static bool receive(struct receiver *receiver, struct job *job, int fd)
 {
-    int index = (int)(uint32_t)event->data.u64;
+    struct crew *crew = receiver->crew;
+    struct listener *listener = &crew->listeners[receiver->listener];
+    struct ledger_inflight *in = job->inflight;
 
-    switch ((enum event_kind)(event->data.u64 >> 32)) {
-    case EVENT_BELL: break;
-    case EVENT_LISTENER:
-        if (event->events & (EPOLLIN | EPOLLOUT))
-            listener_ready(crew, job, index);
-        else
-            listener_gone(crew, index); /* EPOLLHUP: no process is left under the filter */
-        break;
-    case EVENT_MEMBER: member_exited(crew, index); break;
+    memset(&in->notification, 0, sizeof in->notification);
+    pthread_mutex_lock(&crew->lock);
+    listener->waiting++;
+    pthread_mutex_unlock(&crew->lock);
+    /* ENOENT: the caller was killed before we got here; EINTR: a knock, or a stop and go */
+    bool received = ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &in->notification) == 0;
+    pthread_mutex_lock(&crew->lock);
+    /* somebody has to wait for the next call while this one is answered */
+    if (--listener->waiting == 0 && received && !listener->gone && listener->receivers < LISTENER_RECEIVERS &&
+        crew->receivers < CREW_RECEIVERS)
+        start_receiver(crew, receiver->listener, false);
+    pthread_mutex_unlock(&crew->lock);
+    if (!received)
+        in->notification.id = 0;
+    return received;
+}
+
+static void listener_gone(struct crew *crew, int index);
+
+static void hang_up(struct receiver *receiver)
+{
+    pthread_mutex_lock(&receiver->crew->lock);
+    listener_gone(receiver->crew, receiver->listener);
+    pthread_mutex_unlock(&receiver->crew->lock);
+}
+
+static bool is_over(struct receiver *receiver)
+{
+    pthread_mutex_lock(&receiver->crew->lock);
+    bool gone = receiver->crew->listeners[receiver->listener].gone;
+    pthread_mutex_unlock(&receiver->crew->lock);
+    return gone;
+}
+
+static void end_receiver(struct receiver *receiver)
+{
+    struct crew *crew = receiver->crew;
+    struct listener *listener = &crew->listeners[receiver->listener];
+
+    pthread_mutex_lock(&crew->lock);
+    crew->busy[receiver->entry] = false;
+    listener->threads[receiver->place] = 0;
+    crew->receivers--;
+    if (--listener->receivers == 0) { /* gone, and nobody uses it any more */
+        close(listener->fd);
+        listener->fd = -1;
     }
+    pthread_mutex_unlock(&crew->lock); /* the housekeeper may free the crew from here on */
+    free(receiver);
 }
 
-static void *work(void *argument)
+static void *receive_calls(void *argument)
 {
-    struct crew *crew = argument;
-    struct job job = {.holdings = &crew->holdings, .fd = -1};
-    int entry = take_entry(crew);
+    struct receiver *receiver = argument;
+    struct crew *crew = receiver->crew;
+    struct job job = {
+        .holdings = &crew->holdings, .inflight = &ledger->inflight[crew->slot][receiver->entry], .fd = -1};
+    int fd;
 
-    job.inflight = &ledger->inflight[crew->slot][entry];
+    pthread_mutex_lock(&crew->lock);
+    crew->listeners[receiver->listener].threads[receiver->place] = gettid();
+    fd = crew->listeners[receiver->listener].fd;
+    pthread_mutex_unlock(&crew->lock);
     job.scratch = mmap(NULL, JOB_SCRATCH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (job.scratch == MAP_FAILED)
         die_with_error("mmap");
-    while (!has_ended(crew)) {
-        struct epoll_event event;
-        pthread_mutex_lock(&crew->lock);
-        crew->idle++;
-        int patience = (int)((crew->orphans ? SOON_NS : SWEEP_NS) / 1000000);
-        pthread_mutex_unlock(&crew->lock);
-        int count = epoll_wait(crew->epoll, &event, 1, patience);
-        pthread_mutex_lock(&crew->lock);
-        crew->idle--;
-        pthread_mutex_unlock(&crew->lock);
-        if (count < 0 && errno != EINTR)
-            die_with_error("epoll_wait");
-        if (count > 0)
-            dispatch(crew, &job, &event);
-        sweep_if_due(crew);
+    if (receiver->first)
+        recover(crew, &job, fd);
+    while (!is_over(receiver)) {
+        if (receive(receiver, &job, fd))
+            handle(crew, &job, fd);
+        else if (is_hung_up(fd))
+            hang_up(receiver);
     }
     munmap(job.scratch, JOB_SCRATCH);
-    pthread_mutex_lock(&crew->lock);
-    bool last = --crew->workers == 0;
-    pthread_mutex_unlock(&crew->lock);
-    if (last)
-        end_crew(crew);
+    end_receiver(receiver);
     return NULL;
 }
 
-/* Under the crew's lock. */
-static void start_worker(struct crew *crew)
+static bool start_thread(void *(*run)(void *), void *argument)
 {
     pthread_attr_t attributes;
     pthread_t thread;
 
     pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, WORKER_STACK);
+    pthread_attr_setstacksize(&attributes, THREAD_STACK);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    if (pthread_create(&thread, &attributes, work, crew) == 0)
-        crew->workers++;
-    else if (!crew->workers)
-        die_with_error("pthread_create");
+    int error = pthread_create(&thread, &attributes, run, argument);
     pthread_attr_destroy(&attributes);
+    return error == 0;
+}
+
+static void start_receiver(struct crew *crew, int index, bool first)
+{
+    struct listener *listener = &crew->listeners[index];
+    struct receiver *receiver = malloc(sizeof *receiver);
+    int place = 0;
+
+    if (!receiver)
+        return; /* those that are there go on */
+    while (listener->threads[place])
+        place++;
+    *receiver = (struct receiver){crew, index, place, take_entry(crew), first};
+    listener->threads[place] = -1; /* taken */
+    if (start_thread(receive_calls, receiver)) {
+        listener->receivers++;
+        crew->receivers++;
+        return;
+    }
+    listener->threads[place] = 0;
+    crew->busy[receiver->entry] = false;
+    free(receiver);
+}
+
+/* --- keeping house --- */
+
+/* A receiver waits in the kernel: a signal brings it back to see that it is over. */
+static void knock(const struct listener *listener)
+{
+    for (int i = 0; i < LISTENER_RECEIVERS; i++)
+        if (listener->threads[i] > 0)
+            syscall(SYS_tgkill, getpid(), listener->threads[i], SIGUSR1);
+}
+
+static void on_knock(int signal) { (void)signal; }
+
+static void listener_gone(struct crew *crew, int index)
+{
+    struct listener *listener = &crew->listeners[index];
+
+    if (listener->fd < 0 || listener->gone)
+        return;
+    listener->gone = true;
+    /* vgpud holds a copy: without this epoll would go on watching it, under a number that is reused */
+    if (epoll_ctl(crew->epoll, EPOLL_CTL_DEL, listener->fd, NULL) < 0)
+        say("epoll_ctl EPOLL_CTL_DEL: %s", strerror(errno));
+}
+
+static bool knock_at_the_gone(struct crew *crew)
+{
+    bool any = false;
+
+    pthread_mutex_lock(&crew->lock);
+    for (int i = 0; i < CREW_LISTENERS; i++)
+        if (crew->listeners[i].fd >= 0 && crew->listeners[i].gone) {
+            knock(&crew->listeners[i]);
+            any = true;
+        }
+    pthread_mutex_unlock(&crew->lock);
+    return any;
+}
+
+static void end_crew(struct crew *crew)
+{
+    for (int i = 0; i < crew->member_end; i++)
+        if (crew->members[i].pid)
+            close(crew->members[i].pidfd);
+    cleanup_fd(&crew->epoll);
+    cleanup_fd(&crew->bell);
+    holdings_close(&crew->holdings);
+    pthread_mutex_destroy(&crew->lock);
+    free(crew);
+}
+
+static void *keep_house(void *argument)
+{
+    struct crew *crew = argument;
+    bool knocking = false;
+
+    while (!has_ended(crew)) {
+        struct epoll_event event;
+        int count = epoll_wait(crew->epoll, &event, 1,
+                               (int)((crew->orphans || knocking ? SOON_NS : SWEEP_NS) / 1000000));
+        if (count < 0 && errno != EINTR)
+            die_with_error("epoll_wait");
+        int index = count > 0 ? (int)(uint32_t)event.data.u64 : 0;
+        switch (count > 0 ? (enum event_kind)(event.data.u64 >> 32) : EVENT_BELL) {
+        case EVENT_BELL: break;
+        case EVENT_LISTENER:
+            pthread_mutex_lock(&crew->lock);
+            if (crew->listeners[index & 0xFFFF].generation == (uint32_t)index >> 16)
+                listener_gone(crew, index & 0xFFFF);
+            pthread_mutex_unlock(&crew->lock);
+            break;
+        case EVENT_MEMBER: member_exited(crew, index); break;
+        }
+        knocking = knock_at_the_gone(crew);
+        sweep_if_due(crew);
+    }
+    pthread_mutex_lock(&crew->lock);
+    for (int i = 0; i < CREW_LISTENERS; i++)
+        listener_gone(crew, i);
+    pthread_mutex_unlock(&crew->lock);
+    /* one may be held by arguments that never come; its process was killed, so that they will not for long */
+    for (useconds_t pause = 1000; knock_at_the_gone(crew); pause = pause < 1000000 ? 2 * pause : pause)
+        usleep(pause);
+    end_crew(crew);
+    return NULL;
 }
 
 /* --- tenants --- */
@@ -488,16 +548,17 @@ static void free_the_dead(int slot)
 
 bool notify_set_tenant(int slot)
 {
+    struct sigaction knocked = {.sa_handler = on_knock}; /* and no SA_RESTART */
+
     if (crews[slot])
         return true;
+    sigaction(SIGUSR1, &knocked, NULL);
     struct crew *crew = calloc(1, sizeof *crew);
     if (!crew)
         return false;
     crew->slot = slot;
-    for (int i = 0; i < CREW_LISTENERS; i++) {
+    for (int i = 0; i < CREW_LISTENERS; i++)
         crew->listeners[i].fd = -1;
-        pthread_mutex_init(&crew->listeners[i].receiving, NULL);
-    }
     crew->epoll = epoll_create1(EPOLL_CLOEXEC);
     crew->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutex_init(&crew->lock, NULL);
@@ -515,8 +576,9 @@ bool notify_set_tenant(int slot)
         if (!find_member(crew, root->pid))
             add_member(crew, root->pid);
     ledger_unlock();
-    start_worker(crew);
     pthread_mutex_unlock(&crew->lock);
+    if (!start_thread(keep_house, crew))
+        die_with_error("pthread_create");
     return true;
 }
 
@@ -530,14 +592,15 @@ bool notify_add_listener(int slot, int fd)
         for (int i = 0; i < CREW_LISTENERS && !added; i++) {
             if (crew->listeners[i].fd >= 0)
                 continue;
-            crew->listeners[i].fd = fd;
-            crew->listeners[i].fresh = true;
-            /* EPOLLOUT: a call was received and not answered, by a guard that was killed */
-            added = watch(crew, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT | EPOLLONESHOT, EVENT(EVENT_LISTENER, i));
-            if (!added) {
+            uint16_t generation = (uint16_t)(crew->listeners[i].generation + 1);
+            crew->listeners[i] = (struct listener){.fd = fd, .generation = generation};
+            /* its end, no more */
+            added = watch(crew, EPOLL_CTL_ADD, fd, 0, EVENT(EVENT_LISTENER, i | generation << 16));
+            if (added)
+                start_receiver(crew, i, true);
+            added = added && crew->listeners[i].receivers;
+            if (!added)
                 crew->listeners[i].fd = -1;
-                break;
-            }
         }
         pthread_mutex_unlock(&crew->lock);
     }
@@ -571,7 +634,7 @@ void notify_remove_tenant(int slot)
     ledger_unlock();
     if (eventfd_write(crew->bell, 1) < 0)
         say("eventfd: %s", strerror(errno));
-    pthread_mutex_unlock(&crew->lock); /* a worker may free the crew from here on */
+    pthread_mutex_unlock(&crew->lock); /* the housekeeper may free the crew from here on */
 }
 
 int notify_listener_count(void)

@@ -1,6 +1,8 @@
 /*
- * The crews: a tenant's notifications are received and answered by threads of its own, a few at most, so that what
- * one tenant does to its guard (arguments that never come into memory, a flood) is felt by itself alone.
+ * The crews: a tenant's notifications are received and answered by threads of its own, so that what one tenant does to
+ * its guard (arguments that never come into memory, a flood) is felt by itself alone. Each listener has a thread that
+ * waits in the kernel for its next call, and others while that one is busy; one more a tenant keeps house: it notices
+ * processes that end, and files that are closed.
  */
 #ifndef VGPU_GUARD_NOTIFY_H
 #define VGPU_GUARD_NOTIFY_H
@@ -8,7 +10,9 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#define CREW_LISTENERS 512
+#define CREW_LISTENERS 64
+#define LISTENER_RECEIVERS 4
+#define CREW_RECEIVERS 96
 #define CREW_PROCESSES 1024
 
 extern bool notify_trace; /* say every judged call on stderr */
