@@ -55,6 +55,7 @@ test-gpu: native
 
 docs: $(STAMPS)/demo
 	$(PIP) install --no-build-isolation --editable ".[demo,docs]"
+	$(BIN)/python benchmarks/report.py --plots
 	$(BIN)/python -m sphinx -q -W docs build/docs
 
 # The pictures of the README, as the browser tests took them.

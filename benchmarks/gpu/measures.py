@@ -147,7 +147,7 @@ def compute(bench: Bench, only: list[str]) -> list[Row]:
 
 # --- several tenants ---
 
-SPLITS = {"30_70": (30, 70), "10_90": (10, 90), "4_equal": (25, 25, 25, 25), "120_60": (100, 50)}
+SPLITS = {"30_70": (30, 70), "10_90": (10, 90), "4_equal": (25, 25, 25, 25), "100_50": (100, 50)}
 
 
 def _together(programs: list[Program], seconds: float) -> list[list[float]]:
