@@ -26,10 +26,10 @@ SECTIONS = {
 }
 NOTES = {
     "memory.": "Bytes that the whole GPU had less, by NVML, when the program was refused: its context is in it.",
-    "compute.": "Counted in kernels of known work, over the rate of the same process with all of the GPU. MPS limits the "
-    "number of multiprocessors instead of time; it was measured for plain kernels. HAMi-core: commit 8f3a89c.",
+    "compute.": "Counted in kernels of known work, over the rate of the same process with all of the GPU. MPS limits "
+    "the number of multiprocessors instead of time; it was measured for plain kernels. HAMi-core: commit 8f3a89c.",
     "latency.": "Worse than the bare driver: an idle tenant waits for its turn. See [scheduling](scheduling.md).",
-    "overhead.": "`.ratio`: rate in a slice over native, in pairs. An allocation and its freeing are four guarded calls.",
+    "overhead.": "`.ratio`: rate in a slice over native, in pairs. Allocating and freeing are four guarded calls.",
 }
 
 
@@ -57,7 +57,7 @@ def page() -> str:
         "# Benchmarks",
         "",
         "Made by `benchmarks/report.py` from `benchmarks/results/*.json`; `make bench-gpu` and `make bench` measure.",
-        "Lower or higher is better as the unit suggests; a dash was not measured. What is worse than a peer is here too.",
+        "Lower or higher is better as the unit suggests; a dash was not measured. What is worse is here too.",
         "",
         "![Error of the share by percent, workload and system](images/compute.svg)",
         "",
