@@ -5,6 +5,7 @@ Writes benchmarks/results/cpu.json: what needs no GPU.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -78,6 +79,53 @@ def measure() -> list[Row]:
     return [_row(name, values, details[name]) for name, values in pairs.items()]
 
 
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_mib(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def _build_client(target: Path) -> str:
+    program = target / "small_client"
+    sources = [str(ROOT / "benchmarks" / "small_client.c"), "-I", str(ROOT / "shim" / "abi")]
+    subprocess.run(["cc", "-O2", "-static", "-o", str(program), *sources], check=True)
+    return str(program)
+
+
+def scale(tenants: int = 200, processes: int = 1000, seconds: float = 20) -> list[Row]:
+    """Many tenants, each process allocating and freeing twice a second."""
+    node = Node("--emulate", "--emulated-memory=64G", "--NodeApp.core_overcommit=64")
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            client = _build_client(Path(directory))
+            made = [node.tenant("256M", 10, f"t{i}") for i in range(tenants)]
+            idle_mib = _resident_mib(node.guard_pid())
+            running = [
+                node.spawn(made[i % tenants], client, str(seconds), "500", stdin=subprocess.DEVNULL)
+                for i in range(processes)
+            ]
+            guard = node.guard_pid()
+            before, began = _cpu_seconds(guard), time.monotonic()
+            time.sleep(seconds / 4)
+            cpu = 100 * (_cpu_seconds(guard) - before) / (time.monotonic() - began)
+            resident = _resident_mib(guard)
+            answers = [json.loads(process.communicate(timeout=120)[0]) for process in running]
+    finally:
+        node.stop()
+    detail = f"{tenants} tenants, {processes} processes, 2 allocations a second each; {os.cpu_count()} cores for all"
+    medians, worst = (sorted(answer[key] for answer in answers) for key in ("median_us", "worst_us"))
+    return [
+        Row("guard.scale_alloc_free_us", medians[len(medians) // 2], "us", "lower", f"median; {detail}"),
+        Row("guard.scale_alloc_free_worst_us", worst[int(len(worst) * 0.99)], "us", "lower", f"p99 of worst; {detail}"),
+        Row("guard.scale_cpu_percent", cpu, "% of a core", "lower", detail),
+        Row("guard.scale_rss_mib", resident, "MiB", "lower", f"{idle_mib:.0f} MiB before the processes; {detail}"),
+    ]
+
+
 def _row(name: str, pairs: list[tuple[float, float]], detail: str) -> Row:
     return Row(
         name,
@@ -91,7 +139,7 @@ def _row(name: str, pairs: list[tuple[float, float]], detail: str) -> Row:
 
 def main() -> None:
     """Measure, write, show."""
-    rows = measure()
+    rows = measure() + scale()
     kernel = platform.release().split("-")[0]
     write("cpu", Machine(f"emulated GPU, {os.cpu_count()} cores, Linux {kernel}", "emulated"), rows)
     show(rows)
