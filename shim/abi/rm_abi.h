@@ -18,6 +18,7 @@
 /* Escape numbers: the low byte of the ioctl request. */
 enum {
     NV_ESC_RM_ALLOC_MEMORY = 0x27, /* on a GPU's own node; gives a user host memory only */
+    NV_ESC_RM_ALLOC_OBJECT = 0x28,
     NV_ESC_RM_FREE = 0x29,
     NV_ESC_RM_CONTROL = 0x2A,
     NV_ESC_RM_ALLOC = 0x2B,
@@ -50,8 +51,10 @@ enum {
 enum {
     NV01_ROOT = 0x0000,
     NV01_ROOT_NON_PRIV = 0x0001,
+    NV01_EVENT = 0x0005,
     NV01_MEMORY_LOCAL_USER = 0x0040,
     NV01_ROOT_CLIENT = 0x0041,
+    NV01_EVENT_OS_EVENT = 0x0079,
     NV01_DEVICE_0 = 0x0080,
     NV20_SUBDEVICE_0 = 0x2080,
     KEPLER_CHANNEL_GROUP_A = 0xA06C,

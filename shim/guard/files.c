@@ -40,7 +40,21 @@ static int control(struct files *files, int operation, int fd, uint32_t tag)
     return error;
 }
 
-int files_add(struct files *files, int fd, uint32_t tag) { return control(files, EPOLL_CTL_ADD, fd, tag); }
+int files_add(struct files *files, int fd, uint32_t tag)
+{
+    uint32_t tags[FILES_MAX];
+
+    if (files->added >= FILES_MAX)
+        files->added = files_alive(files, tags);
+    if (files->added < 0 || files->added >= FILES_MAX) {
+        files->added = FILES_MAX;
+        return EMFILE;
+    }
+    int error = control(files, EPOLL_CTL_ADD, fd, tag);
+    files->added += error == 0;
+    return error;
+}
+
 int files_retag(struct files *files, int fd, uint32_t tag) { return control(files, EPOLL_CTL_MOD, fd, tag); }
 int files_remove(struct files *files, int fd) { return control(files, EPOLL_CTL_DEL, fd, 0); }
 
@@ -49,16 +63,21 @@ int files_alive(const struct files *files, uint32_t tags[FILES_MAX])
     char path[64], line[256];
     uint64_t tag;
     int count = 0;
+    bool all = true;
 
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", files->epoll);
     FILE *info = fopen(path, "re");
     if (!info)
         return -1;
-    while (count < FILES_MAX && fgets(line, sizeof line, info)) {
+    while (all && fgets(line, sizeof line, info)) {
         const char *data = strstr(line, "data:");
-        if (strncmp(line, "tfd:", 4) == 0 && data && sscanf(data, "data: %" SCNx64, &tag) == 1)
+        if (strncmp(line, "tfd:", 4) != 0 || !data || sscanf(data, "data: %" SCNx64, &tag) != 1)
+            continue;
+        all = count < FILES_MAX;
+        if (all)
             tags[count++] = (uint32_t)tag;
     }
+    all = all && !ferror(info);
     fclose(info);
-    return count;
+    return all ? count : -1;
 }

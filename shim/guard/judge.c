@@ -37,6 +37,8 @@ static bool on_own_gpu(const struct call *call, uint32_t root, uint32_t parent)
     return above && above->handle != above->root && (int)above->gpu == tenants[call->slot].gpu;
 }
 
+static bool is_event(uint32_t class) { return class == NV01_EVENT || class == NV01_EVENT_OS_EVENT; }
+
 static struct verdict judge_alloc(struct call *call)
 {
     struct nvos64 *alloc = &call->alloc;
@@ -57,7 +59,7 @@ static struct verdict judge_alloc(struct call *call)
         return say_errno(EINVAL); /* as the driver says to a size it does not know */
     }
     if (NV_CLASS_IS_ROOT(alloc->class))
-        return call->wrapped ? say_errno(EINVAL) : decide(VERDICT_ROOT);
+        return call->wrapped || alloc->object >= EXPORT_ROOTS ? say_errno(EINVAL) : decide(VERDICT_ROOT);
     if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
     if (params_class_refused(alloc->class))
@@ -152,7 +154,8 @@ static const struct {
     {NV_ESC_RM_ALLOC, sizeof(struct nvos64), offsetof(struct nvos64, root), judge_alloc},
     {NV_ESC_RM_DUP_OBJECT, sizeof(struct nvos55), offsetof(struct nvos55, client), judge_dup},
     {NV_ESC_RM_VID_HEAP_CONTROL, sizeof(struct nvos32), offsetof(struct nvos32, root), judge_heap},
-    /* names any client's channels; and memory that outlives every account */
+    /* objects unseen; any client's channels; memory that outlives every account */
+    {NV_ESC_RM_ALLOC_OBJECT, 0, 0, judge_refused},
     {NV_ESC_RM_IDLE_CHANNELS, 0, 0, judge_refused},
     {NV_ESC_EXPORT_TO_DMABUF_FD, 0, 0, judge_refused},
 };
@@ -177,13 +180,28 @@ uint32_t judge_client(const struct call *call)
 
 struct verdict judge(struct call *call)
 {
-    /* the driver makes no client, object or memory on a GPU's own node, whatever the arguments turn into */
-    if (call->file == FILE_GPU && !call->wrapped && call->nr != NV_ESC_EXPORT_TO_DMABUF_FD)
-        return decide(VERDICT_CONTINUE);
-    if (call->file == FILE_GPU)
-        return say_errno(ENOTTY);
+    if (judge_client(call) >= EXPORT_ROOTS) /* numbers of the ledger's own */
+        return say_errno(EINVAL);
+    /* On a GPU's own node the driver makes events and nothing else. */
+    if (call->file == FILE_GPU && !(call->nr == NV_ESC_RM_ALLOC && is_event(call->args.alloc.class)))
+        return say_errno(EINVAL);
     for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
         if (doors[i].nr == call->nr)
             return doors[i].judge(call);
-    return call->wrapped ? say_errno(ENOTTY) : decide(VERDICT_CONTINUE);
+    return say_errno(ENOTTY);
+}
+
+/*
+ * Another device's ioctl whose low byte looks like ours. The kernel looks the descriptor up again when it goes on, and
+ * by then it may be the driver's: so it may go on only with a size, in a register, that the driver does not take.
+ */
+bool judge_is_harmless_elsewhere(uint32_t nr, uint32_t size)
+{
+    if (nr == NV_ESC_IOCTL_XFER_CMD)
+        return size != sizeof(struct nv_xfer);
+    for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
+        if (doors[i].nr == nr)
+            return size == 0 || (doors[i].wants && size != doors[i].wants &&
+                                 !(nr == NV_ESC_RM_ALLOC && size == sizeof(struct nvos21)));
+    return true;
 }

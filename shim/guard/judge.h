@@ -37,7 +37,7 @@ struct call {
  * could be rewritten by another thread after it was judged. CONTINUE is left for what the file itself keeps harmless.
  */
 enum verdict_kind {
-    VERDICT_CONTINUE, /* the kernel does it */
+    VERDICT_CONTINUE, /* the kernel does it: a client's making, and that alone */
     VERDICT_STATUS,   /* answered with the driver's own error word */
     VERDICT_ERRNO,    /* answered with errno */
     VERDICT_ROOT,     /* a client is made */
@@ -60,6 +60,7 @@ struct verdict {
 uint32_t judge_wants(uint32_t nr, uint32_t size);
 /* The client that a call is made under; 0: none, or one that is yet to be made. */
 uint32_t judge_client(const struct call *call);
+bool judge_is_harmless_elsewhere(uint32_t nr, uint32_t size);
 /* Under ledger_lock(). */
 struct verdict judge(struct call *call);
 

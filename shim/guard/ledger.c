@@ -26,7 +26,8 @@ static uint32_t buckets[BUCKETS], chain[LEDGER_OBJECTS], free_list[LEDGER_OBJECT
 struct links {
     uint32_t first_child, next, previous; /* next, previous: among siblings */
     uint32_t list_next, list_previous;
-    bool watched; /* roots */
+    uint32_t previous_twin; /* its position; of one alone its own */
+    bool watched;           /* roots */
 };
 static struct links links[LEDGER_OBJECTS];
 
@@ -76,7 +77,7 @@ static void link_child(uint32_t i)
     const struct ledger_object *object = &ledger->objects[i];
     struct ledger_object *parent = object->handle == object->root ? NULL : ledger_find(object->root, object->parent);
 
-    if (!parent)
+    if (!parent || parent == object)
         return;
     uint32_t *first = &links[position(parent)].first_child;
     links[i].next = *first;
@@ -255,6 +256,9 @@ void ledger_open(const char *path)
             link_child(i);
             mend_ring(i);
         }
+    for (uint32_t i = 0; i < ledger->object_end; i++)
+        if (ledger->objects[i].next_twin < ledger->object_end)
+            links[ledger->objects[i].next_twin].previous_twin = i;
 }
 
 void ledger_close(void)
@@ -376,9 +380,8 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
 {
     struct ledger_object *object = ledger_find(root, root);
 
-    if (object && object->tenant == (uint32_t)slot)
-        return true;
-    ledger_free(root, root);
+    if (object) /* another's, and alive as far as is known: a file that two tenants share stays its maker's */
+        return object->tenant == (uint32_t)slot;
     if (ledger_reserve(slot, pid, root, 0, root, NV01_ROOT_CLIENT, 0, &object) != RESERVE_OK)
         return false;
     object->state = OBJECT_HELD;
@@ -404,7 +407,7 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
     struct tenant *tenant = &tenants[slot];
     const struct ledger_object *above = ledger_find(root, parent);
 
-    if (ledger_find(root, handle))
+    if (ledger_find(root, handle) || (handle == parent && handle != root))
         return RESERVE_TAKEN;
     if (bytes && (tenant->used > tenant->memory || bytes > tenant->memory - tenant->used)) {
         note_refusal(tenant, pid, bytes);
@@ -425,7 +428,7 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
     __atomic_store_n(&ledger->objects[i].state, OBJECT_RESERVED, __ATOMIC_RELEASE);
     if (i == ledger->object_end)
         __atomic_store_n(&ledger->object_end, i + 1, __ATOMIC_RELEASE);
-    links[i] = (struct links){0};
+    links[i] = (struct links){.previous_twin = i};
     index_add(i);
     link_child(i);
     list_add(i);
@@ -461,18 +464,18 @@ void ledger_join_twins(struct ledger_object *object, struct ledger_object *of)
 
     of->next_twin = position(object);
     object->next_twin = next;
+    links[position(object)].previous_twin = position(of);
+    links[next].previous_twin = position(object);
     object->state = OBJECT_HELD;
 }
 
 /* Out of its ring; what it carried is carried by the next name. */
 static void leave_twins(struct ledger_object *object)
 {
-    uint32_t i = position(object), before = i;
+    uint32_t i = position(object), before = links[i].previous_twin;
 
     if (object->next_twin == i)
         return;
-    while (ledger->objects[before].next_twin != i)
-        before = ledger->objects[before].next_twin;
     if (object->bytes) {
         struct ledger_object *heir = &ledger->objects[object->next_twin];
         account(object, -1);
@@ -483,7 +486,8 @@ static void leave_twins(struct ledger_object *object)
         account(object, 1);
     }
     ledger->objects[before].next_twin = object->next_twin;
-    object->next_twin = i;
+    links[object->next_twin].previous_twin = before;
+    object->next_twin = links[i].previous_twin = i;
 }
 
 void ledger_cancel(struct ledger_object *object)

@@ -18,6 +18,8 @@
 #define LEDGER_MAGIC 0x4C474456u
 #define LEDGER_VERSION 3u
 #define LEDGER_TENANTS 1024
+/* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
+#define EXPORT_ROOTS 0xE0000000u
 #define LEDGER_OBJECTS (1u << 19)
 #define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
 
@@ -84,7 +86,7 @@ void ledger_remove_tenant(int slot);
 struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 /* Whose client is this? -1: nobody's yet. */
 int ledger_root_owner(uint32_t root);
-/* The client is this tenant's, the driver says so; who had its number before has ended. */
+/* The client is this tenant's, the driver says so. False: it is another's. */
 bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
 /* Is the client's open file watched by this guard? A successor does not know, and finds it anew. */
 void ledger_watch(struct ledger_object *root);

@@ -243,8 +243,8 @@ static void handle(struct crew *crew, struct job *job, int listener)
     job->inflight->pid = call.pid;
     call.file = fd < 0 ? FILE_OTHER : backend->kind(fd);
     if (call.file == FILE_OTHER) {
-        /* Some other device's ioctl whose number looks like ours. */
-        answer(job, listener, fd < 0 ? taking : 0, fd < 0 ? 0 : SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+        bool harmless = fd >= 0 && judge_is_harmless_elsewhere(n->data.args[1] & 0xFF, _IOC_SIZE(n->data.args[1]));
+        answer(job, listener, fd < 0 ? taking : harmless ? 0 : ENOTTY, harmless ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
         return;
     }
     job->fd = fd;
@@ -666,9 +666,11 @@ void notify_abandon_leftovers(void)
             if (!crews[slot]->busy[i] && in->notification.id) {
                 ledger_lock();
                 struct ledger_object *object = in->root ? ledger_find(in->root, in->handle) : NULL;
+                /* the driver may have got to it after all: it stays on the account until its client ends */
                 if (object && object->state == OBJECT_RESERVED)
-                    ledger_cancel(object);
+                    object->state = OBJECT_HELD;
                 ledger_unlock();
+                in->root = 0;
                 in->notification.id = 0;
             }
             pthread_mutex_unlock(&crews[slot]->lock);

@@ -11,21 +11,18 @@
 #include "sched.h"
 #include "util.h"
 
-/* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
-#define EXPORT_ROOTS 0xE0000000u
 #define IS_EXPORT_ROOT(root) ((root) >= EXPORT_ROOTS)
 #define UNTAGGED 0u /* a client whose number the guard has not seen yet */
 
 /*
  * What the driver did and what the ledger says must not come apart, or a freed number that is taken anew meanwhile
- * would be dropped from the account: one lock a client around both. The driver holds such a lock itself.
+ * would be dropped from the account: one lock a client around both, as the driver has. They are the tenant's: one that
+ * keeps the guard waiting for its memory keeps nobody else.
  */
-#define ROOT_LOCKS 256
-static pthread_mutex_t root_locks[ROOT_LOCKS] = {[0 ... ROOT_LOCKS - 1] = PTHREAD_MUTEX_INITIALIZER};
+static unsigned lock_of(uint32_t root) { return (root * 2654435761u) >> 26; }
+_Static_assert(HOLDINGS_ROOT_LOCKS == 1u << 6, "lock_of");
 
-static unsigned lock_of(uint32_t root) { return (root * 2654435761u) >> 24; }
-
-static void lock_roots(uint32_t a, uint32_t b)
+static void lock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
 {
     unsigned first = lock_of(a), second = lock_of(b);
 
@@ -34,16 +31,16 @@ static void lock_roots(uint32_t a, uint32_t b)
         first = second;
         second = swap;
     }
-    pthread_mutex_lock(&root_locks[first]);
+    pthread_mutex_lock(&holdings->root_locks[first]);
     if (second != first)
-        pthread_mutex_lock(&root_locks[second]);
+        pthread_mutex_lock(&holdings->root_locks[second]);
 }
 
-static void unlock_roots(uint32_t a, uint32_t b)
+static void unlock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
 {
-    pthread_mutex_unlock(&root_locks[lock_of(a)]);
+    pthread_mutex_unlock(&holdings->root_locks[lock_of(a)]);
     if (lock_of(a) != lock_of(b))
-        pthread_mutex_unlock(&root_locks[lock_of(b)]);
+        pthread_mutex_unlock(&holdings->root_locks[lock_of(b)]);
 }
 
 /* --- the driver's side --- */
@@ -63,11 +60,11 @@ static int rm_alloc(struct job *job, pid_t pid, struct nvos64 *call)
     return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), call);
 }
 
-static void undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle)
+static bool undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle)
 {
     struct nvos00 call = {.root = root, .parent = parent, .object = handle};
 
-    rm_free(job, pid, &call);
+    return rm_free(job, pid, &call) == 0 && (call.status == NV_OK || call.status == NV_ERR_OBJECT_NOT_FOUND);
 }
 
 static void forget(uint32_t root, uint32_t handle)
@@ -83,11 +80,11 @@ void perform_take_back(struct job *job)
 
     if (!in->root)
         return;
-    lock_roots(in->root, in->root);
-    if (job->fd >= 0)
-        undo(job, in->pid, in->root, 0, in->handle);
-    forget(in->root, in->handle);
-    unlock_roots(in->root, in->root);
+    lock_roots(job->holdings, in->root, in->root);
+    /* what can't be undone stays on the account until its client ends */
+    if (job->fd >= 0 && undo(job, in->pid, in->root, 0, in->handle))
+        forget(in->root, in->handle);
+    unlock_roots(job->holdings, in->root, in->root);
 }
 
 static void note_making(struct job *job, uint32_t root, uint32_t handle)
@@ -108,6 +105,17 @@ static uint32_t status_of(enum reserve reserved)
     return reserved == RESERVE_OK ? NV_OK : reserved == RESERVE_TAKEN ? NV_ERR_INSERT_DUPLICATE_NAME : NV_ERR_NO_MEMORY;
 }
 
+/*
+ * Bytes and channels lie on the tenant's own GPU: judged before, and asked again under the client's lock, for the
+ * parent's number may have become another's. A device is nobody's GPU until the driver has made it.
+ */
+static bool is_in_place(const struct call *call, struct ledger_object *object)
+{
+    if (object->class == NV01_DEVICE_0)
+        object->gpu = MAX_GPUS;
+    return !(object->bytes || NV_CLASS_IS_CHANNEL(object->class)) || (int)object->gpu == tenants[call->slot].gpu;
+}
+
 /* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
 static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
                         uint32_t class, uint64_t bytes)
@@ -118,7 +126,12 @@ static uint32_t reserve(struct job *job, const struct call *call, uint32_t root,
     enum reserve reserved = job->holdings->ended
                                 ? RESERVE_OVER_QUOTA
                                 : ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
+    bool elsewhere = reserved == RESERVE_OK && !is_in_place(call, object);
+    if (elsewhere)
+        ledger_cancel(object);
     ledger_unlock();
+    if (elsewhere)
+        return NV_ERR_INVALID_OBJECT_PARENT;
     if (reserved != RESERVE_OVER_QUOTA)
         return status_of(reserved);
     /* a file that was closed without a word may hold what is missing */
@@ -126,8 +139,11 @@ static uint32_t reserve(struct job *job, const struct call *call, uint32_t root,
     ledger_lock();
     if (!job->holdings->ended)
         reserved = ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
+    elsewhere = reserved == RESERVE_OK && !is_in_place(call, object);
+    if (elsewhere)
+        ledger_cancel(object);
     ledger_unlock();
-    return status_of(reserved);
+    return elsewhere ? NV_ERR_INVALID_OBJECT_PARENT : status_of(reserved);
 }
 
 /* The driver has spoken: keep what it made, or drop the reservation. False: it has to be undone. */
@@ -201,6 +217,11 @@ void perform_claim(struct job *job, const struct call *call)
     bool makes_root = call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class);
 
     if (!root || makes_root || IS_EXPORT_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
+        return;
+    ledger_lock();
+    int owner = ledger_root_owner(root);
+    ledger_unlock();
+    if (owner >= 0 && owner != call->slot)
         return;
     /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
     if (!backend->client_lives)
@@ -288,6 +309,7 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
     mine->status = reserve(job, call, mine->root, mine->parent, mine->object, mine->class, counts ? memory->size : 0);
     if (mine->status != NV_OK)
         return 0;
+    note_making(job, mine->root, mine->object);
     /* a device of a GPU that is not the guard's gets a number that is no tenant's GPU: nothing lies under it */
     if (mine->class == NV01_DEVICE_0 && gpu < 0)
         gpu = MAX_GPUS;
@@ -318,8 +340,9 @@ static int perform_alloc(struct job *job, const struct call *call)
         mine.object = free_number();
     mine.params = mine.params ? (uintptr_t)params : 0;
     mine.rights = 0;
-    lock_roots(mine.root, mine.root);
-    note_making(job, mine.root, mine.object);
+    lock_roots(job->holdings, mine.root, mine.root);
+    if (!tracked)
+        note_making(job, mine.root, mine.object);
     int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
     bool made = !error && mine.status == NV_OK;
     bool told = !error &&
@@ -332,7 +355,7 @@ static int perform_alloc(struct job *job, const struct call *call)
         undo(job, call->pid, mine.root, mine.parent, mine.object);
         forget(mine.root, mine.object);
     }
-    unlock_roots(mine.root, mine.root);
+    unlock_roots(job->holdings, mine.root, mine.root);
     return error ? error : told ? 0 : EFAULT;
 }
 
@@ -364,12 +387,12 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
     if (!(heap.flags & NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED))
         heap.memory = free_number();
     heap.flags |= NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED;
-    lock_roots(heap.root, heap.root);
-    note_making(job, heap.root, heap.memory);
+    lock_roots(job->holdings, heap.root, heap.root);
     uint32_t handle = heap.memory, status = reserve(job, call, heap.root, heap.parent, handle, NV01_MEMORY_LOCAL_USER,
                                                     counts ? *heap_size(&heap) : 0);
     heap.status = status;
     if (status == NV_OK) {
+        note_making(job, heap.root, handle);
         error = -ask_heap(job, call, &heap);
         bool made = !error && heap.status == NV_OK;
         uint64_t bytes = counts && judge_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
@@ -383,7 +406,7 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
         undo(job, call->pid, heap.root, heap.parent, handle);
         forget(heap.root, handle);
     }
-    unlock_roots(heap.root, heap.root);
+    unlock_roots(job->holdings, heap.root, heap.root);
     return answered;
 }
 
@@ -391,11 +414,11 @@ static int perform_heap(struct job *job, const struct call *call)
 {
     struct nvos32 heap = call->args.heap;
 
-    lock_roots(heap.root, heap.root);
+    lock_roots(job->holdings, heap.root, heap.root);
     int error = -ask_heap(job, call, &heap);
     if (!error && heap.status == NV_OK && heap.function == NVOS32_FUNCTION_FREE)
         forget(heap.root, heap.memory);
-    unlock_roots(heap.root, heap.root);
+    unlock_roots(job->holdings, heap.root, heap.root);
     return answer_heap(call, &heap, error);
 }
 
@@ -404,9 +427,9 @@ static int perform_free(struct job *job, const struct call *call)
     struct nvos00 mine = call->args.free;
     bool root = mine.object == mine.root;
 
-    lock_roots(mine.root, mine.root);
+    lock_roots(job->holdings, mine.root, mine.root);
     int rc = rm_free(job, call->pid, &mine);
-    if (rc == 0 && job->redoing && mine.status != NV_OK) /* the guard that was killed had come that far */
+    if (rc == 0 && job->redoing && !root && mine.status == NV_ERR_OBJECT_NOT_FOUND) /* it had come that far */
         mine.status = NV_OK;
     if (rc == 0 && mine.status == NV_OK) {
         forget(mine.root, mine.object);
@@ -416,7 +439,7 @@ static int perform_free(struct job *job, const struct call *call)
             pthread_mutex_unlock(&job->holdings->lock);
         }
     }
-    unlock_roots(mine.root, mine.root);
+    unlock_roots(job->holdings, mine.root, mine.root);
     return rc < 0 ? -rc : answer_status(call, offsetof(struct nvos00, status), mine.status);
 }
 
@@ -453,45 +476,52 @@ static int perform_dup(struct job *job, const struct call *call)
 
     if (!mine.object)
         mine.object = free_number();
-    lock_roots(mine.client, mine.client_source);
-    note_making(job, mine.client, mine.object);
+    lock_roots(job->holdings, mine.client, mine.client_source);
     bool memory = is_memory(mine.client_source, mine.object_source);
     mine.status = memory ? reserve_twin(job, call, mine.client, mine.parent, mine.object) : NV_OK;
     if (mine.status == NV_OK) {
+        note_making(job, mine.client, mine.object);
         rc = backend->perform(job->fd, call->pid, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &mine);
         if (memory && rc == 0 && mine.status == NV_OK)
             settle_twin(job, mine.client, mine.object, mine.client_source, mine.object_source);
         else if (memory)
             forget(mine.client, mine.object);
     }
-    unlock_roots(mine.client, mine.client_source);
+    unlock_roots(job->holdings, mine.client, mine.client_source);
     if (rc < 0)
         return -rc;
     return reach_write_changes(call->tid, call->address, &call->args.dup, &mine, sizeof mine) ? 0 : EFAULT;
 }
 
-static uint64_t sum_of_alive(const struct files *files)
+static bool sum_of_alive(const struct files *files, uint64_t *sum)
 {
     uint32_t tags[FILES_MAX];
-    uint64_t sum = 0;
     int count = files_alive(files, tags);
 
+    *sum = 0;
     for (int i = 0; i < count; i++)
-        sum += tags[i];
-    return sum;
+        *sum += tags[i];
+    return count >= 0;
 }
 
 /* A set can't be asked for a file's tag: so the tag is changed, and the one that is missing is it. */
 static uint32_t tag_of(struct files *files, int file)
 {
     const uint32_t mark = EXPORT_ROOTS - 1;
-    uint64_t before = sum_of_alive(files);
+    uint64_t before, after;
 
-    if (files_retag(files, file, mark) != 0)
-        return 0;
-    uint32_t tag = (uint32_t)(before + mark - sum_of_alive(files));
-    files_retag(files, file, tag);
-    return tag;
+    for (int attempt = 0; attempt < 3; attempt++) {
+        /* a file that closes in between changes the sum: marked twice, it must come out the same */
+        if (!sum_of_alive(files, &before) || files_retag(files, file, mark) != 0)
+            return 0;
+        if (!sum_of_alive(files, &after))
+            return 0; /* it stays marked, and counts as no tenant's */
+        uint32_t tag = (uint32_t)(before + mark - after);
+        files_retag(files, file, tag);
+        if (IS_EXPORT_ROOT(tag) && sum_of_alive(files, &after) && after == before)
+            return tag;
+    }
+    return 0;
 }
 
 static uint32_t new_export_number(struct job *job, const struct call *call, int file)
@@ -566,27 +596,56 @@ static bool read_carried(uint32_t command, const void *params, struct carried *o
     return handles != NULL;
 }
 
-/* What is in the file from now on holds the memory, whatever becomes of the names. */
-static void keep_exported(struct job *job, const struct call *call, uint32_t number, const struct carried *carried)
+/* Which names an export or import adds, and of what: false for what is no memory of the ledger. */
+static bool name_added(const struct carried *carried, enum param_file use, uint32_t client, uint32_t number, uint32_t i,
+                       struct channel *name, struct channel *source)
 {
-    uint32_t root = call->args.control.client;
+    const struct channel in_file = {number, carried->index + i + 1}, in_client = {client, carried->handles[i]};
 
-    for (uint32_t i = 0; i < carried->count; i++) {
-        uint32_t handle = carried->index + i + 1;
-        if (is_memory(root, carried->handles[i]) && reserve_twin(job, call, number, number, handle) == NV_OK)
-            settle_twin(job, number, handle, root, carried->handles[i]);
-    }
+    *name = use == FILE_EXPORTS ? in_file : in_client;
+    *source = use == FILE_EXPORTS ? in_client : in_file;
+    return is_memory(source->root, source->handle);
 }
 
-static void keep_imported(struct job *job, const struct call *call, uint32_t number, const struct carried *carried)
+static void forget_names(const struct carried *carried, enum param_file use, uint32_t client, uint32_t number,
+                         uint32_t count)
 {
-    uint32_t root = call->args.control.client;
+    struct channel name, source;
+
+    for (uint32_t i = 0; i < count; i++)
+        if (name_added(carried, use, client, number, i, &name, &source))
+            forget(name.root, name.handle);
+}
+
+/* Room for the names, before the driver is asked: what is in a file holds the memory, whatever becomes of the others.
+ */
+static uint32_t reserve_names(struct job *job, const struct call *call, const struct carried *carried,
+                              enum param_file use, uint32_t number)
+{
+    uint32_t client = call->args.control.client;
+    struct channel name, source;
 
     for (uint32_t i = 0; i < carried->count; i++) {
-        uint32_t source = carried->index + i + 1;
-        if (is_memory(number, source) && reserve_twin(job, call, root, carried->parent, carried->handles[i]) == NV_OK)
-            settle_twin(job, root, carried->handles[i], number, source);
+        if (!name_added(carried, use, client, number, i, &name, &source))
+            continue;
+        uint32_t status = reserve_twin(job, call, name.root, use == FILE_EXPORTS ? number : carried->parent,
+                                       name.handle);
+        if (status != NV_OK) {
+            forget_names(carried, use, client, number, i);
+            return status;
+        }
     }
+    return NV_OK;
+}
+
+static void settle_names(struct job *job, const struct carried *carried, enum param_file use, uint32_t client,
+                         uint32_t number)
+{
+    struct channel name, source;
+
+    for (uint32_t i = 0; i < carried->count; i++)
+        if (name_added(carried, use, client, number, i, &name, &source))
+            settle_twin(job, name.root, name.handle, source.root, source.handle);
 }
 
 /* --- controls --- */
@@ -650,6 +709,25 @@ static bool write_pieces(const struct call *call, unsigned char *params, const s
     return written;
 }
 
+static void control_as_user(struct job *job, const struct call *call, struct nvos54 *mine, enum param_file use,
+                            uint32_t number, const struct carried *carried)
+{
+    lock_roots(job->holdings, mine->client, number);
+    mine->status = use == FILE_ASKED ? NV_OK : reserve_names(job, call, carried, use, number);
+    if (mine->status == NV_OK) {
+        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
+        /* the driver compares the caller's user with the client's */
+        if (reach_be_user_of(call->tid) && rm_control(job, call->pid, mine) < 0)
+            mine->status = NV_ERR_OPERATING_SYSTEM;
+        reach_be_oneself();
+        if (use != FILE_ASKED && mine->status == NV_OK)
+            settle_names(job, carried, use, mine->client, number);
+        else if (use != FILE_ASKED)
+            forget_names(carried, use, mine->client, number, carried->count);
+    }
+    unlock_roots(job->holdings, mine->client, number);
+}
+
 /* A command that names a descriptor: the guard's copy of it stands in. Exports and imports are accounted. */
 static int control_with_file(struct job *job, const struct call *call, const struct param_descriptor *spec,
                              struct nvos54 *mine, unsigned char *params)
@@ -669,22 +747,10 @@ static int control_with_file(struct job *job, const struct call *call, const str
     memcpy(params + spec->offset, &ours, sizeof ours);
     if (spec->use != FILE_ASKED && read_carried(mine->command, params, &carried))
         number = export_number(job, call, file, spec->use);
-    if (spec->use != FILE_ASKED && !number) { /* another tenant's memory, or more than can be kept */
+    if (spec->use != FILE_ASKED && !number) /* another tenant's memory, or more than can be kept */
         mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
-    } else if (!reach_be_user_of(call->tid)) { /* the driver compares the caller's user with the client's */
-        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
-    } else {
-        lock_roots(mine->client, number);
-        int rc = rm_control(job, call->pid, mine);
-        reach_be_oneself();
-        if (rc == 0 && mine->status == NV_OK && spec->use == FILE_EXPORTS)
-            keep_exported(job, call, number, &carried);
-        if (rc == 0 && mine->status == NV_OK && spec->use == FILE_IMPORTS)
-            keep_imported(job, call, number, &carried);
-        unlock_roots(mine->client, number);
-        if (rc < 0)
-            mine->status = NV_ERR_OPERATING_SYSTEM;
-    }
+    else
+        control_as_user(job, call, mine, spec->use, number, &carried);
     memcpy(params + spec->offset, &theirs, sizeof theirs);
     return 0;
 }
@@ -749,8 +815,10 @@ int perform(struct job *job, struct call *call, const struct verdict *verdict)
 
 bool holdings_open(struct holdings *holdings)
 {
-    *holdings = (struct holdings){.clients = {-1, -1}, .exports = {-1, -1}};
+    *holdings = (struct holdings){.clients = {-1, -1, 0}, .exports = {-1, -1, 0}};
     pthread_mutex_init(&holdings->lock, NULL);
+    for (int i = 0; i < HOLDINGS_ROOT_LOCKS; i++)
+        pthread_mutex_init(&holdings->root_locks[i], NULL);
     return files_open(&holdings->clients) && files_open(&holdings->exports);
 }
 

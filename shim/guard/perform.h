@@ -15,11 +15,14 @@
 #include "ledger.h"
 #include "params.h"
 
+#define HOLDINGS_ROOT_LOCKS 64
+
 /* What a tenant's calls leave behind beside the ledger: one a tenant. */
 struct holdings {
     pthread_mutex_t lock;          /* over both sets */
     struct files clients, exports; /* tags: clients' handles; export numbers */
-    bool ended;                    /* the tenant is gone: written and read under ledger_lock() */
+    pthread_mutex_t root_locks[HOLDINGS_ROOT_LOCKS];
+    bool ended; /* the tenant is gone: written and read under ledger_lock() */
 };
 
 bool holdings_open(struct holdings *holdings);

@@ -230,8 +230,16 @@ static bool sleep_until(struct gpu_state *gpu, uint64_t when)
  */
 static void sleep_through(struct gpu_state *gpu, uint64_t when, int slot)
 {
-    while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE) && sleep_until(gpu, when)) {
+    /* what was too fresh to be switched is looked at again when it no longer is */
+    uint64_t again = monotonic_ns() + backend->settle_ns + CALM_NS;
+
+    while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
+        uint64_t until = again < when ? again : when;
+        bool woken = sleep_until(gpu, until);
+        if (!woken && until == when)
+            return;
         switch_channels(gpu, slot, OTHERS, false);
+        again = woken ? monotonic_ns() + backend->settle_ns + CALM_NS : UNLIMITED;
         pause_briefly(CALM_NS); /* nor keep this thread busy */
     }
 }

@@ -43,12 +43,34 @@ static void a_client_that_nobody_proved_is_refused(void)
     CHECK(ledger_root_owner(UNKNOWN) == -1);
 }
 
-static void a_client_number_that_is_reused_is_its_new_owners(void)
+static void a_client_stays_its_makers(void)
 {
     CHECK(ledger_claim_root(ALICE, 103, UNKNOWN));
     hold(ALICE, UNKNOWN, UNKNOWN, 0x10, NV01_MEMORY_LOCAL_USER, 1 << 20);
+    CHECK(!ledger_claim_root(BOB, 104, UNKNOWN)); /* though he holds the file too */
+    CHECK(ledger_root_owner(UNKNOWN) == ALICE && tenants[ALICE].used == 1 << 20);
+    ledger_free(UNKNOWN, UNKNOWN);
     CHECK(ledger_claim_root(BOB, 104, UNKNOWN));
-    CHECK(ledger_root_owner(UNKNOWN) == BOB && tenants[ALICE].page->memory_used == 0);
+    ledger_free(UNKNOWN, UNKNOWN);
+}
+
+static void an_object_is_not_its_own_parent(void)
+{
+    struct ledger_object *object;
+
+    CHECK(ledger_reserve(ALICE, 103, ALICES, 0x66, 0x66, NV01_MEMORY_LOCAL_USER, 0, &object) == RESERVE_TAKEN);
+    ledger_free(ALICES, 0x66);
+}
+
+static void another_devices_ioctl_goes_on_only_with_a_size_that_the_driver_does_not_take(void)
+{
+    CHECK(judge_is_harmless_elsewhere(NV_ESC_RM_CONTROL, 0)); /* a terminal's */
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_CONTROL, sizeof(struct nvos54)));
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_ALLOC, sizeof(struct nvos64)));
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_ALLOC, sizeof(struct nvos21)));
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_IOCTL_XFER_CMD, sizeof(struct nv_xfer)));
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_IDLE_CHANNELS, 64));
+    CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_ALLOC_OBJECT, 20));
 }
 
 static void a_neighbours_client_is_out_of_reach(void)
@@ -93,16 +115,17 @@ static void nobody_switches_channels(void)
     CHECK(judge_bytes(ALICE, NV_ESC_RM_CONTROL, &timeslice, sizeof timeslice).kind == VERDICT_STATUS);
 }
 
-static void only_a_gpus_own_node_is_left_to_the_kernel(void)
+static void nothing_but_events_is_asked_of_a_gpus_own_node(void)
 {
     struct nvos64 alloc = {.root = ALICES, .parent = ALICES, .object = 0x77, .class = NV01_MEMORY_LOCAL_USER};
     struct call call = {.slot = ALICE, .file = FILE_GPU, .nr = NV_ESC_RM_ALLOC, .size = sizeof alloc};
 
-    CHECK(judge(&call).kind == VERDICT_CONTINUE);
-    call.wrapped = true; /* what is wrapped could turn into any call */
+    call.args.alloc = alloc;
     CHECK(judge(&call).kind == VERDICT_ERRNO);
-    for (uint32_t nr = 0; nr < 256; nr++) {
-        struct call other = {.slot = ALICE, .file = FILE_CONTROL, .nr = nr, .size = 0, .wrapped = true};
+    call.args.alloc.class = NV01_EVENT_OS_EVENT;
+    CHECK(judge(&call).kind == VERDICT_ALLOC);
+    for (uint32_t nr = 0; nr < 256; nr++) { /* and nothing that was looked at is left to the kernel */
+        struct call other = {.slot = ALICE, .file = nr & 1 ? FILE_CONTROL : FILE_GPU, .nr = nr, .wrapped = nr & 2};
         CHECK(judge(&other).kind != VERDICT_CONTINUE);
     }
 }
@@ -237,10 +260,12 @@ void test_judge(void)
     CHECK(ledger_claim_root(BOB, 104, BOBS));
     hold(BOB, BOBS, BOBS, 0x20, NV01_DEVICE_0, 0);
     a_client_that_nobody_proved_is_refused();
-    a_client_number_that_is_reused_is_its_new_owners();
+    a_client_stays_its_makers();
+    an_object_is_not_its_own_parent();
+    another_devices_ioctl_goes_on_only_with_a_size_that_the_driver_does_not_take();
     a_neighbours_client_is_out_of_reach();
     nobody_switches_channels();
-    only_a_gpus_own_node_is_left_to_the_kernel();
+    nothing_but_events_is_asked_of_a_gpus_own_node();
     memory_and_channels_lie_on_the_tenants_own_gpu();
     classes_that_take_the_callers_pointers_are_refused();
     a_size_that_the_driver_does_not_know_is_its_own_error();

@@ -268,6 +268,44 @@ static void race_client(double seconds)
     getchar();
 }
 
+/* A descriptor that is another device's when it is looked at, and the driver's when the kernel goes on. */
+static struct {
+    int number, driver, other;
+} swapped;
+
+static void *swap(void *argument)
+{
+    (void)argument;
+    while (!stop) {
+        dup2(swapped.other, swapped.number);
+        dup2(swapped.driver, swapped.number);
+    }
+    return NULL;
+}
+
+static void race_descriptor(double seconds)
+{
+    struct driver driver = open_driver();
+    uint32_t handle = 0x3000;
+    long calls = 0, made = 0;
+    pthread_t thread;
+
+    swapped.driver = driver.control;
+    swapped.other = open("/dev/null", O_RDWR);
+    swapped.number = dup(swapped.other);
+    pthread_create(&thread, NULL, swap, NULL);
+    for (double end = now() + seconds; now() < end; calls++) {
+        struct nv_memory_allocation_params memory = memory_of(64 * MIB);
+        uint32_t object = handle++;
+        made += rm_alloc(swapped.number, driver.root, driver.device, &object, NV01_MEMORY_LOCAL_USER, &memory) == NV_OK;
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
+    fflush(stdout);
+    getchar();
+}
+
 /* --- other tenants' things --- */
 
 /* argv: seconds, then the neighbour's client and first channel: takes it off the GPU, if it may. */
@@ -443,6 +481,8 @@ int main(int argc, char **argv)
         race_memory(first);
     else if (strcmp(mode, "race-client") == 0)
         race_client(first);
+    else if (strcmp(mode, "race-descriptor") == 0)
+        race_descriptor(first);
     else if (strcmp(mode, "switch") == 0)
         switch_neighbour(first, client, handle);
     else if (strcmp(mode, "dup") == 0)
