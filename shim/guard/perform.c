@@ -116,9 +116,8 @@ static bool is_in_place(const struct call *call, struct ledger_object *object)
     return !(object->bytes || NV_CLASS_IS_CHANNEL(object->class)) || (int)object->gpu == tenants[call->slot].gpu;
 }
 
-/* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
-static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
-                        uint32_t class, uint64_t bytes)
+static uint32_t reserve_noted(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
+                              uint32_t class, uint64_t bytes)
 {
     struct ledger_object *object;
 
@@ -144,6 +143,17 @@ static uint32_t reserve(struct job *job, const struct call *call, uint32_t root,
         ledger_cancel(object);
     ledger_unlock();
     return elsewhere ? NV_ERR_INVALID_OBJECT_PARENT : status_of(reserved);
+}
+
+/* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
+static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
+                        uint32_t class, uint64_t bytes)
+{
+    uint32_t status = reserve_noted(job, call, root, parent, handle, class, bytes);
+
+    if (status != NV_OK) /* nothing is being made: a successor must not unmake what has that number already */
+        note_making(job, 0, 0);
+    return status;
 }
 
 /* The driver has spoken: keep what it made, or drop the reservation. False: it has to be undone. */
@@ -309,7 +319,6 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
     mine->status = reserve(job, call, mine->root, mine->parent, mine->object, mine->class, counts ? memory->size : 0);
     if (mine->status != NV_OK)
         return 0;
-    note_making(job, mine->root, mine->object);
     /* a device of a GPU that is not the guard's gets a number that is no tenant's GPU: nothing lies under it */
     if (mine->class == NV01_DEVICE_0 && gpu < 0)
         gpu = MAX_GPUS;
@@ -341,8 +350,7 @@ static int perform_alloc(struct job *job, const struct call *call)
     mine.params = mine.params ? (uintptr_t)params : 0;
     mine.rights = 0;
     lock_roots(job->holdings, mine.root, mine.root);
-    if (!tracked)
-        note_making(job, mine.root, mine.object);
+    note_making(job, mine.root, mine.object);
     int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
     bool made = !error && mine.status == NV_OK;
     bool told = !error &&
@@ -388,11 +396,11 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
         heap.memory = free_number();
     heap.flags |= NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED;
     lock_roots(job->holdings, heap.root, heap.root);
+    note_making(job, heap.root, heap.memory);
     uint32_t handle = heap.memory, status = reserve(job, call, heap.root, heap.parent, handle, NV01_MEMORY_LOCAL_USER,
                                                     counts ? *heap_size(&heap) : 0);
     heap.status = status;
     if (status == NV_OK) {
-        note_making(job, heap.root, handle);
         error = -ask_heap(job, call, &heap);
         bool made = !error && heap.status == NV_OK;
         uint64_t bytes = counts && judge_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
@@ -477,10 +485,10 @@ static int perform_dup(struct job *job, const struct call *call)
     if (!mine.object)
         mine.object = free_number();
     lock_roots(job->holdings, mine.client, mine.client_source);
+    note_making(job, mine.client, mine.object);
     bool memory = is_memory(mine.client_source, mine.object_source);
     mine.status = memory ? reserve_twin(job, call, mine.client, mine.parent, mine.object) : NV_OK;
     if (mine.status == NV_OK) {
-        note_making(job, mine.client, mine.object);
         rc = backend->perform(job->fd, call->pid, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &mine);
         if (memory && rc == 0 && mine.status == NV_OK)
             settle_twin(job, mine.client, mine.object, mine.client_source, mine.object_source);
