@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT)]
 
 from measures import MEASURES, Bench  # noqa: E402
 from results import Machine, show, write  # noqa: E402
-from support.gpu import build_attack, build_cuda  # noqa: E402
+from support.gpu import build_cuda  # noqa: E402
 from systems import Slices, native  # noqa: E402
 
 from jupyter_vgpu.client import DaemonError  # noqa: E402
@@ -43,13 +43,12 @@ def main() -> int:
     file, machine = _machine()
     with tempfile.TemporaryDirectory() as directory:
         load, fill = (str(build_cuda(f"benchmarks/gpu/{name}.c", Path(directory))) for name in ("load", "fill"))
-        attack = str(build_attack(Path(directory)))
         slices = Slices()
         failed = []
         try:
             whole = native([load, "calibrate"]).answer()
             os.environ["LOAD_BLOCKS"] = str(whole["blocks"])  # the same work wherever it runs
-            bench = Bench(load, fill, attack, slices, whole["steps_per_us"])
+            bench = Bench(load, fill, slices, whole["steps_per_us"])
             for name, _, parts in wanted:
                 print(f"--- {name}", flush=True)
                 try:

@@ -26,7 +26,6 @@ class Bench:
 
     load: str
     fill: str
-    attack: str
     slices: Slices
     steps_per_us: float
 
@@ -434,7 +433,7 @@ def _resize(bench: Bench) -> Row:
         rates = _rates(program.answer())
     # in the half second of the change: how long the old rate went on
     old, new = statistics.median(rates[1:5]), statistics.median(rates[8:14])
-    mixed = sum(rates[6:7])
+    mixed = rates[6]
     late = max(0.0, (mixed - new) / (old - new)) * 500 - 20 if old > new else 0.0
     return Row(
         "fault.resize_ms", max(0.0, late), "ms", "lower", "from the request until the new share holds, 75 to 25 %"

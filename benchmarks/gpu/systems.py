@@ -89,9 +89,6 @@ class Tenant:
     def resize(self, **quota: object) -> None:
         self.node.client.request("PATCH", f"/api/tenants/{self.made['id']}", quota)
 
-    def show(self) -> dict[str, Any]:
-        return self.node.show(self.made["id"])
-
 
 class Mps:
     """NVIDIA's Multi-Process Service, with its own pipe directory; ended by name of that directory alone."""

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
 #include "rm_abi.h"
@@ -51,6 +52,17 @@ static inline struct nv2080_fifo_disable_channels channel_request(const struct c
         request.channels[i] = channels[i].handle;
     }
     return request;
+}
+
+/* A harmless question that only the client's own file may ask; `ids` takes the answer. */
+static inline struct nvos54 client_question(uint32_t client, uint32_t ids[NV0000_PROBED_IDS_WORDS])
+{
+    memset(ids, 0, NV0000_PROBED_IDS_WORDS * sizeof *ids);
+    return (struct nvos54){.client = client,
+                           .object = client,
+                           .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
+                           .params = (uintptr_t)ids,
+                           .params_size = NV0000_PROBED_IDS_WORDS * sizeof *ids};
 }
 
 extern const struct backend backend_nvidia, backend_emulated;

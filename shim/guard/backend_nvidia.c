@@ -112,12 +112,8 @@ static const char *try_memory(int index)
 /* Everything rests on it: whoever has a file is known by it, and no other file reaches its clients. */
 static const char *try_client_ties(int index)
 {
-    uint32_t ids[NV0000_PROBED_IDS_WORDS] = {0};
-    struct nvos54 question = {.client = gpus[index].client,
-                              .object = gpus[index].client,
-                              .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
-                              .params = (uintptr_t)ids,
-                              .params_size = sizeof ids};
+    uint32_t ids[NV0000_PROBED_IDS_WORDS];
+    struct nvos54 question = client_question(gpus[index].client, ids);
     CLEANUP_FD int other = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
 
     if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0 || question.status != NV_OK)

@@ -59,7 +59,7 @@ static struct verdict judge_alloc(struct call *call)
         return say_errno(EINVAL); /* as the driver says to a size it does not know */
     }
     if (NV_CLASS_IS_ROOT(alloc->class))
-        return call->wrapped || alloc->object >= EXPORT_ROOTS ? say_errno(EINVAL) : decide(VERDICT_ROOT);
+        return call->wrapped || IS_EXPORT_ROOT(alloc->object) ? say_errno(EINVAL) : decide(VERDICT_ROOT);
     if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
     if (params_class_refused(alloc->class))
@@ -144,7 +144,7 @@ static struct verdict judge_refused(struct call *call)
     return say_errno(ENOTTY);
 }
 
-/* One line a door. What is not listed goes through unseen: the launcher's filter never sends it. */
+/* One line a door that the launcher's filter sends here, as it is or wrapped. */
 static const struct {
     uint32_t nr, wants, client_offset;
     struct verdict (*judge)(struct call *);
@@ -180,7 +180,7 @@ uint32_t judge_client(const struct call *call)
 
 struct verdict judge(struct call *call)
 {
-    if (judge_client(call) >= EXPORT_ROOTS) /* numbers of the ledger's own */
+    if (IS_EXPORT_ROOT(judge_client(call))) /* numbers of the ledger's own */
         return say_errno(EINVAL);
     /* On a GPU's own node the driver makes events and nothing else. */
     if (call->file == FILE_GPU && !(call->nr == NV_ESC_RM_ALLOC && is_event(call->args.alloc.class)))

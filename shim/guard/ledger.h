@@ -20,6 +20,7 @@
 #define LEDGER_TENANTS 1024
 /* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
 #define EXPORT_ROOTS 0xE0000000u
+#define IS_EXPORT_ROOT(root) ((root) >= EXPORT_ROOTS)
 #define LEDGER_OBJECTS (1u << 19)
 #define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
 

@@ -48,14 +48,14 @@ struct listener {
 
 struct crew {
     int slot, epoll, bell; /* bell: rung at the end */
-    pthread_mutex_t lock;  /* over all below */
+    pthread_mutex_t lock;  /* over the tables below */
     struct member members[CREW_PROCESSES];
     struct listener listeners[CREW_LISTENERS];
     int member_end, receivers;
-    uint64_t swept_ns;
-    bool orphans;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
-    struct holdings holdings;
+    uint64_t swept_ns;          /* this and the next: the housekeeper's */
+    bool orphans;
+    struct holdings holdings; /* with a lock of their own */
 };
 
 static struct crew *crews[LEDGER_TENANTS]; /* main thread's */
@@ -63,10 +63,10 @@ static struct crew *crews[LEDGER_TENANTS]; /* main thread's */
 enum event_kind { EVENT_BELL, EVENT_LISTENER, EVENT_MEMBER };
 #define EVENT(kind, index) ((uint64_t)(kind) << 32 | (uint32_t)(index))
 
-static bool watch(struct crew *crew, int operation, int fd, uint32_t events, uint64_t data)
+static bool watch(struct crew *crew, int fd, uint32_t events, uint64_t data)
 {
     struct epoll_event event = {.events = events, .data.u64 = data};
-    return epoll_ctl(crew->epoll, operation, fd, &event) == 0;
+    return epoll_ctl(crew->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 /* vgpud holds a copy of every listener, so closing ours would leave epoll watching it under a number that is reused. */
@@ -74,7 +74,17 @@ static void unwatch(struct crew *crew, int fd)
 {
     if (epoll_ctl(crew->epoll, EPOLL_CTL_DEL, fd, NULL) < 0)
         say("epoll_ctl EPOLL_CTL_DEL: %s", strerror(errno));
-    close(fd);
+}
+
+/* Under the crew's lock. */
+static void listener_gone(struct crew *crew, int index)
+{
+    struct listener *listener = &crew->listeners[index];
+
+    if (listener->fd < 0 || listener->gone)
+        return;
+    listener->gone = true;
+    unwatch(crew, listener->fd);
 }
 
 static bool has_ended(struct crew *crew)
@@ -102,8 +112,7 @@ static struct member *add_member(struct crew *crew, pid_t pid)
     if (!place && crew->member_end < CREW_PROCESSES)
         place = &crew->members[crew->member_end++];
     CLEANUP_FD int pidfd = place ? reach_pidfd(pid) : -1;
-    if (pidfd < 0 ||
-        !watch(crew, EPOLL_CTL_ADD, pidfd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_MEMBER, place - crew->members)))
+    if (pidfd < 0 || !watch(crew, pidfd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_MEMBER, place - crew->members)))
         return NULL;
     *place = (struct member){pid, pidfd};
     pidfd = -1; /* the table's now */
@@ -128,14 +137,11 @@ static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken)
     return member ? pid : -1;
 }
 
+/* The housekeeper's alone: when it looked last, and whether clients outlive their makers. */
 static void sweep(struct crew *crew)
 {
-    bool orphans = holdings_sweep(&crew->holdings, crew->slot);
-
-    pthread_mutex_lock(&crew->lock);
-    crew->orphans = orphans;
+    crew->orphans = holdings_sweep(&crew->holdings, crew->slot);
     crew->swept_ns = monotonic_ns();
-    pthread_mutex_unlock(&crew->lock);
 }
 
 static void member_exited(struct crew *crew, int index)
@@ -144,21 +150,11 @@ static void member_exited(struct crew *crew, int index)
     struct member *member = &crew->members[index];
     if (member->pid) {
         unwatch(crew, member->pidfd);
+        close(member->pidfd);
         member->pid = 0;
     }
     pthread_mutex_unlock(&crew->lock);
     sweep(crew);
-}
-
-static void sweep_if_due(struct crew *crew)
-{
-    pthread_mutex_lock(&crew->lock);
-    bool due = monotonic_ns() - crew->swept_ns >= (crew->orphans ? SOON_NS : SWEEP_NS);
-    if (due)
-        crew->swept_ns = monotonic_ns();
-    pthread_mutex_unlock(&crew->lock);
-    if (due)
-        sweep(crew);
 }
 
 /* --- answering --- */
@@ -350,8 +346,6 @@ static bool receive(struct receiver *receiver, struct job *job, int fd)
     return received;
 }
 
-static void listener_gone(struct crew *crew, int index);
-
 static void hang_up(struct receiver *receiver)
 {
     pthread_mutex_lock(&receiver->crew->lock);
@@ -459,18 +453,6 @@ static void knock(const struct listener *listener)
 
 static void on_knock(int signal) { (void)signal; }
 
-static void listener_gone(struct crew *crew, int index)
-{
-    struct listener *listener = &crew->listeners[index];
-
-    if (listener->fd < 0 || listener->gone)
-        return;
-    listener->gone = true;
-    /* vgpud holds a copy: without this epoll would go on watching it, under a number that is reused */
-    if (epoll_ctl(crew->epoll, EPOLL_CTL_DEL, listener->fd, NULL) < 0)
-        say("epoll_ctl EPOLL_CTL_DEL: %s", strerror(errno));
-}
-
 static bool knock_at_the_gone(struct crew *crew)
 {
     bool any = false;
@@ -520,7 +502,8 @@ static void *keep_house(void *argument)
         case EVENT_MEMBER: member_exited(crew, index); break;
         }
         knocking = knock_at_the_gone(crew);
-        sweep_if_due(crew);
+        if (monotonic_ns() - crew->swept_ns >= (crew->orphans ? SOON_NS : SWEEP_NS))
+            sweep(crew);
     }
     pthread_mutex_lock(&crew->lock);
     for (int i = 0; i < CREW_LISTENERS; i++)
@@ -534,17 +517,6 @@ static void *keep_house(void *argument)
 }
 
 /* --- tenants --- */
-
-static void free_the_dead(int slot)
-{
-    ledger_lock();
-    for (struct ledger_object *root = ledger_first_root(slot), *next; root; root = next) {
-        next = ledger_next_listed(root);
-        if (!backend->client_lives && reach_has_exited(root->pid))
-            ledger_free(root->root, root->root);
-    }
-    ledger_unlock();
-}
 
 bool notify_set_tenant(int slot)
 {
@@ -563,12 +535,12 @@ bool notify_set_tenant(int slot)
     crew->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutex_init(&crew->lock, NULL);
     if (!holdings_open(&crew->holdings) || crew->epoll < 0 || crew->bell < 0 ||
-        !watch(crew, EPOLL_CTL_ADD, crew->bell, EPOLLIN, EVENT(EVENT_BELL, 0))) {
+        !watch(crew, crew->bell, EPOLLIN, EVENT(EVENT_BELL, 0))) {
         end_crew(crew);
         return false;
     }
     crews[slot] = crew;
-    free_the_dead(slot);
+    holdings_sweep(&crew->holdings, slot); /* what ended while no guard looked */
     /* processes of a predecessor's time: their end is to be noticed */
     pthread_mutex_lock(&crew->lock);
     ledger_lock();
@@ -595,7 +567,7 @@ bool notify_add_listener(int slot, int fd)
             uint16_t generation = (uint16_t)(crew->listeners[i].generation + 1);
             crew->listeners[i] = (struct listener){.fd = fd, .generation = generation};
             /* its end, no more */
-            added = watch(crew, EPOLL_CTL_ADD, fd, 0, EVENT(EVENT_LISTENER, i | generation << 16));
+            added = watch(crew, fd, 0, EVENT(EVENT_LISTENER, i | generation << 16));
             if (added)
                 start_receiver(crew, i, true);
             added = added && crew->listeners[i].receivers;

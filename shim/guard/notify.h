@@ -22,7 +22,7 @@ bool notify_set_tenant(int slot);           /* its crew, if it has none yet */
 bool notify_add_listener(int slot, int fd); /* takes the descriptor */
 void notify_remove_tenant(int slot);
 int notify_listener_count(void);
-/* Calls that a predecessor left and nobody waits for any more: what was reserved for them is given back. */
+/* Calls that a predecessor left and nobody waits for any more: what the driver may have made stays on the account. */
 void notify_abandon_leftovers(void);
 /* Each listener's descriptor, until `use` says false. */
 void notify_each_listener(bool (*use)(int slot, int fd, void *context), void *context);

@@ -1,8 +1,9 @@
 #include "params.h"
 
 #include <stddef.h>
+#include <string.h>
 
-#include "rm_abi.h"
+#include "util.h"
 
 #define COUNT_OF(table) (sizeof(table) / sizeof *(table))
 
@@ -108,14 +109,6 @@ static const uint32_t refused_classes[] = {
     0x90CD, /* NV_EVENT_BUFFER: maps its records into the caller */
 };
 
-static bool is_among(uint32_t value, const uint32_t *list, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        if (list[i] == value)
-            return true;
-    return false;
-}
-
 const struct param_pointers *params_pointers(uint32_t command)
 {
     for (size_t i = 0; i < COUNT_OF(pointers); i++)
@@ -130,6 +123,40 @@ const struct param_descriptor *params_descriptor(uint32_t command)
         if (descriptors[i].command == command)
             return &descriptors[i];
     return NULL;
+}
+
+bool params_carried(uint32_t command, const void *params, struct carried *out)
+{
+    const struct nv0000_export_objects *several = params;
+    const struct nv0000_import_objects *imported = params;
+    const uint32_t *handles = NULL;
+
+    *out = (struct carried){.count = 1};
+    switch (command) {
+    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECT_TO_FD:
+        handles = &((const struct nv0000_export_object *)params)->object;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECT_FROM_FD:
+        handles = &((const struct nv0000_import_object *)params)->object;
+        out->parent = ((const struct nv0000_import_object *)params)->parent;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECTS_TO_FD:
+        if (several->count <= NV0000_EXPORT_OBJECTS_MAX)
+            handles = several->objects;
+        out->count = several->count;
+        out->index = several->index;
+        break;
+    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECTS_FROM_FD:
+        if (imported->count <= NV0000_IMPORT_OBJECTS_MAX)
+            handles = imported->objects;
+        out->parent = imported->parent;
+        out->count = imported->count;
+        out->index = imported->index;
+        break;
+    }
+    if (handles)
+        memcpy(out->handles, handles, out->count * sizeof *handles);
+    return handles != NULL;
 }
 
 bool params_command_refused(uint32_t command)

@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "rm_abi.h"
+
 #define PARAMS_MAX (1u << 20)  /* the driver's own limit, RMAPI_PARAM_COPY_MAX_PARAMS_SIZE */
 #define CLASS_PARAMS_MAX 4096u /* no class that a tenant may allocate has larger ones */
 #define PARAM_POINTERS_MAX 3
@@ -28,13 +30,22 @@ struct param_pointers {
 const struct param_pointers *params_pointers(uint32_t command);
 
 /* Commands whose struct holds a descriptor of the caller's, an i32: where. */
-enum param_file { FILE_NONE, FILE_ASKED, FILE_EXPORTS, FILE_IMPORTS };
+enum param_file { FILE_ASKED, FILE_EXPORTS, FILE_IMPORTS };
 struct param_descriptor {
     uint32_t command;
     uint16_t size, offset; /* of the struct; in it */
     enum param_file use;
 };
 const struct param_descriptor *params_descriptor(uint32_t command);
+
+/* What goes through a file: handles, in places counted from `index`. */
+struct carried {
+    uint32_t parent, count, index;
+    uint32_t handles[NV0000_EXPORT_OBJECTS_MAX];
+};
+
+/* False: the command carries nothing, or more than there can be. `params` is as long as the command's struct. */
+bool params_carried(uint32_t command, const void *params, struct carried *out);
 
 /* Commands that reach beyond the tenant, lift its limits, or hold pointers that the guard does not know to follow. */
 bool params_command_refused(uint32_t command);

@@ -7,11 +7,11 @@
 #include <unistd.h>
 
 #include "params.h"
+#include "pieces.h"
 #include "reach.h"
 #include "sched.h"
 #include "util.h"
 
-#define IS_EXPORT_ROOT(root) ((root) >= EXPORT_ROOTS)
 #define UNTAGGED 0u /* a client whose number the guard has not seen yet */
 
 /*
@@ -116,8 +116,9 @@ static bool is_in_place(const struct call *call, struct ledger_object *object)
     return !(object->bytes || NV_CLASS_IS_CHANNEL(object->class)) || (int)object->gpu == tenants[call->slot].gpu;
 }
 
-static uint32_t reserve_noted(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
-                              uint32_t class, uint64_t bytes)
+/* One attempt; `status` is what the driver would say. */
+static enum reserve try_reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent,
+                                uint32_t handle, uint32_t class, uint64_t bytes, uint32_t *status)
 {
     struct ledger_object *object;
 
@@ -125,32 +126,26 @@ static uint32_t reserve_noted(struct job *job, const struct call *call, uint32_t
     enum reserve reserved = job->holdings->ended
                                 ? RESERVE_OVER_QUOTA
                                 : ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
-    bool elsewhere = reserved == RESERVE_OK && !is_in_place(call, object);
-    if (elsewhere)
+    *status = status_of(reserved);
+    if (reserved == RESERVE_OK && !is_in_place(call, object)) {
         ledger_cancel(object);
+        *status = NV_ERR_INVALID_OBJECT_PARENT;
+    }
     ledger_unlock();
-    if (elsewhere)
-        return NV_ERR_INVALID_OBJECT_PARENT;
-    if (reserved != RESERVE_OVER_QUOTA)
-        return status_of(reserved);
-    /* a file that was closed without a word may hold what is missing */
-    holdings_sweep(job->holdings, call->slot);
-    ledger_lock();
-    if (!job->holdings->ended)
-        reserved = ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
-    elsewhere = reserved == RESERVE_OK && !is_in_place(call, object);
-    if (elsewhere)
-        ledger_cancel(object);
-    ledger_unlock();
-    return elsewhere ? NV_ERR_INVALID_OBJECT_PARENT : status_of(reserved);
+    return reserved;
 }
 
 /* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
 static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
                         uint32_t class, uint64_t bytes)
 {
-    uint32_t status = reserve_noted(job, call, root, parent, handle, class, bytes);
+    uint32_t status;
 
+    if (try_reserve(job, call, root, parent, handle, class, bytes, &status) == RESERVE_OVER_QUOTA) {
+        /* a file that was closed without a word may hold what is missing */
+        holdings_sweep(job->holdings, call->slot);
+        try_reserve(job, call, root, parent, handle, class, bytes, &status);
+    }
     if (status != NV_OK) /* nothing is being made: a successor must not unmake what has that number already */
         note_making(job, 0, 0);
     return status;
@@ -182,14 +177,19 @@ static bool settle(struct job *job, uint32_t root, uint32_t handle, bool made, u
 /* Is the client on this file? The driver says so: it ties each client to the file that it was made on. */
 static bool is_on_file(struct job *job, pid_t pid, uint32_t root)
 {
-    uint32_t ids[NV0000_PROBED_IDS_WORDS] = {0};
-    struct nvos54 question = {.client = root,
-                              .object = root,
-                              .command = NV0000_CTRL_CMD_GPU_GET_PROBED_IDS,
-                              .params = (uintptr_t)ids,
-                              .params_size = sizeof ids};
+    uint32_t ids[NV0000_PROBED_IDS_WORDS];
+    struct nvos54 question = client_question(root, ids);
 
     return rm_control(job, pid, &question) == 0 && question.status == NV_OK;
+}
+
+/* The driver says that the client is on this tenant's file; a tenant that has ended claims nothing. */
+static bool claim(struct job *job, const struct call *call, uint32_t root)
+{
+    ledger_lock();
+    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, root);
+    ledger_unlock();
+    return claimed;
 }
 
 static void watch_root(uint32_t root)
@@ -236,10 +236,7 @@ void perform_claim(struct job *job, const struct call *call)
     /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
     if (!backend->client_lives)
         remember_file(job, root);
-    ledger_lock();
-    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, root);
-    ledger_unlock();
-    if (claimed)
+    if (claim(job, call, root))
         watch_root(root);
 }
 
@@ -282,14 +279,9 @@ static int perform_root(struct job *job, const struct call *call)
     int rc = rm_alloc(job, call->pid, &mine);
     if (rc < 0)
         return -rc;
-    if (mine.status == NV_OK) {
-        ledger_lock();
-        bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, mine.object);
-        ledger_unlock();
-        if (!claimed) {
-            undo(job, call->pid, mine.object, 0, mine.object);
-            mine.status = NV_ERR_INSUFFICIENT_RESOURCES;
-        }
+    if (mine.status == NV_OK && !claim(job, call, mine.object)) {
+        undo(job, call->pid, mine.object, 0, mine.object);
+        mine.status = NV_ERR_INSUFFICIENT_RESOURCES;
     }
     if (reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object, sizeof mine.object))
         return answer_status(call, call->alloc_status_offset, mine.status);
@@ -312,16 +304,13 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
 {
     struct nv_memory_allocation_params *memory = mine->class == NV01_MEMORY_LOCAL_USER ? params : NULL;
     bool counts = memory && judge_takes_video_memory(memory->attr, memory->flags);
-    int gpu = -1;
+    int gpu = -1; /* a device of a GPU that is not the guard's stays nobody's: nothing lies under it */
 
     if (mine->class == NV01_DEVICE_0)
         gpu = backend->gpu_of_device(job->fd, params);
     mine->status = reserve(job, call, mine->root, mine->parent, mine->object, mine->class, counts ? memory->size : 0);
     if (mine->status != NV_OK)
         return 0;
-    /* a device of a GPU that is not the guard's gets a number that is no tenant's GPU: nothing lies under it */
-    if (mine->class == NV01_DEVICE_0 && gpu < 0)
-        gpu = MAX_GPUS;
     int rc = rm_alloc(job, call->pid, mine);
     bool made = rc == 0 && mine->status == NV_OK;
     uint64_t bytes = made && counts && judge_takes_video_memory(memory->attr, memory->flags) ? memory->size : 0;
@@ -564,46 +553,6 @@ static uint32_t export_number(struct job *job, const struct call *call, int file
     return number;
 }
 
-/* What goes through a file: handles, in places counted from `index`. */
-struct carried {
-    uint32_t parent, count, index;
-    uint32_t handles[NV0000_EXPORT_OBJECTS_MAX];
-};
-
-static bool read_carried(uint32_t command, const void *params, struct carried *out)
-{
-    const struct nv0000_export_objects *several = params;
-    const struct nv0000_import_objects *imported = params;
-    const uint32_t *handles = NULL;
-
-    *out = (struct carried){.count = 1};
-    switch (command) {
-    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECT_TO_FD:
-        handles = &((const struct nv0000_export_object *)params)->object;
-        break;
-    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECT_FROM_FD:
-        handles = &((const struct nv0000_import_object *)params)->object;
-        out->parent = ((const struct nv0000_import_object *)params)->parent;
-        break;
-    case NV0000_CTRL_CMD_OS_UNIX_EXPORT_OBJECTS_TO_FD:
-        if (several->count <= NV0000_EXPORT_OBJECTS_MAX)
-            handles = several->objects;
-        out->count = several->count;
-        out->index = several->index;
-        break;
-    case NV0000_CTRL_CMD_OS_UNIX_IMPORT_OBJECTS_FROM_FD:
-        if (imported->count <= NV0000_IMPORT_OBJECTS_MAX)
-            handles = imported->objects;
-        out->parent = imported->parent;
-        out->count = imported->count;
-        out->index = imported->index;
-        break;
-    }
-    if (handles)
-        memcpy(out->handles, handles, out->count * sizeof *handles);
-    return handles != NULL;
-}
-
 /* Which names an export or import adds, and of what: false for what is no memory of the ledger. */
 static bool name_added(const struct carried *carried, enum param_file use, uint32_t client, uint32_t number, uint32_t i,
                        struct channel *name, struct channel *source)
@@ -658,65 +607,6 @@ static void settle_names(struct job *job, const struct carried *carried, enum pa
 
 /* --- controls --- */
 
-/* The pieces that a command's struct points at: the guard's copies, before and after. */
-struct piece {
-    uint64_t address;
-    uint32_t size, offset; /* of the pointer in the struct */
-    unsigned char *before, *after;
-};
-
-static uint32_t u32_in(const unsigned char *params, uint32_t offset)
-{
-    uint32_t value;
-    memcpy(&value, params + offset, sizeof value);
-    return value;
-}
-
-/* Replaces each pointer in `params` by one to a copy. Returns the number of pieces, -1 where they can't be had. */
-static int copy_pieces(const struct job *job, const struct call *call, const struct param_pointers *spec,
-                       unsigned char *params, uint32_t size, struct piece *pieces)
-{
-    unsigned char *room = job->scratch + 2 * (size_t)PARAMS_MAX;
-    int count = 0;
-
-    for (int i = 0; i < PARAM_POINTERS_MAX && spec->pointer_offsets[i]; i++) {
-        struct piece *piece = &pieces[count];
-        uint32_t offset = spec->pointer_offsets[i];
-        if (offset + sizeof(uint64_t) > size || spec->count_offset + sizeof(uint32_t) > size)
-            return -1;
-        memcpy(&piece->address, params + offset, sizeof piece->address);
-        if (!piece->address)
-            continue;
-        uint64_t elements = u32_in(params, spec->count_offset);
-        elements = spec->count == COUNT_SQUARE ? elements * elements : elements;
-        if (elements > PARAMS_MAX || elements * spec->element > PARAMS_MAX)
-            return -1;
-        piece->size = spec->count == COUNT_NONE ? 0 : (uint32_t)elements * spec->element;
-        piece->offset = offset;
-        piece->before = room;
-        piece->after = room + PARAMS_MAX;
-        room += 2 * (size_t)PARAMS_MAX;
-        if (!reach_read(call->tid, piece->address, piece->before, piece->size))
-            return -1;
-        memcpy(piece->after, piece->before, piece->size);
-        uint64_t copy = spec->count == COUNT_NONE ? 0 : (uintptr_t)piece->after;
-        memcpy(params + offset, &copy, sizeof copy);
-        count++;
-    }
-    return count;
-}
-
-static bool write_pieces(const struct call *call, unsigned char *params, const struct piece *pieces, int count)
-{
-    bool written = true;
-
-    for (int i = 0; i < count; i++) {
-        memcpy(params + pieces[i].offset, &pieces[i].address, sizeof pieces[i].address);
-        written &= reach_write_changes(call->tid, pieces[i].address, pieces[i].before, pieces[i].after, pieces[i].size);
-    }
-    return written;
-}
-
 static void control_as_user(struct job *job, const struct call *call, struct nvos54 *mine, enum param_file use,
                             uint32_t number, const struct carried *carried)
 {
@@ -753,7 +643,7 @@ static int control_with_file(struct job *job, const struct call *call, const str
     }
     ours = file;
     memcpy(params + spec->offset, &ours, sizeof ours);
-    if (spec->use != FILE_ASKED && read_carried(mine->command, params, &carried))
+    if (spec->use != FILE_ASKED && params_carried(mine->command, params, &carried))
         number = export_number(job, call, file, spec->use);
     if (spec->use != FILE_ASKED && !number) /* another tenant's memory, or more than can be kept */
         mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
@@ -787,14 +677,14 @@ static int perform_control(struct job *job, const struct call *call)
         return answer_status(call, offset, NV_ERR_INVALID_ADDRESS);
     memcpy(params, before, size);
     if (pointers && size)
-        count = copy_pieces(job, call, pointers, params, size, pieces);
+        count = pieces_copy(call->tid, pointers, params, size, job->scratch + 2 * (size_t)PARAMS_MAX, pieces);
     if (count < 0 || (descriptor && size != descriptor->size))
         return answer_status(call, offset, NV_ERR_INVALID_ARGUMENT);
     mine.params = size ? (uintptr_t)params : 0;
     error = descriptor ? control_with_file(job, call, descriptor, &mine, params) : -rm_control(job, call->pid, &mine);
     if (error)
         return error;
-    bool written = write_pieces(call, params, pieces, count) &&
+    bool written = pieces_write(call->tid, params, pieces, count) &&
                    reach_write_changes(call->tid, call->args.control.params, before, params, size);
     if (mine.status == NV_OK)
         note_scheduled(&mine);
@@ -817,84 +707,4 @@ int perform(struct job *job, struct call *call, const struct verdict *verdict)
     case VERDICT_CONTINUE: break;
     }
     return 0;
-}
-
-/* --- what open files hold --- */
-
-bool holdings_open(struct holdings *holdings)
-{
-    *holdings = (struct holdings){.clients = {-1, -1, 0}, .exports = {-1, -1, 0}};
-    pthread_mutex_init(&holdings->lock, NULL);
-    for (int i = 0; i < HOLDINGS_ROOT_LOCKS; i++)
-        pthread_mutex_init(&holdings->root_locks[i], NULL);
-    return files_open(&holdings->clients) && files_open(&holdings->exports);
-}
-
-void holdings_close(struct holdings *holdings)
-{
-    files_close(&holdings->clients);
-    files_close(&holdings->exports);
-    pthread_mutex_destroy(&holdings->lock);
-}
-
-static bool is_among(uint32_t tag, const uint32_t *tags, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (tags[i] == tag)
-            return true;
-    return false;
-}
-
-struct candidate {
-    uint32_t root;
-    pid_t pid;
-    bool watched;
-};
-
-/* Roots, as they were before the files were asked: one that comes later is not looked at. */
-static int list_roots(int slot, struct candidate *out, int max)
-{
-    int count = 0;
-
-    ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
-         root = ledger_next_listed(root))
-        out[count++] = (struct candidate){root->root, root->pid, ledger_is_watched(root)};
-    ledger_unlock();
-    return count;
-}
-
-bool holdings_sweep(struct holdings *holdings, int slot)
-{
-    struct candidate roots[FILES_MAX];
-    uint32_t tags[FILES_MAX], exported[FILES_MAX];
-    int count = list_roots(slot, roots, FILES_MAX), clients = 0, alive = 0;
-    bool orphans = false;
-
-    if (!count)
-        return false;
-    pthread_mutex_lock(&holdings->lock);
-    int files = files_alive(&holdings->clients, tags);
-    int exports = files < 0 ? -1 : files_alive(&holdings->exports, exported);
-    pthread_mutex_unlock(&holdings->lock);
-    if (exports < 0)
-        return true; /* can't be known now */
-    for (int i = 0; i < count; i++)
-        clients += !IS_EXPORT_ROOT(roots[i].root);
-    for (int i = 0; i < count; i++) {
-        bool gone = reach_has_exited(roots[i].pid), lives;
-        if (IS_EXPORT_ROOT(roots[i].root))
-            lives = roots[i].watched ? is_among(roots[i].root, exported, exports) : clients > 0;
-        else if (backend->client_lives)
-            lives = backend->client_lives(roots[i].root);
-        else /* a predecessor's, and not heard of since: it lives as long as its maker */
-            lives = roots[i].watched ? is_among(roots[i].root, tags, files) : !gone;
-        orphans |= lives && gone;
-        alive += lives;
-        if (!lives)
-            forget(roots[i].root, roots[i].root);
-    }
-    if (alive < count)
-        sched_wake();
-    return orphans;
 }

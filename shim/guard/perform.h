@@ -5,32 +5,16 @@
 #ifndef VGPU_GUARD_PERFORM_H
 #define VGPU_GUARD_PERFORM_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "files.h"
+#include "holdings.h"
 #include "judge.h"
 #include "ledger.h"
 #include "params.h"
 
-#define HOLDINGS_ROOT_LOCKS 64
-
-/* What a tenant's calls leave behind beside the ledger: one a tenant. */
-struct holdings {
-    pthread_mutex_t lock;          /* over both sets */
-    struct files clients, exports; /* tags: clients' handles; export numbers */
-    pthread_mutex_t root_locks[HOLDINGS_ROOT_LOCKS];
-    bool ended; /* the tenant is gone: written and read under ledger_lock() */
-};
-
-bool holdings_open(struct holdings *holdings);
-void holdings_close(struct holdings *holdings);
-/* Give back what no open file holds any more. True: clients are alive whose maker is gone, so look again soon. */
-bool holdings_sweep(struct holdings *holdings, int slot);
-
-/* A worker's own: scratch memory, and the call in hand as the ledger keeps it. */
+/* A receiver's own: scratch memory, and the call in hand as the ledger keeps it. */
 struct job {
     struct holdings *holdings;
     struct ledger_inflight *inflight;

@@ -56,6 +56,14 @@ static uint64_t read_clock(clockid_t clock)
     clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
+bool is_among(uint32_t value, const uint32_t *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (list[i] == value)
+            return true;
+    return false;
+}
+
 uint64_t monotonic_ns(void) { return read_clock(CLOCK_MONOTONIC); }
 uint64_t realtime_ns(void) { return read_clock(CLOCK_REALTIME); }
 

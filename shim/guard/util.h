@@ -24,6 +24,8 @@ static inline void cleanup_fd(int *fd)
 }
 #define CLEANUP_FD __attribute__((cleanup(cleanup_fd)))
 
+bool is_among(uint32_t value, const uint32_t *list, size_t count);
+
 uint64_t monotonic_ns(void);
 uint64_t realtime_ns(void);
 

@@ -1,0 +1,81 @@
+#define _GNU_SOURCE
+#include "holdings.h"
+
+#include "backend.h"
+#include "ledger.h"
+#include "reach.h"
+#include "sched.h"
+#include "util.h"
+
+bool holdings_open(struct holdings *holdings)
+{
+    *holdings = (struct holdings){.clients = {-1, -1, 0}, .exports = {-1, -1, 0}};
+    pthread_mutex_init(&holdings->lock, NULL);
+    for (int i = 0; i < HOLDINGS_ROOT_LOCKS; i++)
+        pthread_mutex_init(&holdings->root_locks[i], NULL);
+    return files_open(&holdings->clients) && files_open(&holdings->exports);
+}
+
+void holdings_close(struct holdings *holdings)
+{
+    files_close(&holdings->clients);
+    files_close(&holdings->exports);
+    pthread_mutex_destroy(&holdings->lock);
+}
+
+struct candidate {
+    uint32_t root;
+    pid_t pid;
+    bool watched;
+};
+
+/* Roots, as they were before the files were asked: one that comes later is not looked at. */
+static int list_roots(int slot, struct candidate *out, int max)
+{
+    int count = 0;
+
+    ledger_lock();
+    for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
+         root = ledger_next_listed(root))
+        out[count++] = (struct candidate){root->root, root->pid, ledger_is_watched(root)};
+    ledger_unlock();
+    return count;
+}
+
+bool holdings_sweep(struct holdings *holdings, int slot)
+{
+    struct candidate roots[FILES_MAX];
+    uint32_t tags[FILES_MAX], exported[FILES_MAX];
+    int count = list_roots(slot, roots, FILES_MAX), clients = 0, alive = 0;
+    bool orphans = false;
+
+    if (!count)
+        return false;
+    pthread_mutex_lock(&holdings->lock);
+    int files = files_alive(&holdings->clients, tags);
+    int exports = files < 0 ? -1 : files_alive(&holdings->exports, exported);
+    pthread_mutex_unlock(&holdings->lock);
+    if (exports < 0)
+        return true; /* can't be known now */
+    for (int i = 0; i < count; i++)
+        clients += !IS_EXPORT_ROOT(roots[i].root);
+    for (int i = 0; i < count; i++) {
+        bool gone = reach_has_exited(roots[i].pid), lives;
+        if (IS_EXPORT_ROOT(roots[i].root))
+            lives = roots[i].watched ? is_among(roots[i].root, exported, (size_t)exports) : clients > 0;
+        else if (backend->client_lives)
+            lives = backend->client_lives(roots[i].root);
+        else /* a predecessor's, and not heard of since: it lives as long as its maker */
+            lives = roots[i].watched ? is_among(roots[i].root, tags, (size_t)files) : !gone;
+        orphans |= lives && gone;
+        alive += lives;
+        if (!lives) {
+            ledger_lock();
+            ledger_free(roots[i].root, roots[i].root);
+            ledger_unlock();
+        }
+    }
+    if (alive < count)
+        sched_wake();
+    return orphans;
+}

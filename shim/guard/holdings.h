@@ -1,0 +1,25 @@
+/* What a tenant's calls leave behind beside the ledger: which of its open files hold clients, and exported memory. */
+#ifndef VGPU_GUARD_HOLDINGS_H
+#define VGPU_GUARD_HOLDINGS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "files.h"
+
+#define HOLDINGS_ROOT_LOCKS 64
+
+/* One a tenant. */
+struct holdings {
+    pthread_mutex_t lock;          /* over both sets */
+    struct files clients, exports; /* tags: clients' handles; export numbers */
+    pthread_mutex_t root_locks[HOLDINGS_ROOT_LOCKS];
+    bool ended; /* the tenant is gone: written and read under ledger_lock() */
+};
+
+bool holdings_open(struct holdings *holdings);
+void holdings_close(struct holdings *holdings);
+/* Give back what no open file holds any more. True: clients are alive whose maker is gone, so look again soon. */
+bool holdings_sweep(struct holdings *holdings, int slot);
+
+#endif
