@@ -217,8 +217,20 @@ def share(bench: Bench, only: list[str]) -> list[Row]:
             "25 % burst, alone, of solo",
         )
     )
+    rows.append(_beside_idle(bench, argv, solo))
     rows.append(_split_into_processes(bench, argv, seconds))
     return rows
+
+
+def _beside_idle(bench: Bench, argv: list[str], solo: float) -> Row:
+    """A saturating tenant whose equal neighbour has a context, worked a moment ago, and has nothing to do now."""
+    with bench.slices.tenant(50, "8G", "burst", "idle") as idle, bench.slices.tenant(50, "8G", "burst", "busy") as busy:
+        resting = idle.start([bench.load, "ping", bench.steps(36), "1", "60000"]).ready()
+        rates = _together([busy.start(argv)], float(argv[3]))[0]
+        resting.process.kill()
+        resting.process.wait()
+    got = 100 * statistics.median(_chunks(rates, 4)) / solo
+    return Row("share.burst_beside_idle_percent", got, "%", "higher", "50 % burst beside an idle 50 %, of solo")
 
 
 def _split_into_processes(bench: Bench, argv: list[str], seconds: float) -> Row:
@@ -241,7 +253,7 @@ def _split_into_processes(bench: Bench, argv: list[str], seconds: float) -> Row:
 
 def latency(bench: Bench, only: list[str]) -> list[Row]:
     """A 36 us kernel every 50 ms beside a neighbour that never pauses."""
-    busy = [bench.load, "run", bench.steps(1100), "25"]
+    busy = [bench.load, "run", bench.steps(1100), "17"]
     ping = [bench.load, "ping", bench.steps(36), "15", "50"]
 
     def beside(start_busy: Callable[[list[str]], Program], start_ping: Callable[[list[str]], Program]) -> Any:
@@ -250,11 +262,11 @@ def latency(bench: Bench, only: list[str]) -> list[Row]:
         time.sleep(1)
         pinging.go()
         seen = pinging.answer()
-        neighbour.process.kill()
-        neighbour.process.wait()
+        seen["neighbour"] = statistics.median(_rates(neighbour.answer(), 4)[:26])
         return seen
 
     plain = beside(native, native)
+    solo = _solo(bench, [*busy[:3], "4"])
     rows = []
     for policy in only or ("hard", "burst"):
         with (
@@ -269,7 +281,9 @@ def latency(bench: Bench, only: list[str]) -> list[Row]:
                 seen["p99_ms"],
                 "ms",
                 "lower",
-                f"25:75 {policy}; median {seen['p50_ms']:.2f}, highest {seen['max_ms']:.2f} of {seen['count']}",
+                f"25:75 {policy}; median {seen['p50_ms']:.2f}, highest {seen['max_ms']:.2f} of {seen['count']}; the "
+                f"neighbour got {100 * seen['neighbour'] / solo:.1f} % of solo, natively "
+                f"{100 * plain['neighbour'] / solo:.1f} %",
                 native=plain["p99_ms"],
             )
         )

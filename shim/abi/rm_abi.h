@@ -2,7 +2,8 @@
  * The NVIDIA resource manager's ioctl ABI, as far as the guard and the emulated GPU use it.
  *
  * Facts only, no behaviour. Source of every layout and number: NVIDIA open-gpu-kernel-modules r580,
- * nvos.h, nv_escape.h, nvlimits.h, class/cl*.h, ctrl2080fifo.h, ctrla06c.h. Little-endian, LP64.
+ * nvos.h, nv_escape.h, nvlimits.h, rs_access.h, class/cl*.h, ctrl0000gpu.h, ctrl2080fifo.h, ctrla06c.h. Little-endian,
+ * LP64.
  */
 #ifndef VGPU_RM_ABI_H
 #define VGPU_RM_ABI_H
@@ -23,8 +24,11 @@ enum {
     NV_ESC_RM_CONTROL = 0x2A,
     NV_ESC_RM_ALLOC = 0x2B,
     NV_ESC_RM_DUP_OBJECT = 0x34,
+    NV_ESC_RM_SHARE = 0x35,
     NV_ESC_RM_IDLE_CHANNELS = 0x41,
     NV_ESC_RM_VID_HEAP_CONTROL = 0x4A,
+    NV_ESC_RM_MAP_MEMORY = 0x4E,
+    NV_ESC_RM_UNMAP_MEMORY = 0x4F,
     NV_ESC_CARD_INFO = 200,
     NV_ESC_IOCTL_XFER_CMD = 211,
     NV_ESC_EXPORT_TO_DMABUF_FD = 217,
@@ -45,6 +49,7 @@ enum {
     NV_ERR_NOT_SUPPORTED = 0x56,
     NV_ERR_OBJECT_NOT_FOUND = 0x57,
     NV_ERR_OPERATING_SYSTEM = 0x59,
+    NV_ERR_TIMEOUT = 0x65,
 };
 
 /* Classes. */
@@ -198,6 +203,28 @@ struct nv0000_import_objects {
 };
 _Static_assert(sizeof(struct nv0000_import_objects) == 652, "OS_UNIX_IMPORT_OBJECTS_FROM_FD layout");
 
+/*
+ * Is a channel at work? With a time to wait, in microseconds, the driver answers OK when nothing of it runs or waits,
+ * and TIMEOUT when something does; with 0 it would wait for good, and nobody could use the GPU's driver meanwhile.
+ */
+#define NV0000_CTRL_CMD_IDLE_CHANNELS 0x283u
+#define NVOS30_FLAGS_BEHAVIOR_FORCE_BUSY_CHECK 0x3u
+#define NVOS30_FLAGS_CHANNEL_LIST 0u
+#define NVOS30_FLAGS_IDLE_ALL_ENGINES 0x00FFFF00u
+struct nv0000_idle_channels {
+    uint32_t device, channel, count, pad;
+    uint64_t clients, devices, channels;
+    uint32_t flags, timeout_us;
+};
+_Static_assert(sizeof(struct nv0000_idle_channels) == 48, "NV0000_CTRL_GPU_IDLE_CHANNELS_PARAMS layout");
+
+/* Where a channel keeps its ring's pointers, USERD: in its parameters (NV_CHANNEL_ALLOC_PARAMS), and in that memory. */
+#define NV_CHANNEL_PARAMS_USERD_MEMORY 32 /* u32 */
+#define NV_CHANNEL_PARAMS_USERD_OFFSET 64 /* u64 */
+#define NV_USERD_GP_GET 0x88
+#define NV_USERD_GP_PUT 0x8C
+#define NV_USERD_BYTES 0x200
+
 /* NV_ESC_CARD_INFO: an array of these, at least as long as there are GPUs. */
 #define NV_MAX_CARDS 32
 struct nv_card_info {
@@ -223,6 +250,26 @@ struct nvos55 { /* NV_ESC_RM_DUP_OBJECT */
     uint32_t client, parent, object, client_source, object_source, flags, status;
 };
 _Static_assert(sizeof(struct nvos55) == 28, "NVOS55 layout");
+
+struct nvos57 { /* NV_ESC_RM_SHARE, with its RS_SHARE_POLICY */
+    uint32_t client, object;
+    uint32_t target, access;
+    uint16_t type;
+    uint8_t action, pad;
+    uint32_t status;
+};
+_Static_assert(sizeof(struct nvos57) == 24, "NVOS57 layout");
+#define RS_ACCESS_DUP_OBJECT_MASK 1u
+#define RS_SHARE_TYPE_CLIENT 3
+
+struct nvos33_with_fd { /* NV_ESC_RM_MAP_MEMORY: the mapping is then mmap()ed from the descriptor */
+    uint32_t client, device, memory, pad;
+    uint64_t offset, length, address;
+    uint32_t status, flags;
+    int32_t fd, pad2;
+};
+_Static_assert(sizeof(struct nvos33_with_fd) == 56, "nv_ioctl_nvos33_parameters_with_fd layout");
+#define NVOS33_FLAGS_ACCESS_READ_ONLY 1u
 
 /* NV_ESC_RM_VID_HEAP_CONTROL, the older allocation door, which OpenGL takes. */
 enum {

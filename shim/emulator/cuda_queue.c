@@ -35,7 +35,12 @@ static void *worker(void *argument)
             context->tail = NULL;
         bool broken = context->sticky != CUDA_SUCCESS || context->closing;
         pthread_mutex_unlock(&context->lock);
+        struct emu_object *channel = context->channel_object;
+        if (!broken)
+            emu_wait_enabled(channel);
+        __atomic_add_fetch(&channel->get, 1, __ATOMIC_RELEASE);
         CUresult rc = broken ? CUDA_SUCCESS : task->run(context, task->argument);
+        __atomic_add_fetch(&channel->done, 1, __ATOMIC_RELEASE);
         pthread_mutex_lock(&context->lock);
         if (rc != CUDA_SUCCESS && context->sticky == CUDA_SUCCESS)
             context->sticky = rc;
@@ -84,6 +89,7 @@ CUresult submit(struct context *context, struct stream *stream, work run, const 
             stream->last = task->ticket;
         if (ticket)
             *ticket = task->ticket;
+        __atomic_add_fetch(&context->channel_object->put, 1, __ATOMIC_RELEASE);
         pthread_cond_broadcast(&context->changed);
     }
     pthread_mutex_unlock(&context->lock);

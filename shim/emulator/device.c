@@ -229,6 +229,22 @@ static uint32_t disable_channels(struct emu_device *device, const struct nv2080_
     return status;
 }
 
+/* The real one waits for so long; here what is not done now is at work. */
+static uint32_t check_idle(struct emu_device *device, const struct nv0000_idle_channels *question)
+{
+    const uint32_t *clients = (const uint32_t *)(uintptr_t)question->clients;
+    const uint32_t *channels = (const uint32_t *)(uintptr_t)question->channels;
+
+    for (uint32_t i = 0; i < question->count; i++) {
+        const struct emu_object *channel = emu_find(device, clients[i], channels[i]);
+        if (!channel)
+            return NV_ERR_OBJECT_NOT_FOUND;
+        if (__atomic_load_n(&channel->done, __ATOMIC_ACQUIRE) != __atomic_load_n(&channel->put, __ATOMIC_ACQUIRE))
+            return NV_ERR_TIMEOUT;
+    }
+    return NV_OK;
+}
+
 static uint32_t do_control(struct emu_device *device, const struct nvos54 *call)
 {
     void *params = (void *)(uintptr_t)call->params;
@@ -247,6 +263,8 @@ static uint32_t do_control(struct emu_device *device, const struct nvos54 *call)
     }
     if (call->command == NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && call->params_size == sizeof(struct nva06c_gpfifo_schedule))
         return emu_find(device, call->client, call->object) ? NV_OK : NV_ERR_OBJECT_NOT_FOUND;
+    if (call->command == NV0000_CTRL_CMD_IDLE_CHANNELS && call->params_size == sizeof(struct nv0000_idle_channels))
+        return check_idle(device, params);
     if (call->command == NV0000_CTRL_CMD_GPU_GET_PROBED_IDS)
         return find_client(device, call->client) ? NV_OK : NV_ERR_INVALID_CLIENT;
     return NV_ERR_NOT_SUPPORTED;

@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 #define EMU_MAGIC 0x554D4547u
-#define EMU_VERSION 1u
+#define EMU_VERSION 2u
 #define EMU_CLIENTS 1024
 #define EMU_OBJECTS 65536
 #define EMU_UUID_LENGTH 48
@@ -38,6 +38,7 @@ struct emu_object {
     uint64_t bytes;
     uint32_t disabled; /* channels: a futex word, how often taken off the GPU and not put back */
     uint32_t timeslice_us;
+    uint32_t put, get, done; /* channels: pieces of work handed in, fetched while it was on, and finished */
 };
 
 struct emu_device {

@@ -15,6 +15,18 @@ struct channel {
     uint32_t root, handle;
 };
 
+/* How far a channel's ring was filled by its tenant, and read by the GPU. Both NULL: it can't be seen. */
+struct ring {
+    const volatile uint32_t *get, *put;
+    void *mapping; /* the backend's */
+};
+
+/* Where the channel's client has it: in a piece of memory of so many bytes. memory 0: nobody knows. */
+struct ring_place {
+    uint32_t memory;
+    uint64_t offset, size;
+};
+
 /* What a tenant's descriptor is. */
 enum file_kind {
     FILE_OTHER,   /* not the driver's */
@@ -40,6 +52,13 @@ struct backend {
     uint64_t settle_ns;
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */
     uint32_t (*set_channels)(int index, const struct channel *channels, int count, bool on);
+    /*
+     * See the ring of a channel on GPU `index`; `fd` is its client's own file. False: it can't be seen. For the
+     * scheduler's thread of that GPU alone, as close_ring is.
+     */
+    bool (*open_ring)(int index, int fd, const struct channel *channel, const struct ring_place *place,
+                      struct ring *ring);
+    void (*close_ring)(int index, struct ring *ring);
 };
 
 /* The driver's request that takes channels off or puts them on: at most NV2080_FIFO_DISABLE_CHANNELS_MAX of them. */

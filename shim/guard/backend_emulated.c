@@ -66,6 +66,23 @@ static uint32_t emulated_set_channels(int index, const struct channel *channels,
     return rc < 0 ? NV_ERR_OPERATING_SYSTEM : call.status;
 }
 
+static bool emulated_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
+                               struct ring *ring)
+{
+    const struct emu_object *object = emu_find(drivers[index].device, channel->root, channel->handle);
+
+    (void)fd, (void)place; /* it is in the device itself */
+    if (object)
+        *ring = (struct ring){.get = &object->get, .put = &object->put};
+    return object != NULL;
+}
+
+static void emulated_close_ring(int index, struct ring *ring)
+{
+    (void)index;
+    *ring = (struct ring){0};
+}
+
 const struct backend backend_emulated = {
     .name = "emulated",
     .open = emulated_open,
@@ -75,5 +92,7 @@ const struct backend backend_emulated = {
     .client_lives = emulated_client_lives,
     .perform = emulated_perform,
     .set_channels = emulated_set_channels,
+    .open_ring = emulated_open_ring,
+    .close_ring = emulated_close_ring,
     .settle_ns = 1000000,
 };

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
@@ -15,8 +16,14 @@
  */
 static struct {
     int fd;
-    uint32_t client, device, subdevice, instance;
+    uint32_t client, device, subdevice, instance, minor;
+    struct mapping *mappings;
 } gpus[MAX_GPUS];
+
+static bool ask(int fd, unsigned long request, void *call, const uint32_t *status)
+{
+    return ioctl(fd, request, call) >= 0 && *status == NV_OK;
+}
 
 static uint32_t rm_alloc(int index, uint32_t parent, uint32_t handle, uint32_t class, void *params, uint32_t size,
                          uint32_t *out)
@@ -102,7 +109,7 @@ static const char *try_memory(int index)
         NV_OK)
         return "video memory can't be had by class 0x40";
     gone.object = handle;
-    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &gone) < 0 || gone.status != NV_OK)
+    if (!ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &gone, &gone.status))
         return "what was allocated can't be freed";
     if (memory.size < asked || memory.size > 16 * asked)
         return "the size of an allocation is not where it was";
@@ -116,7 +123,7 @@ static const char *try_client_ties(int index)
     struct nvos54 question = client_question(gpus[index].client, ids);
     CLEANUP_FD int other = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
 
-    if (ioctl(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0 || question.status != NV_OK)
+    if (!ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question, &question.status))
         return "a client can't be asked for its GPUs";
     if (other < 0 || ioctl(other, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &question) < 0)
         return "a second file of the driver can't be had";
@@ -177,6 +184,7 @@ static void nvidia_open(int index, const char *where)
     info.gpu_id = card.gpu_id;
     if (status == NV_OK)
         status = rm_control(index, gpus[index].client, NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2, &info, sizeof info);
+    gpus[index].minor = card.minor;
     device.device_id = gpus[index].instance = info.device_instance;
     subdevice.subdevice_id = info.subdevice_instance;
     if (status == NV_OK)
@@ -221,6 +229,136 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
     return rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, &params, sizeof params);
 }
 
+/* --- rings: the memory that a client's channels keep their pointers in, USERD, mapped once for all of them --- */
+
+#define USERD_BYTES_MAX (64u << 20)
+
+struct mapping {
+    struct mapping *next;
+    uint32_t root, memory, handle; /* handle: the guard's own name of it, so that it can't be freed under the map */
+    void *address;
+    uint64_t size;
+    int users;
+};
+
+/* The client lets the guard's client have a name of its memory; by default only the same user's clients may. */
+static bool take_name(int index, int fd, const struct mapping *mapping)
+{
+    struct nvos57 share = {.client = mapping->root,
+                           .object = mapping->memory,
+                           .target = gpus[index].client,
+                           .access = RS_ACCESS_DUP_OBJECT_MASK,
+                           .type = RS_SHARE_TYPE_CLIENT};
+    struct nvos55 dup = {.client = gpus[index].client,
+                         .parent = gpus[index].device,
+                         .object = mapping->handle,
+                         .client_source = mapping->root,
+                         .object_source = mapping->memory};
+
+    return ask(fd, NV_REQUEST(NV_ESC_RM_SHARE, struct nvos57), &share, &share.status) &&
+           ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &dup, &dup.status);
+}
+
+static void drop_name(int index, const struct mapping *mapping)
+{
+    struct nvos00 call = {.root = gpus[index].client, .parent = gpus[index].device, .object = mapping->handle};
+
+    if (!ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &call, &call.status))
+        say("a tenant's memory can't be let go: status 0x%x", call.status);
+}
+
+/* The driver ties a map to a fresh descriptor of the GPU's node. */
+static bool map_name(int index, struct mapping *mapping)
+{
+    char path[64];
+
+    snprintf(path, sizeof path, "/dev/nvidia%u", gpus[index].minor);
+    CLEANUP_FD int fd = open(path, O_RDWR | O_CLOEXEC);
+    struct nvos33_with_fd call = {.client = gpus[index].client,
+                                  .device = gpus[index].device,
+                                  .memory = mapping->handle,
+                                  .length = mapping->size,
+                                  .flags = NVOS33_FLAGS_ACCESS_READ_ONLY,
+                                  .fd = fd};
+
+    if (fd < 0 || !ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_MAP_MEMORY, struct nvos33_with_fd), &call, &call.status))
+        return false;
+    mapping->address = mmap(NULL, mapping->size, PROT_READ, MAP_SHARED, fd, 0);
+    return mapping->address != MAP_FAILED;
+}
+
+static struct mapping *find_mapping(int index, uint32_t root, uint32_t memory)
+{
+    struct mapping *mapping = gpus[index].mappings;
+
+    while (mapping && (mapping->root != root || mapping->memory != memory))
+        mapping = mapping->next;
+    return mapping;
+}
+
+static struct mapping *make_mapping(int index, int fd, uint32_t root, uint32_t memory, uint64_t size)
+{
+    static uint32_t last = 0x5C010000; /* above the guard's own, and each once */
+    struct mapping *mapping = calloc(1, sizeof *mapping);
+
+    if (!mapping)
+        return NULL;
+    *mapping = (struct mapping){.next = gpus[index].mappings,
+                                .root = root,
+                                .memory = memory,
+                                .handle = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED),
+                                .size = size};
+    bool named = take_name(index, fd, mapping);
+    if (named && map_name(index, mapping)) {
+        gpus[index].mappings = mapping;
+        return mapping;
+    }
+    if (named)
+        drop_name(index, mapping);
+    free(mapping);
+    return NULL;
+}
+
+static void drop_mapping(int index, struct mapping *mapping)
+{
+    struct mapping **link = &gpus[index].mappings;
+
+    while (*link != mapping)
+        link = &(*link)->next;
+    *link = mapping->next;
+    munmap(mapping->address, mapping->size);
+    drop_name(index, mapping);
+    free(mapping);
+}
+
+static bool nvidia_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
+                             struct ring *ring)
+{
+    if (!place->memory || place->size > USERD_BYTES_MAX || place->offset > place->size ||
+        place->size - place->offset < NV_USERD_BYTES || place->offset % NV_USERD_BYTES)
+        return false;
+    struct mapping *mapping = find_mapping(index, channel->root, place->memory);
+    if (!mapping)
+        mapping = make_mapping(index, fd, channel->root, place->memory, place->size);
+    if (!mapping || mapping->size < place->size)
+        return false;
+    mapping->users++;
+    const unsigned char *userd = (const unsigned char *)mapping->address + place->offset;
+    *ring = (struct ring){.get = (const volatile uint32_t *)(const volatile void *)(userd + NV_USERD_GP_GET),
+                          .put = (const volatile uint32_t *)(const volatile void *)(userd + NV_USERD_GP_PUT),
+                          .mapping = mapping};
+    return true;
+}
+
+static void nvidia_close_ring(int index, struct ring *ring)
+{
+    struct mapping *mapping = ring->mapping;
+
+    *ring = (struct ring){0};
+    if (--mapping->users == 0)
+        drop_mapping(index, mapping);
+}
+
 const struct backend backend_nvidia = {
     .name = "nvidia",
     .open = nvidia_open,
@@ -228,5 +366,7 @@ const struct backend backend_nvidia = {
     .kind = nvidia_kind,
     .perform = nvidia_perform,
     .set_channels = nvidia_set_channels,
+    .open_ring = nvidia_open_ring,
+    .close_ring = nvidia_close_ring,
     .settle_ns = 20000000,
 };

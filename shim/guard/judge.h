@@ -15,6 +15,7 @@
 struct call {
     int slot;
     pid_t pid, tid;
+    int descriptor; /* as the tenant calls it */
     enum file_kind file;
     uint32_t nr, size;
     bool wrapped;     /* it came in an NV_ESC_IOCTL_XFER_CMD */

@@ -27,9 +27,11 @@ struct links {
     uint32_t first_child, next, previous; /* next, previous: among siblings */
     uint32_t list_next, list_previous;
     uint32_t previous_twin; /* its position; of one alone its own */
+    uint64_t serial;        /* no two objects of this guard's time have the same */
     bool watched;           /* roots */
 };
 static struct links links[LEDGER_OBJECTS];
+static uint64_t last_serial;
 
 void ledger_lock(void) { pthread_mutex_lock(&mutex); }
 void ledger_unlock(void) { pthread_mutex_unlock(&mutex); }
@@ -71,6 +73,7 @@ static struct ledger_object *at(uint32_t link) { return link ? &ledger->objects[
 
 void ledger_watch(struct ledger_object *root) { links[position(root)].watched = true; }
 bool ledger_is_watched(const struct ledger_object *root) { return links[position(root)].watched; }
+uint64_t ledger_serial(const struct ledger_object *object) { return links[position(object)].serial; }
 
 static void link_child(uint32_t i)
 {
@@ -184,8 +187,10 @@ static void account(const struct ledger_object *object, int sign)
 
     tenant->objects += (uint32_t)sign;
     tenant->used += (uint64_t)sign * object->bytes;
-    if (channel)
+    if (channel) {
         tenant->channels += (uint32_t)sign;
+        tenant->channel_changes++;
+    }
     if (!page)
         return;
     page_begin(page);
@@ -253,6 +258,7 @@ void ledger_open(const char *path)
     }
     for (uint32_t i = 0; i < ledger->object_end; i++)
         if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant < LEDGER_TENANTS) {
+            links[i].serial = ++last_serial;
             link_child(i);
             mend_ring(i);
         }
@@ -310,7 +316,7 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint3
     bool fresh = !tenant->live;
 
     if (fresh)
-        *tenant = (struct tenant){0};
+        *tenant = (struct tenant){.channel_changes = tenant->channel_changes};
     if (page_fd >= 0 && !map_page(tenant, page_fd))
         return false;
     if (!tenant->page)
@@ -346,7 +352,7 @@ void ledger_remove_tenant(int slot)
             ledger_cancel(&ledger->objects[i]);
     if (tenants[slot].page)
         munmap(tenants[slot].page, sizeof *tenants[slot].page);
-    tenants[slot] = (struct tenant){0};
+    tenants[slot] = (struct tenant){.channel_changes = tenants[slot].channel_changes};
 }
 
 void ledger_set_tier(int slot, uint32_t tier)
@@ -428,7 +434,7 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
     __atomic_store_n(&ledger->objects[i].state, OBJECT_RESERVED, __ATOMIC_RELEASE);
     if (i == ledger->object_end)
         __atomic_store_n(&ledger->object_end, i + 1, __ATOMIC_RELEASE);
-    links[i] = (struct links){.previous_twin = i};
+    links[i] = (struct links){.previous_twin = i, .serial = ++last_serial};
     index_add(i);
     link_child(i);
     list_add(i);
@@ -520,6 +526,26 @@ void ledger_free(uint32_t root, uint32_t handle)
         cancel_tree(object);
 }
 
+void ledger_note_ring(struct ledger_object *channel, uint32_t userd, uint64_t offset, int file)
+{
+    struct ledger_object *root = ledger_find(channel->root, channel->root);
+
+    channel->userd = userd;
+    channel->userd_offset = offset;
+    if (root)
+        root->file = file;
+}
+
+uint32_t ledger_device_of(const struct ledger_object *object)
+{
+    for (int depth = 0; object && depth < 16; depth++) {
+        if (object->class == NV01_DEVICE_0)
+            return object->handle;
+        object = object->handle == object->root ? NULL : ledger_find(object->root, object->parent);
+    }
+    return 0;
+}
+
 void ledger_note_scheduled(uint32_t root, uint32_t handle)
 {
     struct ledger_object *object = ledger_find(root, handle);
@@ -527,6 +553,7 @@ void ledger_note_scheduled(uint32_t root, uint32_t handle)
 
     if (!object)
         return;
+    tenants[object->tenant].channel_changes++;
     if (NV_CLASS_IS_CHANNEL(object->class) && !object->scheduled_ns)
         object->scheduled_ns = now;
     for (uint32_t link = links[position(object)].first_child; link; link = links[link - 1].next)

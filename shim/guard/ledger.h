@@ -16,7 +16,7 @@
 #include "slice_page.h"
 
 #define LEDGER_MAGIC 0x4C474456u
-#define LEDGER_VERSION 3u
+#define LEDGER_VERSION 4u
 #define LEDGER_TENANTS 1024
 /* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
 #define EXPORT_ROOTS 0xE0000000u
@@ -35,6 +35,9 @@ struct ledger_object {
     uint64_t scheduled_ns; /* channels: when the tenant asked the driver to run it; 0: not yet */
     uint32_t off;          /* channels: enum channel_off */
     uint32_t next_twin;    /* names of one piece of memory form a ring of positions; alone: its own */
+    uint64_t userd_offset; /* channels: where in the memory `userd` the host keeps the ring's pointers */
+    uint32_t userd;        /* channels: 0: the driver's own, out of reach */
+    int32_t file;          /* roots: the descriptor of its maker's that it was last used by */
 };
 
 /* UNSURE while the driver is being asked: a guard killed in between leaves it to its successor. */
@@ -69,6 +72,7 @@ struct tenant {
     struct vgpu_slice_page *page;
     uint32_t objects;
     uint32_t channels;
+    uint32_t channel_changes;           /* how often one came, went or was scheduled */
     uint32_t first_channel, first_root; /* positions + 1: see ledger_next_listed() */
 };
 
@@ -92,6 +96,8 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
 /* Is the client's open file watched by this guard? A successor does not know, and finds it anew. */
 void ledger_watch(struct ledger_object *root);
 bool ledger_is_watched(const struct ledger_object *root);
+/* Tells an object from another that had its place and number before. */
+uint64_t ledger_serial(const struct ledger_object *object);
 /* A tenant's channels, or its roots, one after the other: NULL at the end. */
 struct ledger_object *ledger_first_channel(int slot);
 struct ledger_object *ledger_first_root(int slot);
@@ -106,6 +112,10 @@ void ledger_cancel(struct ledger_object *object);
 /* `object` is another name of the memory that `of` names: counted once, until the last name is gone. */
 void ledger_join_twins(struct ledger_object *object, struct ledger_object *of);
 void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */
+/* Where a channel's ring is, and by which of the process' descriptors its client is used. */
+void ledger_note_ring(struct ledger_object *channel, uint32_t userd, uint64_t offset, int file);
+/* The device that an object lies on, as its client calls it; 0: on none. */
+uint32_t ledger_device_of(const struct ledger_object *object);
 /* The tenant asks the driver to start running a channel, or a group's channels. */
 void ledger_note_scheduled(uint32_t root, uint32_t handle);
 void ledger_set_tier(int slot, uint32_t tier);

@@ -222,10 +222,10 @@ static struct verdict leave_to_kernel(struct job *job, const struct call *call)
 static void handle(struct crew *crew, struct job *job, int listener)
 {
     const struct seccomp_notif *n = &job->inflight->notification;
-    struct call call = {.slot = crew->slot, .tid = (pid_t)n->pid};
+    struct call call = {.slot = crew->slot, .tid = (pid_t)n->pid, .descriptor = (int)n->data.args[0]};
     CLEANUP_FD int fd = -1;
 
-    call.pid = member_of(crew, call.tid, (int)n->data.args[0], &fd);
+    call.pid = member_of(crew, call.tid, call.descriptor, &fd);
     int taking = errno, error = call.pid < 0 ? EAGAIN : copy_call(n, &call);
     /* The caller may be gone and its number another process' by now: ask before trusting what was read. */
     if (!notification_valid(listener, n->id)) {

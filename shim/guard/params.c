@@ -48,7 +48,7 @@ static const struct param_descriptor descriptors[] = {
 /* Sorted by class and category, as the driver's headers are. */
 static const uint32_t refused_commands[] = {
     0x00000130, /* SYSTEM_EXECUTE_ACPI_METHOD */
-    0x00000283, /* GPU_IDLE_CHANNELS: any client's */
+    0x00000283, /* GPU_IDLE_CHANNELS: may hold the GPU's lock for as long as a kernel runs */
     0x00000285, /* PUSH_UCODE_IMAGE */
     0x00000602, /* NVD_GET_DUMP */
     0x00000608, /* NVD_GET_DPC_ISR_TS */
@@ -57,6 +57,7 @@ static const uint32_t refused_commands[] = {
     0x003E0103, /* GET_SURFACE_PHYS_PAGES */
     0x00730120, /* SYSTEM_EXECUTE_ACPI_METHOD */
     0x0073015A, /* SYSTEM_SET_DISPLAY_PERF_LIMIT */
+    0x00801714, /* FIFO_IDLE_CHANNELS: the same */
     0x0080180F, /* DMA_UPDATE_PDE_2 */
     0x20800122, /* GPU_EXEC_REG_OPS: names any client's channel */
     0x2080016E, /* GPU_GET_NVENC_SW_SESSION_INFO: all tenants' */

@@ -299,6 +299,23 @@ static uint32_t free_number(void)
     return 0x5EED0000u | (__atomic_add_fetch(&last, 1, __ATOMIC_RELAXED) & 0xFFFF);
 }
 
+/* Where the new channel's ring is: the scheduler looks there for work. */
+static void note_ring(const struct call *call, const struct nvos64 *mine, const unsigned char *params)
+{
+    uint32_t userd = 0;
+    uint64_t offset = 0;
+
+    if (mine->params) {
+        memcpy(&userd, params + NV_CHANNEL_PARAMS_USERD_MEMORY, sizeof userd);
+        memcpy(&offset, params + NV_CHANNEL_PARAMS_USERD_OFFSET, sizeof offset);
+    }
+    ledger_lock();
+    struct ledger_object *channel = ledger_find(mine->root, mine->object);
+    if (channel)
+        ledger_note_ring(channel, userd, offset, call->descriptor);
+    ledger_unlock();
+}
+
 /* Ask the driver for the object, and settle with the ledger. 0 or errno; the driver's status is in `mine`. */
 static int alloc_tracked(struct job *job, const struct call *call, struct nvos64 *mine, void *params)
 {
@@ -317,6 +334,8 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
     if (!settle(job, mine->root, mine->object, made, bytes, gpu)) {
         undo(job, call->pid, mine->root, mine->parent, mine->object);
         mine->status = NV_ERR_NO_MEMORY;
+    } else if (made && NV_CLASS_IS_CHANNEL(mine->class)) {
+        note_ring(call, mine, params);
     }
     return -rc;
 }

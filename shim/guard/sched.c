@@ -9,12 +9,18 @@
 #include "backend.h"
 #include "ledger.h"
 #include "notify.h"
+#include "policy.h"
 #include "rm_abi.h"
 #include "util.h"
+#include "work.h"
 
-#define FULL 100000u /* millipercent of one GPU */
 #define MAX_CHANNELS 16384
-#define CALM_NS 1000000ull /* at most so often are changes looked at */
+#define CALM_NS 1000000ull      /* at most so often are changes looked at */
+#define LOOK_NS 500000ull       /* so often is looked for work while somebody is on the GPU */
+#define LOOK_IDLE_NS 1000000ull /* and while nobody is */
+#define LOOK_COST 15u           /* looking takes at most one part in so many of the thread's time */
+#define REST_NS 1000000000ull   /* nothing to wait for: look all the same */
+#define NEVER UINT64_MAX
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed;
@@ -24,38 +30,28 @@ static pthread_t threads[MAX_GPUS];
 
 /* NOBODY as the slot: every tenant's channels on this GPU are "other". */
 #define NOBODY (-1)
-#define UNLIMITED UINT64_MAX
 enum whose { OWN, OTHERS };
+
+/* How one tenant stands on a GPU. */
+struct standing {
+    bool known;  /* what a predecessor left of it was seen to */
+    bool asleep; /* it has no work: it is off, and gets no turn until it has */
+    struct allowance allowance;
+    struct patience patience;
+};
 
 struct gpu_state {
     int index;
-    int current;                  /* whose turn it is */
-    uint64_t since, length;       /* of that turn */
-    uint64_t counted;             /* until when its time is on the tenant's page */
-    bool known[LEDGER_TENANTS];   /* what a predecessor left of this tenant was seen to */
-    int64_t owed[LEDGER_TENANTS]; /* ns that a tenant got too little (or, negative, too much) so far */
-    uint64_t seen;                /* of `changes` */
+    int current;             /* who is on */
+    uint64_t since, counted; /* since when; until when its time is on its page */
+    uint64_t seen;           /* of `changes` */
+    uint64_t look_again;     /* at channels that are too new to be switched yet */
+    uint64_t looking_ns;     /* what the last look for work took */
+    int slots_end;           /* no tenant is beyond */
+    struct work *work;
+    struct standing standings[LEDGER_TENANTS];
     struct channel channels[MAX_CHANNELS];
 };
-
-int sched_plan(const struct share *shares, int count, uint64_t period_ns, struct turn *turns)
-{
-    uint64_t asked = 0, left;
-    int burst = 0;
-
-    for (int i = 0; i < count; i++) {
-        asked += shares[i].millipercent;
-        burst += shares[i].policy == VGPU_POLICY_BURST;
-    }
-    uint64_t whole = asked > FULL ? asked : FULL; /* over 100 percent in all: in proportion */
-    left = asked < FULL ? (FULL - asked) * period_ns / FULL : 0;
-    for (int i = 0; i < count; i++) {
-        turns[i] = (struct turn){shares[i].slot, period_ns * shares[i].millipercent / whole};
-        if (shares[i].policy == VGPU_POLICY_BURST)
-            turns[i].ns += left / (uint64_t)burst;
-    }
-    return count;
-}
 
 /*
  * The driver counts: a channel taken off twice has to be put on twice, one put on too often takes no harm. So
@@ -140,11 +136,12 @@ static void switch_channels(struct gpu_state *gpu, int slot, enum whose whose, b
 static void put_all_on(struct gpu_state *gpu)
 {
     for (int slot = 0; slot < LEDGER_TENANTS; slot++) {
-        bool news = tenants[slot].live && tenants[slot].gpu == gpu->index && !gpu->known[slot];
-        gpu->known[slot] = tenants[slot].live;
+        struct standing *standing = &gpu->standings[slot];
+        bool news = tenants[slot].live && tenants[slot].gpu == gpu->index && !standing->known;
+        standing->known = tenants[slot].live;
         if (!news)
             continue;
-        gpu->owed[slot] = 0;
+        *standing = (struct standing){.known = true};
         int count = take_channels(gpu, slot, OWN, true);
         for (int pass = 0; pass < 2; pass++)
             switch_singly(gpu, gpu->channels, count, true);
@@ -163,52 +160,53 @@ static void count_time(struct gpu_state *gpu, uint64_t now, bool on)
     gpu->counted = now;
 }
 
-/* A turn has ended: what it was longer or shorter than planned is settled in later ones. */
-static void settle_turn(struct gpu_state *gpu, uint64_t ended)
-{
-    int64_t limit = (int64_t)SCHED_PERIOD_NS, owed = (int64_t)(gpu->length - (ended - gpu->since));
-
-    if (gpu->current != NOBODY && gpu->length != UNLIMITED)
-        gpu->owed[gpu->current] = owed > limit ? limit : owed < -limit ? -limit : owed;
-    count_time(gpu, ended, false);
-}
-
 /*
- * From whose turn it is to the next. The next goes on first, so that it is there when the other leaves: switching
- * takes the driver's time, and hardly any of the GPU's. Measured: one who goes on is on when the call returns, one who
- * goes off leaves in the middle of the call.
+ * From who is on to the next. The next goes on first, so that it is there when the other leaves: switching takes the
+ * driver's time, and hardly any of the GPU's. Measured: one who goes on is on when the call returns, one who goes off
+ * leaves in the middle of the call.
  */
-static void hand_over(struct gpu_state *gpu, int to, uint64_t length)
+static void hand_over(struct gpu_state *gpu, int to)
 {
     if (to != NOBODY)
         switch_channels(gpu, to, OWN, true);
     uint64_t before = monotonic_ns();
     switch_channels(gpu, to, OTHERS, false);
     uint64_t boundary = gpu->current == NOBODY ? before : before + (monotonic_ns() - before) / 2;
-    settle_turn(gpu, boundary);
+    if (gpu->current != NOBODY)
+        policy_take(&gpu->standings[gpu->current].allowance, boundary - gpu->since);
+    count_time(gpu, boundary, false);
     gpu->current = to;
     gpu->since = gpu->counted = boundary;
-    gpu->length = length;
+    if (to != NOBODY)
+        policy_stir(&gpu->standings[to].patience, boundary);
     count_time(gpu, boundary, true);
 }
 
-static int collect(int index, struct share *shares)
+/* The shares of those who have channels here and are awake; `sleepers`: how many are not. */
+static int collect(struct gpu_state *gpu, struct share *shares, int *sleepers)
 {
     int count = 0;
 
+    *sleepers = gpu->slots_end = 0;
     ledger_lock();
-    for (int slot = 0; slot < LEDGER_TENANTS && count < SCHED_MAX_SHARES; slot++)
-        if (tenants[slot].live && tenants[slot].gpu == index && tenants[slot].channels)
+    for (int slot = 0; slot < LEDGER_TENANTS && count < POLICY_SHARES_MAX; slot++) {
+        if (!tenants[slot].live || tenants[slot].gpu != gpu->index || !tenants[slot].channels) {
+            gpu->standings[slot].asleep = false;
+            continue;
+        }
+        gpu->slots_end = slot + 1;
+        if (gpu->standings[slot].asleep)
+            ++*sleepers;
+        else
             shares[count++] = (struct share){slot, tenants[slot].core_millipercent, tenants[slot].policy};
+    }
     ledger_unlock();
     return count;
 }
 
-static void pause_briefly(uint64_t ns)
-{
-    struct timespec t = {.tv_nsec = (long)ns};
-    nanosleep(&t, NULL);
-}
+/* --- waiting --- */
+
+static bool is_stopping(void) { return __atomic_load_n(&stopping, __ATOMIC_ACQUIRE); }
 
 /* Sleep until a time or a change. True: something changed. */
 static bool sleep_until(struct gpu_state *gpu, uint64_t when)
@@ -224,89 +222,237 @@ static bool sleep_until(struct gpu_state *gpu, uint64_t when)
     return woken;
 }
 
+static void pause_briefly(uint64_t ns)
+{
+    struct timespec t = {.tv_nsec = (long)ns};
+    nanosleep(&t, NULL);
+}
+
 /*
- * Sleep until a time, whatever changes: a tenant that makes channels all the time must not cut a turn short. New
- * channels of those whose turn it is not go off meanwhile; new quotas count from the next period on.
+ * New channels of those who are not on go off, and are watched. What is too new to be switched is looked at again.
+ * A tenant that makes channels all the time must not keep this thread busy.
  */
-static void sleep_through(struct gpu_state *gpu, uint64_t when, int slot)
+static void take_note(struct gpu_state *gpu, bool woken)
 {
-    /* what was too fresh to be switched is looked at again when it no longer is */
-    uint64_t again = monotonic_ns() + backend->settle_ns + CALM_NS;
+    switch_channels(gpu, gpu->current, OTHERS, false);
+    work_refresh(gpu->work);
+    gpu->look_again = woken ? monotonic_ns() + backend->settle_ns + CALM_NS : NEVER;
+    if (woken)
+        pause_briefly(CALM_NS);
+}
 
-    while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
-        uint64_t until = again < when ? again : when;
-        bool woken = sleep_until(gpu, until);
-        if (!woken && until == when)
-            return;
-        switch_channels(gpu, slot, OTHERS, false);
-        again = woken ? monotonic_ns() + backend->settle_ns + CALM_NS : UNLIMITED;
-        pause_briefly(CALM_NS); /* nor keep this thread busy */
+/* One that sleeps and has work now; NOBODY: none. */
+static int find_waker(struct gpu_state *gpu)
+{
+    for (int slot = 0; slot < gpu->slots_end; slot++)
+        if (gpu->standings[slot].asleep && work_is_pending(gpu->work, slot))
+            return slot;
+    return NOBODY;
+}
+
+/* Has who is on nothing to do any more? */
+static bool has_gone_idle(struct gpu_state *gpu, uint64_t now)
+{
+    struct patience *patience = &gpu->standings[gpu->current].patience;
+
+    if (!work_is_seen(gpu->work, gpu->current) || work_moved(gpu->work, gpu->current)) {
+        policy_stir(patience, now);
+        return false;
     }
+    if (!policy_is_quiet(patience, now))
+        return false;
+    if (!work_prove_idle(gpu->work, gpu->current)) {
+        policy_was_busy(patience, monotonic_ns());
+        return false;
+    }
+    policy_was_idle(patience);
+    return true;
 }
 
-static bool alone_and_unlimited(const struct turn *turns, int count)
+/* Why the waiting ended; and, as a set, what may end it before its time. */
+enum event { EVENT_TIME = 0, EVENT_IDLE = 1, EVENT_WAKER = 2, EVENT_CHANGE = 4 };
+
+static enum event look(struct gpu_state *gpu, uint64_t now, unsigned ends)
 {
-    return count == 1 && turns[0].ns >= SCHED_PERIOD_NS;
+    enum event event = EVENT_TIME;
+
+    if (ends & EVENT_WAKER && find_waker(gpu) != NOBODY)
+        event = EVENT_WAKER;
+    else if (ends & EVENT_IDLE && has_gone_idle(gpu, now))
+        event = EVENT_IDLE;
+    gpu->looking_ns = monotonic_ns() - now;
+    return event;
 }
 
-/* A tenant's turn. It ends when the next begins. */
+static uint64_t next_look(const struct gpu_state *gpu, unsigned ends)
+{
+    uint64_t pause = gpu->current == NOBODY ? LOOK_IDLE_NS : LOOK_NS, dear = LOOK_COST * gpu->looking_ns;
+
+    return ends & (EVENT_WAKER | EVENT_IDLE) ? monotonic_ns() + (pause > dear ? pause : dear) : NEVER;
+}
+
+static uint64_t earliest(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static enum event hold(struct gpu_state *gpu, uint64_t until, unsigned ends)
+{
+    while (!is_stopping()) {
+        bool woken = sleep_until(gpu, earliest(until, earliest(gpu->look_again, next_look(gpu, ends))));
+        uint64_t now = monotonic_ns();
+        if (woken || now >= gpu->look_again)
+            take_note(gpu, woken);
+        if (woken && ends & EVENT_CHANGE)
+            return EVENT_CHANGE;
+        if (now >= until)
+            return EVENT_TIME;
+        enum event event = look(gpu, now, ends);
+        if (event != EVENT_TIME)
+            return event;
+    }
+    return EVENT_TIME;
+}
+
+/* --- turns and visits --- */
+
+static uint64_t end_of_turn(const struct gpu_state *gpu)
+{
+    int64_t left = gpu->standings[gpu->current].allowance.left;
+    return gpu->since + (left > 0 ? (uint64_t)left : 0);
+}
+
+static uint64_t share_ns(int slot)
+{
+    ledger_lock();
+    uint64_t ns = POLICY_PERIOD_NS * tenants[slot].core_millipercent / POLICY_FULL;
+    ledger_unlock();
+    return ns;
+}
+
+/*
+ * One who slept has work: it interrupts whoever is on, for a short time that counts as its own. If it has had its
+ * share of this period it waits for its turn in the next.
+ */
+static void visit(struct gpu_state *gpu, int slot)
+{
+    struct standing *standing = &gpu->standings[slot];
+    uint64_t length = policy_give_visit(&standing->allowance, monotonic_ns(), share_ns(slot));
+
+    standing->asleep = false;
+    if (!length)
+        return;
+    hand_over(gpu, slot);
+    policy_charge_visit(&standing->allowance);
+    standing->asleep = hold(gpu, gpu->since + length, EVENT_IDLE) == EVENT_IDLE;
+}
+
+static void serve_wakers(struct gpu_state *gpu)
+{
+    int slot;
+
+    while (!is_stopping() && (slot = find_waker(gpu)) != NOBODY)
+        visit(gpu, slot);
+}
+
+/* A tenant's turn. It ends when the next begins; what it was longer or shorter than planned is settled later. */
 static void run_turn(struct gpu_state *gpu, const struct turn *turn)
 {
-    int64_t length = (int64_t)turn->ns + gpu->owed[turn->slot];
+    struct standing *standing = &gpu->standings[turn->slot];
+    enum event event = EVENT_WAKER;
 
-    if (length <= 0) { /* it had too much before: this turn pays it back */
-        gpu->owed[turn->slot] = length;
-        return;
+    policy_give_turn(&standing->allowance, monotonic_ns(), turn->ns);
+    while (event == EVENT_WAKER && standing->allowance.left > 0) {
+        hand_over(gpu, turn->slot);
+        event = hold(gpu, end_of_turn(gpu), EVENT_IDLE | EVENT_WAKER);
+        if (event == EVENT_WAKER)
+            serve_wakers(gpu);
     }
-    hand_over(gpu, turn->slot, (uint64_t)length);
-    sleep_through(gpu, gpu->since + gpu->length, turn->slot);
+    standing->asleep |= event == EVENT_IDLE;
 }
 
-static void run_period(struct gpu_state *gpu, const struct turn *turns, int count)
+/* Nobody's time. */
+static void run_gap(struct gpu_state *gpu, uint64_t until)
 {
-    uint64_t end = monotonic_ns() + SCHED_PERIOD_NS, filled = 0;
+    enum event event = EVENT_WAKER;
 
-    for (int i = 0; i < count; i++) {
+    while (event == EVENT_WAKER && monotonic_ns() < until) {
+        hand_over(gpu, NOBODY);
+        event = hold(gpu, until, EVENT_WAKER);
+        if (event == EVENT_WAKER)
+            serve_wakers(gpu);
+    }
+}
+
+/* What is left of a period because some fell asleep: it goes to those who take what is idle, else it is nobody's. */
+static void run_rest(struct gpu_state *gpu, const struct share *shares, int count, uint64_t end)
+{
+    struct turn rest[POLICY_SHARES_MAX];
+    uint64_t now = monotonic_ns();
+    int takers = 0;
+
+    if (now + CALM_NS >= end) /* the last one's turn ends with the next period's first */
+        return;
+    for (int i = 0; i < count; i++)
+        if (shares[i].policy == VGPU_POLICY_BURST && !gpu->standings[shares[i].slot].asleep)
+            rest[takers++].slot = shares[i].slot;
+    for (int i = 0; i < takers; i++) {
+        rest[i].ns = (end - now) / (uint64_t)takers;
+        run_turn(gpu, &rest[i]);
+    }
+    if (!takers)
+        run_gap(gpu, end);
+}
+
+static void run_period(struct gpu_state *gpu, const struct share *shares, const struct turn *turns, int count)
+{
+    uint64_t end = monotonic_ns() + POLICY_PERIOD_NS;
+
+    for (int i = 0; i < count && !is_stopping(); i++)
         run_turn(gpu, &turns[i]);
-        filled += turns[i].ns;
-    }
-    if (filled + CALM_NS >= SCHED_PERIOD_NS) /* no gap: the last one's turn ends with the next period's first */
-        return;
-    hand_over(gpu, NOBODY, 0);
-    sleep_through(gpu, end, NOBODY);
+    run_rest(gpu, shares, count, end);
 }
 
-/* Nobody else, and no limit: on, for as long as nothing changes. */
-static void run_alone(struct gpu_state *gpu, int slot)
+/* Nobody else has work, and it may have all: on, until something changes or one of the others wakes. */
+static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
 {
-    if (gpu->current != slot || gpu->length != UNLIMITED)
-        hand_over(gpu, slot, UNLIMITED);
+    if (gpu->current != slot)
+        hand_over(gpu, slot);
     switch_channels(gpu, slot, OWN, true);
+    enum event event = hold(gpu, monotonic_ns() + REST_NS, EVENT_CHANGE | (sleepers ? EVENT_WAKER : 0));
     count_time(gpu, monotonic_ns(), true);
+    gpu->since = gpu->counted; /* so long it owes nobody anything */
+    gpu->standings[slot].allowance = (struct allowance){.given_ns = gpu->since};
+    if (event == EVENT_WAKER)
+        serve_wakers(gpu);
+}
+
+/* Nobody has work. */
+static void run_none(struct gpu_state *gpu, int sleepers)
+{
+    hand_over(gpu, NOBODY);
+    if (hold(gpu, monotonic_ns() + REST_NS, EVENT_CHANGE | (sleepers ? EVENT_WAKER : 0)) == EVENT_WAKER)
+        serve_wakers(gpu);
 }
 
 static void *schedule(void *argument)
 {
     struct gpu_state *gpu = argument;
-    struct share shares[SCHED_MAX_SHARES];
-    struct turn turns[SCHED_MAX_SHARES];
+    struct share shares[POLICY_SHARES_MAX];
+    struct turn turns[POLICY_SHARES_MAX];
+    int count, sleepers;
 
-    while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
+    while (!is_stopping()) {
         put_all_on(gpu);
-        int count = sched_plan(shares, collect(gpu->index, shares), SCHED_PERIOD_NS, turns);
-        if (count && !alone_and_unlimited(turns, count)) {
-            run_period(gpu, turns, count);
-            continue;
-        }
-        if (count)
-            run_alone(gpu, turns[0].slot);
+        count = policy_plan(shares, collect(gpu, shares, &sleepers), POLICY_PERIOD_NS, turns);
+        if (count == 1 && turns[0].ns >= POLICY_PERIOD_NS)
+            run_alone(gpu, turns[0].slot, sleepers);
+        else if (count)
+            run_period(gpu, shares, turns, count);
         else
-            hand_over(gpu, NOBODY, 0);
-        sleep_until(gpu, monotonic_ns() + (count ? SCHED_PERIOD_NS * 10 : 3600000000000ull));
-        pause_briefly(CALM_NS);
+            run_none(gpu, sleepers);
     }
-    for (int count = collect(gpu->index, shares); count-- > 0;)
-        switch_channels(gpu, shares[count].slot, OWN, true);
+    for (int slot = 0; slot < LEDGER_TENANTS; slot++)
+        if (gpu->standings[slot].known)
+            switch_channels(gpu, slot, OWN, true);
+    work_close(gpu->work);
     free(gpu);
     return NULL;
 }
@@ -324,6 +470,8 @@ void sched_start(void)
             die("out of memory");
         gpu->index = i;
         gpu->current = NOBODY;
+        gpu->look_again = NEVER;
+        gpu->work = work_open(i);
         errno = pthread_create(&threads[i], NULL, schedule, gpu);
         if (errno)
             die_with_error("pthread_create");

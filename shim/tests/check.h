@@ -16,7 +16,8 @@ extern int failures;
 
 void test_judge(void);
 void test_perform(void);
-void test_plan(void);
+void test_policy(void);
 void test_ptx(void);
+void test_work(void);
 
 #endif

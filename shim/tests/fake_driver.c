@@ -26,8 +26,51 @@ static void fake_alloc(struct nvos64 *call)
         memory->size = (memory->size + fake.round_to - 1) / fake.round_to * fake.round_to;
 }
 
+struct fake_channel *fake_channel(uint32_t handle)
+{
+    struct fake_channel *channel = fake.channels;
+
+    while (channel->handle && channel->handle != handle)
+        channel++;
+    channel->handle = handle;
+    return channel;
+}
+
+static bool fake_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
+                           struct ring *ring)
+{
+    struct fake_channel *fakes = fake_channel(channel->handle);
+
+    (void)index, (void)fd, (void)place;
+    if (fake.no_rings)
+        return false;
+    *ring = (struct ring){.get = &fakes->get, .put = &fakes->put};
+    fake.rings_open++;
+    return true;
+}
+
+static void fake_close_ring(int index, struct ring *ring)
+{
+    (void)index;
+    *ring = (struct ring){0};
+    fake.rings_open--;
+}
+
+static void answer_idle(struct nvos54 *call)
+{
+    const struct nv0000_idle_channels *question = (void *)(uintptr_t)call->params;
+    const struct fake_channel *channel = fake_channel(question->channel);
+
+    fake.questions++;
+    call->status = channel->done == channel->put ? NV_OK : NV_ERR_TIMEOUT;
+}
+
 static void fake_control(struct nvos54 *call)
 {
+    if (call->command == NV0000_CTRL_CMD_IDLE_CHANNELS) {
+        answer_idle(call);
+        return;
+    }
     const struct param_pointers *pointers = params_pointers(call->command);
     unsigned char *params = (void *)(uintptr_t)call->params;
 
@@ -103,6 +146,8 @@ const struct backend fake_backend = {
     .perform = fake_perform,
     .client_lives = fake_client_lives,
     .set_channels = fake_set_channels,
+    .open_ring = fake_open_ring,
+    .close_ring = fake_close_ring,
 };
 
 void fake_open(void)

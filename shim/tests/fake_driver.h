@@ -8,19 +8,27 @@
 
 #include "perform.h"
 
+#define FAKE_CHANNELS 1024
+
 struct fake_driver {
     uint32_t status;     /* of every call */
     uint64_t round_to;   /* memory is rounded up to this; 0: not */
     unsigned char write; /* controls: first byte written into the parameters, and into what they point at */
     pid_t tenant;        /* whose memory the calls are in; 0: the test's own process */
-    int allocs, frees, controls, dups;
+    int allocs, frees, controls, dups, questions;
     uint64_t last_params, last_pointer;
+    int rings_open;
+    bool no_rings; /* none can be seen */
+    struct fake_channel {
+        uint32_t handle, get, put, done;
+    } channels[FAKE_CHANNELS];
 };
 extern struct fake_driver fake;
 extern const struct backend fake_backend;
 
 /* Judge and do one call of tenant `slot`, whose struct is at `args` there. Returns what the tenant gets. */
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args);
+struct fake_channel *fake_channel(uint32_t handle); /* made where there is none */
 void fake_open(void);
 void fake_close(void);
 

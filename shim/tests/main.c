@@ -10,8 +10,9 @@ int main(void)
 {
     test_judge();
     test_perform();
-    test_plan();
+    test_policy();
     test_ptx();
+    test_work();
     printf("%d failed\n", failures);
     return failures != 0;
 }

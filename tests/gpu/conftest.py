@@ -32,3 +32,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_cuda("tests/gpu/names.c", tmp_path_factory.mktemp("names"))
+
+
+@pytest.fixture(scope="session")
+def waits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_cuda("tests/gpu/waits.c", tmp_path_factory.mktemp("waits"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -32,6 +33,17 @@ def compile_ptx(source: bytes) -> bytes:
     text = b" " * size
     nvrtc.nvrtcGetPTX(program, text)
     return text
+
+
+def load_spin() -> object:
+    module = check(driver.cuModuleLoadData(compile_ptx(SPIN)))
+    return check(driver.cuModuleGetFunction(module, b"spin"))
+
+
+def run_spin(spin: object, milliseconds: int) -> None:
+    arguments = ((milliseconds * 1_000_000,), (ctypes.c_longlong,))
+    check(driver.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, 0, arguments, 0))
+    check(driver.cuCtxSynchronize())
 
 
 def main() -> None:
@@ -79,18 +91,16 @@ def main() -> None:
                 free, total = check_pair(driver.cuMemGetInfo())
                 answer(free=free, total=total, device_total=check(driver.cuDeviceTotalMem(device)))
             case "spin":  # how many 5 ms kernels are done in so many seconds
-                if spin is None:
-                    module = check(driver.cuModuleLoadData(compile_ptx(SPIN)))
-                    spin = check(driver.cuModuleGetFunction(module, b"spin"))
-                import ctypes
-
+                spin = spin or load_spin()
                 done, end = 0, time.monotonic() + command["seconds"]
                 while time.monotonic() < end:
-                    arguments = ((5_000_000,), (ctypes.c_longlong,))
-                    check(driver.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, 0, arguments, 0))
-                    check(driver.cuCtxSynchronize())
+                    run_spin(spin, 5)
                     done += 1
                 answer(done=done)
+            case "kernel":  # a single one
+                spin = spin or load_spin()
+                run_spin(spin, command["milliseconds"])
+                answer(error="CUDA_SUCCESS")
 
 
 def check_pair(answer: tuple) -> tuple[int, int]:
