@@ -75,6 +75,11 @@ struct nvos00 { /* NV_ESC_RM_FREE */
 };
 _Static_assert(sizeof(struct nvos00) == 16, "NVOS00 layout");
 
+struct nvos05 { /* NV_ESC_RM_ALLOC_OBJECT: only for what needs no parameters, a client for one */
+    uint32_t root, parent, object, class, status;
+};
+_Static_assert(sizeof(struct nvos05) == 20, "NVOS05 layout");
+
 struct nvos21 { /* NV_ESC_RM_ALLOC, the older and shorter form; told apart by the ioctl's size */
     uint32_t root, parent, object, class;
     uint64_t params;
@@ -143,6 +148,21 @@ struct nv2080_fifo_disable_channels {
     uint32_t channels[NV2080_FIFO_DISABLE_CHANNELS_MAX];
 };
 _Static_assert(sizeof(struct nv2080_fifo_disable_channels) == 536, "FIFO_DISABLE_CHANNELS layout");
+
+/* How much video memory do the clients have that these processes made? */
+#define NV2080_CTRL_CMD_GPU_GET_PID_INFO 0x2080018Eu
+#define NV2080_PID_INFO_MAX 200
+#define NV2080_PID_INFO_VIDEO_MEMORY_USAGE 0u
+struct nv2080_pid_info {
+    uint32_t pid, index, result, pad;
+    uint64_t memory_private, memory_shared_owned, memory_shared_duped, protected[3];
+    uint32_t compute_instance, gpu_instance;
+};
+_Static_assert(sizeof(struct nv2080_pid_info) == 72, "NV2080_CTRL_GPU_PID_INFO layout");
+struct nv2080_get_pid_info {
+    uint32_t count, pad;
+    struct nv2080_pid_info list[NV2080_PID_INFO_MAX];
+};
 
 #define NVA06C_CTRL_CMD_GPFIFO_SCHEDULE 0xA06C0101u /* on a channel group */
 #define NVA06F_CTRL_CMD_GPFIFO_SCHEDULE 0xA06F0103u /* on a channel */

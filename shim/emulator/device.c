@@ -128,6 +128,23 @@ uint64_t emu_free_bytes(struct emu_driver *driver)
     return used > driver->device->memory_total ? 0 : driver->device->memory_total - used;
 }
 
+uint64_t emu_process_bytes(struct emu_driver *driver, pid_t pid)
+{
+    struct emu_device *device = driver->device;
+    uint64_t bytes = 0;
+
+    if (lock(device) < 0)
+        return 0;
+    for (uint32_t i = 0; i < device->object_end; i++) {
+        const struct emu_client *client = device->objects[i].handle ? find_client(device, device->objects[i].client)
+                                                                    : NULL;
+        if (client && client->pid == pid)
+            bytes += device->objects[i].bytes;
+    }
+    unlock(device);
+    return bytes;
+}
+
 static uint32_t alloc_client(struct emu_driver *driver, int fd, pid_t pid, struct nvos64 *call)
 {
     reap_locked(driver);

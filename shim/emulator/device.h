@@ -77,6 +77,8 @@ bool emu_client_lives(struct emu_driver *driver, uint32_t client);
 
 struct emu_object *emu_find(struct emu_device *device, uint32_t client, uint32_t handle);
 uint64_t emu_free_bytes(struct emu_driver *driver);
+/* What the clients hold that a process made. */
+uint64_t emu_process_bytes(struct emu_driver *driver, pid_t pid);
 
 /* Sleep until the channel is on the GPU. */
 void emu_wait_enabled(struct emu_object *channel);

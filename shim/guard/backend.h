@@ -42,12 +42,14 @@ struct backend {
     /* Which of the guard's GPUs a device object made so is of; -1: none of them. */
     int (*gpu_of_device)(int fd, const struct nv0080_alloc_params *params);
     enum file_kind (*kind)(int fd);
-    /* Does the guard make clients itself? Else the kernel does, for a client is its maker's: see notify.c. */
+    /* Does the guard make clients itself? Else the kernel does, for a client is its maker's: see perform.c. */
     bool performs_roots;
     /* Do the tenant's ioctl on its own descriptor, with the guard's copy of the arguments. 0 or -errno. */
     int (*perform)(int fd, pid_t pid, unsigned long request, void *arg);
     /* Is any descriptor of the client's file still open? NULL: files.h tells. */
     bool (*client_lives)(uint32_t root);
+    /* By the driver's own account: memory on GPU `index` of what these processes made. False: it does not say. */
+    bool (*memory_of)(int index, const pid_t *pids, int count, uint64_t *bytes);
     /* After the tenant had a channel scheduled, leave it alone for so long: the kernel is still at it. */
     uint64_t settle_ns;
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */

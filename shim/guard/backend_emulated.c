@@ -66,6 +66,14 @@ static uint32_t emulated_set_channels(int index, const struct channel *channels,
     return rc < 0 ? NV_ERR_OPERATING_SYSTEM : call.status;
 }
 
+static bool emulated_memory_of(int index, const pid_t *pids, int count, uint64_t *bytes)
+{
+    *bytes = 0;
+    for (int i = 0; i < count; i++)
+        *bytes += emu_process_bytes(&drivers[index], pids[i]);
+    return true;
+}
+
 static bool emulated_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
                                struct ring *ring)
 {
@@ -88,11 +96,12 @@ const struct backend backend_emulated = {
     .open = emulated_open,
     .gpu_of_device = emulated_gpu_of_device,
     .kind = emulated_kind,
-    .performs_roots = true,
     .client_lives = emulated_client_lives,
+    .performs_roots = true,
     .perform = emulated_perform,
     .set_channels = emulated_set_channels,
     .open_ring = emulated_open_ring,
     .close_ring = emulated_close_ring,
+    .memory_of = emulated_memory_of,
     .settle_ns = 1000000,
 };

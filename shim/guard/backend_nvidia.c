@@ -229,6 +229,27 @@ static uint32_t nvidia_set_channels(int index, const struct channel *channels, i
     return rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_FIFO_DISABLE_CHANNELS, &params, sizeof params);
 }
 
+static bool nvidia_memory_of(int index, const pid_t *pids, int count, uint64_t *bytes)
+{
+    struct nv2080_get_pid_info question;
+
+    *bytes = 0;
+    for (int at = 0; at < count; at += NV2080_PID_INFO_MAX) {
+        question = (struct nv2080_get_pid_info){.count = count - at < NV2080_PID_INFO_MAX ? (uint32_t)(count - at)
+                                                                                          : NV2080_PID_INFO_MAX};
+        for (uint32_t i = 0; i < question.count; i++)
+            question.list[i] = (struct nv2080_pid_info){.pid = (uint32_t)pids[at + (int)i],
+                                                        .index = NV2080_PID_INFO_VIDEO_MEMORY_USAGE};
+        if (rm_control(index, gpus[index].subdevice, NV2080_CTRL_CMD_GPU_GET_PID_INFO, &question, sizeof question) !=
+            NV_OK)
+            return false;
+        for (uint32_t i = 0; i < question.count; i++)
+            if (question.list[i].result == NV_OK) /* else it has no client any more */
+                *bytes += question.list[i].memory_private + question.list[i].memory_shared_owned;
+    }
+    return true;
+}
+
 /* --- rings: the memory that a client's channels keep their pointers in, USERD, mapped once for all of them --- */
 
 #define USERD_BYTES_MAX (64u << 20)
@@ -366,6 +387,7 @@ const struct backend backend_nvidia = {
     .kind = nvidia_kind,
     .perform = nvidia_perform,
     .set_channels = nvidia_set_channels,
+    .memory_of = nvidia_memory_of,
     .open_ring = nvidia_open_ring,
     .close_ring = nvidia_close_ring,
     .settle_ns = 20000000,

@@ -14,7 +14,8 @@ struct holdings {
     pthread_mutex_t lock;          /* over both sets */
     struct files clients, exports; /* tags: clients' handles; export numbers */
     pthread_mutex_t root_locks[HOLDINGS_ROOT_LOCKS];
-    bool ended; /* the tenant is gone: written and read under ledger_lock() */
+    bool unsure; /* a client was made by the door that gives memory too: see perform_admit_root() */
+    bool ended;  /* the tenant is gone: written and read under ledger_lock() */
 };
 
 bool holdings_open(struct holdings *holdings);

@@ -138,6 +138,19 @@ static struct verdict judge_heap(struct call *call)
     }
 }
 
+/*
+ * The shim makes clients by this door, so that they are their process' own. The kernel reads the arguments again, and
+ * looks the descriptor up again: what a racing thread can make of it instead carries neither bytes nor channels, for
+ * those need parameters. Wrapped, the number itself would be read again.
+ */
+static struct verdict judge_object(struct call *call)
+{
+    if (call->wrapped || call->size != sizeof(struct nvos05) || !NV_CLASS_IS_ROOT(call->args.object.class) ||
+        IS_EXPORT_ROOT(call->args.object.object))
+        return say_errno(ENOTTY);
+    return decide(VERDICT_CONTINUE);
+}
+
 static struct verdict judge_refused(struct call *call)
 {
     (void)call;
@@ -154,8 +167,8 @@ static const struct {
     {NV_ESC_RM_ALLOC, sizeof(struct nvos64), offsetof(struct nvos64, root), judge_alloc},
     {NV_ESC_RM_DUP_OBJECT, sizeof(struct nvos55), offsetof(struct nvos55, client), judge_dup},
     {NV_ESC_RM_VID_HEAP_CONTROL, sizeof(struct nvos32), offsetof(struct nvos32, root), judge_heap},
-    /* objects unseen; any client's channels; memory that outlives every account */
-    {NV_ESC_RM_ALLOC_OBJECT, 0, 0, judge_refused},
+    {NV_ESC_RM_ALLOC_OBJECT, sizeof(struct nvos05), offsetof(struct nvos05, root), judge_object},
+    /* any client's channels; memory that outlives every account */
     {NV_ESC_RM_IDLE_CHANNELS, 0, 0, judge_refused},
     {NV_ESC_EXPORT_TO_DMABUF_FD, 0, 0, judge_refused},
 };

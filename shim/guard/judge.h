@@ -23,6 +23,7 @@ struct call {
     union {
         unsigned char bytes[CALL_ARGS_MAX];
         struct nvos00 free;
+        struct nvos05 object;
         struct nvos21 alloc_short;
         struct nvos64 alloc;
         struct nvos54 control;
@@ -38,10 +39,10 @@ struct call {
  * could be rewritten by another thread after it was judged. CONTINUE is left for what the file itself keeps harmless.
  */
 enum verdict_kind {
-    VERDICT_CONTINUE, /* the kernel does it: a client's making, and that alone */
+    VERDICT_CONTINUE, /* the kernel does it: a client's making, by a door that gives no memory */
     VERDICT_STATUS,   /* answered with the driver's own error word */
     VERDICT_ERRNO,    /* answered with errno */
-    VERDICT_ROOT,     /* a client is made */
+    VERDICT_ROOT,     /* a client is made, by the door that gives memory too */
     VERDICT_ALLOC,
     VERDICT_FREE,
     VERDICT_CONTROL,

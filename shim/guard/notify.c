@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -14,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "audit.h"
 #include "backend.h"
 #include "judge.h"
 #include "ledger.h"
@@ -53,8 +55,9 @@ struct crew {
     struct listener listeners[CREW_LISTENERS];
     int member_end, receivers;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
-    uint64_t swept_ns;          /* this and the next: the housekeeper's */
+    uint64_t swept_ns;          /* this and the next two: the housekeeper's */
     bool orphans;
+    struct audit audit;
     struct holdings holdings; /* with a lock of their own */
 };
 
@@ -212,10 +215,13 @@ static void trace(const struct call *call, const struct verdict *verdict)
 /* The kernel makes the client, for only it can make it the tenant's. */
 static struct verdict leave_to_kernel(struct job *job, const struct call *call)
 {
+    bool object = call->nr == NV_ESC_RM_ALLOC_OBJECT;
+
     if (perform_admit_root(job, call))
         return (struct verdict){.kind = VERDICT_CONTINUE};
-    return (struct verdict){
-        .kind = VERDICT_STATUS, .status = NV_ERR_INSUFFICIENT_RESOURCES, .status_offset = call->alloc_status_offset};
+    return (struct verdict){.kind = VERDICT_STATUS,
+                            .status = NV_ERR_INSUFFICIENT_RESOURCES,
+                            .status_offset = object ? offsetof(struct nvos05, status) : call->alloc_status_offset};
 }
 
 /* Answer the notification in job->inflight. */
@@ -250,7 +256,7 @@ static void handle(struct crew *crew, struct job *job, int listener)
     struct verdict verdict = crew->holdings.ended ? (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM}
                                                   : judge(&call);
     ledger_unlock();
-    if (verdict.kind == VERDICT_ROOT && !backend->performs_roots)
+    if (verdict.kind == VERDICT_CONTINUE || (verdict.kind == VERDICT_ROOT && !backend->performs_roots))
         verdict = leave_to_kernel(job, &call);
     if (notify_trace)
         trace(&call, &verdict);
@@ -479,6 +485,29 @@ static void end_crew(struct crew *crew)
     free(crew);
 }
 
+/* Under the crew's lock. */
+static void kill_members(struct crew *crew)
+{
+    for (int i = 0; i < crew->member_end; i++)
+        if (crew->members[i].pid)
+            syscall(SYS_pidfd_send_signal, crew->members[i].pidfd, SIGKILL, NULL, 0);
+}
+
+/* What the driver gave and nobody counted can't be taken back but with its holders. */
+static void check_account(struct crew *crew)
+{
+    uint64_t excess = audit_tenant(&crew->audit, crew->slot, __atomic_load_n(&crew->holdings.unsure, __ATOMIC_RELAXED),
+                                   monotonic_ns());
+
+    if (!excess)
+        return;
+    say("tenant %s has %llu MiB of GPU memory that it was not given: its processes are killed", tenants[crew->slot].id,
+        (unsigned long long)(excess >> 20));
+    pthread_mutex_lock(&crew->lock);
+    kill_members(crew);
+    pthread_mutex_unlock(&crew->lock);
+}
+
 static void *keep_house(void *argument)
 {
     struct crew *crew = argument;
@@ -487,7 +516,7 @@ static void *keep_house(void *argument)
     while (!has_ended(crew)) {
         struct epoll_event event;
         int count = epoll_wait(crew->epoll, &event, 1,
-                               (int)((crew->orphans || knocking ? SOON_NS : SWEEP_NS) / 1000000));
+                               (int)((crew->orphans || knocking || crew->audit.excess ? SOON_NS : SWEEP_NS) / 1000000));
         if (count < 0 && errno != EINTR)
             die_with_error("epoll_wait");
         int index = count > 0 ? (int)(uint32_t)event.data.u64 : 0;
@@ -504,6 +533,7 @@ static void *keep_house(void *argument)
         knocking = knock_at_the_gone(crew);
         if (monotonic_ns() - crew->swept_ns >= (crew->orphans ? SOON_NS : SWEEP_NS))
             sweep(crew);
+        check_account(crew);
     }
     pthread_mutex_lock(&crew->lock);
     for (int i = 0; i < CREW_LISTENERS; i++)
@@ -598,9 +628,7 @@ void notify_remove_tenant(int slot)
     crews[slot] = NULL;
     pthread_mutex_lock(&crew->lock);
     /* what it holds on the GPU would be nobody's, and be promised to another: it ends with its slice */
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid)
-            syscall(SYS_pidfd_send_signal, crew->members[i].pidfd, SIGKILL, NULL, 0);
+    kill_members(crew);
     ledger_lock();
     crew->holdings.ended = true;
     ledger_unlock();

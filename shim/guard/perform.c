@@ -203,6 +203,8 @@ static void watch_root(uint32_t root)
 
 static void remember_file(struct job *job, uint32_t root)
 {
+    if (backend->client_lives)
+        return;
     pthread_mutex_lock(&job->holdings->lock);
     int error = files_add(&job->holdings->clients, job->fd, root);
     if (error == EEXIST)
@@ -210,6 +212,15 @@ static void remember_file(struct job *job, uint32_t root)
     pthread_mutex_unlock(&job->holdings->lock);
     if (error)
         say("client 0x%08x: its file can't be watched: %s", root, strerror(error));
+}
+
+static void forget_file(struct job *job)
+{
+    if (backend->client_lives)
+        return;
+    pthread_mutex_lock(&job->holdings->lock);
+    files_remove(&job->holdings->clients, job->fd);
+    pthread_mutex_unlock(&job->holdings->lock);
 }
 
 static bool is_claimed(const struct call *call, uint32_t root)
@@ -221,10 +232,38 @@ static bool is_claimed(const struct call *call, uint32_t root)
     return claimed;
 }
 
+/*
+ * Does one of the tenant's clients, other than `but`, live on this file? Files are known by a client each, so that
+ * those of closed files are given back: a second would make the first look dead.
+ */
+static bool has_other_client(struct job *job, const struct call *call, uint32_t but)
+{
+    uint32_t roots[FILES_MAX];
+    int count = 0;
+
+    if (backend->client_lives) /* it tells by itself */
+        return false;
+    ledger_lock();
+    for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < FILES_MAX;
+         root = ledger_next_listed(root))
+        if (root->root != but && !IS_EXPORT_ROOT(root->root))
+            roots[count++] = root->root;
+    ledger_unlock();
+    for (int i = 0; i < count; i++) {
+        if (!is_on_file(job, call->pid, roots[i]))
+            continue;
+        remember_file(job, roots[i]); /* a killed predecessor's set is lost */
+        watch_root(roots[i]);
+        return true;
+    }
+    return false;
+}
+
 void perform_claim(struct job *job, const struct call *call)
 {
     uint32_t root = judge_client(call);
-    bool makes_root = call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class);
+    bool makes_root = (call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class)) ||
+                      call->nr == NV_ESC_RM_ALLOC_OBJECT;
 
     if (!root || makes_root || IS_EXPORT_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
         return;
@@ -233,42 +272,30 @@ void perform_claim(struct job *job, const struct call *call)
     ledger_unlock();
     if (owner >= 0 && owner != call->slot)
         return;
+    if (has_other_client(job, call, root)) /* made by winning a race: it can't be used */
+        return;
     /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
-    if (!backend->client_lives)
-        remember_file(job, root);
+    remember_file(job, root);
     if (claim(job, call, root))
         watch_root(root);
 }
 
 /*
- * A client has to be made by the kernel for the tenant: it is its maker's, for NVML and for all who ask. But while
- * the kernel reads the arguments, another thread may have made them an allocation of memory. That needs a client on
- * the same file: so a file gets a client only where none lives, and every other call on it is performed.
+ * A client has to be made by the kernel for the tenant: it is its maker's, for NVML, and the driver maps memory for
+ * its maker alone. The shim has it made by a door that gives no memory, whatever a racing thread makes of the call. A
+ * program without the shim comes by the common door: one that wins two races at once, for the arguments and for the
+ * descriptor, would have memory that nobody counted. audit.c finds that out.
  */
 bool perform_admit_root(struct job *job, const struct call *call)
 {
-    uint32_t roots[64];
-    int count = 0, error;
-    bool lives = false;
-
+    if (call->nr == NV_ESC_RM_ALLOC)
+        __atomic_store_n(&job->holdings->unsure, true, __ATOMIC_RELAXED);
+    if (backend->client_lives)
+        return true;
     pthread_mutex_lock(&job->holdings->lock);
-    error = files_add(&job->holdings->clients, job->fd, UNTAGGED);
+    int error = files_add(&job->holdings->clients, job->fd, UNTAGGED);
     pthread_mutex_unlock(&job->holdings->lock);
-    if (error)
-        return false;
-    /* a killed predecessor's set is lost: then the clients themselves are asked for */
-    ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < 64;
-         root = ledger_next_listed(root))
-        if (root->pid == call->pid)
-            roots[count++] = root->root;
-    ledger_unlock();
-    for (int i = 0; i < count && !lives; i++)
-        if ((lives = is_on_file(job, call->pid, roots[i]))) {
-            remember_file(job, roots[i]);
-            watch_root(roots[i]);
-        }
-    return !lives;
+    return error == 0 && !has_other_client(job, call, 0);
 }
 
 static int perform_root(struct job *job, const struct call *call)
@@ -449,11 +476,8 @@ static int perform_free(struct job *job, const struct call *call)
         mine.status = NV_OK;
     if (rc == 0 && mine.status == NV_OK) {
         forget(mine.root, mine.object);
-        if (root && !backend->client_lives) {
-            pthread_mutex_lock(&job->holdings->lock);
-            files_remove(&job->holdings->clients, job->fd);
-            pthread_mutex_unlock(&job->holdings->lock);
-        }
+        if (root)
+            forget_file(job);
     }
     unlock_roots(job->holdings, mine.root, mine.root);
     return rc < 0 ? -rc : answer_status(call, offsetof(struct nvos00, status), mine.status);

@@ -30,7 +30,7 @@ void perform_claim(struct job *job, const struct call *call);
 int perform(struct job *job, struct call *call, const struct verdict *verdict);
 /* Undo on the tenant's file what a killed predecessor was making there. */
 void perform_take_back(struct job *job);
-/* May the kernel make a client on this file now? At most one lives on each: see perform.c. */
+/* May a client be made on this file now? At most one lives on each: see perform.c. */
 bool perform_admit_root(struct job *job, const struct call *call);
 
 #endif

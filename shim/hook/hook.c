@@ -67,6 +67,8 @@ void *real_symbol(const char *library, const char *symbol)
     return found;
 }
 
+void *next_symbol(const char *symbol) { return real_dlsym()(RTLD_NEXT, symbol); }
+
 void *real(enum row_id row)
 {
     void *function = __atomic_load_n(&reals[row], __ATOMIC_ACQUIRE);

@@ -13,6 +13,7 @@
 /* hook.c: the driver's own function behind a row, or NULL when its library is not loaded. */
 void *real(enum row_id row);
 void *real_symbol(const char *library, const char *symbol);
+void *next_symbol(const char *symbol); /* of the libraries behind this one */
 
 /* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
 struct slice {

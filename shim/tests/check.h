@@ -14,6 +14,7 @@ extern int failures;
         }                                                                   \
     } while (0)
 
+void test_audit(void);
 void test_judge(void);
 void test_perform(void);
 void test_policy(void);

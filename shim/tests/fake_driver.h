@@ -17,6 +17,7 @@ struct fake_driver {
     pid_t tenant;        /* whose memory the calls are in; 0: the test's own process */
     int allocs, frees, controls, dups, questions;
     uint64_t last_params, last_pointer;
+    uint64_t witnessed; /* memory that the driver itself knows of */
     int rings_open;
     bool no_rings; /* none can be seen */
     struct fake_channel {

@@ -8,6 +8,7 @@ int failures;
 
 int main(void)
 {
+    test_audit();
     test_judge();
     test_perform();
     test_policy();

@@ -73,6 +73,26 @@ static void another_devices_ioctl_goes_on_only_with_a_size_that_the_driver_does_
     CHECK(!judge_is_harmless_elsewhere(NV_ESC_RM_ALLOC_OBJECT, 20));
 }
 
+static struct verdict judge_making(uint32_t class, uint32_t size, bool wrapped)
+{
+    struct call making = {.slot = ALICE, .pid = 100, .tid = 100, .file = FILE_CONTROL, .nr = NV_ESC_RM_ALLOC_OBJECT};
+
+    making.size = size;
+    making.wrapped = wrapped;
+    making.args.object = (struct nvos05){.class = class};
+    return judge(&making);
+}
+
+/* By the door without parameters the kernel makes clients, and nothing else is let through. */
+static void clients_alone_are_made_without_parameters(void)
+{
+    CHECK(judge_making(NV01_ROOT_CLIENT, sizeof(struct nvos05), false).kind == VERDICT_CONTINUE);
+    CHECK(judge_making(NV01_ROOT_CLIENT, sizeof(struct nvos05), true).kind == VERDICT_ERRNO);
+    CHECK(judge_making(NV01_ROOT_CLIENT, sizeof(struct nvos05) + 4, false).kind == VERDICT_ERRNO);
+    CHECK(judge_making(NV01_MEMORY_LOCAL_USER, sizeof(struct nvos05), false).kind == VERDICT_ERRNO);
+    CHECK(judge_making(NV20_SUBDEVICE_0, sizeof(struct nvos05), false).kind == VERDICT_ERRNO);
+}
+
 static void a_neighbours_client_is_out_of_reach(void)
 {
     struct nvos64 alloc = {.root = BOBS, .parent = BOBS, .object = 0x77, .class = NV01_MEMORY_LOCAL_USER};
@@ -263,6 +283,7 @@ void test_judge(void)
     a_client_stays_its_makers();
     an_object_is_not_its_own_parent();
     another_devices_ioctl_goes_on_only_with_a_size_that_the_driver_does_not_take();
+    clients_alone_are_made_without_parameters();
     a_neighbours_client_is_out_of_reach();
     nobody_switches_channels();
     nothing_but_events_is_asked_of_a_gpus_own_node();

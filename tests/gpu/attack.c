@@ -306,6 +306,70 @@ static void race_descriptor(double seconds)
     getchar();
 }
 
+/*
+ * The one call that the kernel makes itself, a client without parameters: its class turns into memory's and its
+ * descriptor into that of a file with a client while it goes on. What is made is used, if it can be.
+ */
+static struct nvos05 object_call;
+
+static void *swap_and_flip(void *argument)
+{
+    const struct driver *raced = argument;
+
+    while (!stop) {
+        dup2(swapped.other, swapped.number);
+        object_call.root = object_call.parent = 0;
+        __atomic_store_n(&object_call.class, NV01_ROOT_CLIENT, __ATOMIC_SEQ_CST);
+        for (volatile int i = 0; i < 200; i++)
+            ;
+        object_call.root = raced->root;
+        object_call.parent = raced->device;
+        __atomic_store_n(&object_call.class, NV01_MEMORY_LOCAL_USER, __ATOMIC_SEQ_CST);
+        dup2(swapped.driver, swapped.number);
+    }
+    return NULL;
+}
+
+static long use_client(const struct driver *driver, uint32_t root)
+{
+    struct nv0080_alloc_params params = {0};
+    struct nv_memory_allocation_params memory = memory_of(256 * MIB);
+    uint32_t device = 0x5000, object = 0x5001;
+
+    rm_alloc(driver->control, root, root, &device, NV01_DEVICE_0, &params);
+    return rm_alloc(driver->control, root, device, &object, NV01_MEMORY_LOCAL_USER, &memory) == NV_OK;
+}
+
+static void race_object(double seconds)
+{
+    struct driver driver = open_driver();
+    uint32_t handle = 0x3000;
+    long calls = 0, made = 0, used = 0;
+    pthread_t thread;
+
+    swapped.driver = driver.control;
+    swapped.other = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
+    swapped.number = dup(swapped.other);
+    pthread_create(&thread, NULL, swap_and_flip, &driver);
+    for (double end = now() + seconds; now() < end; calls++) {
+        object_call.object = calls & 1 ? handle++ : 0;
+        object_call.status = 0xFFFF;
+        int rc = ioctl(swapped.number, NV_REQUEST(NV_ESC_RM_ALLOC_OBJECT, struct nvos05), &object_call);
+        if (rc == 0 && object_call.status == NV_OK) {
+            made++;
+            used += use_client(&driver, object_call.object);
+        }
+        int fresh = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC); /* without a client again */
+        dup2(fresh, swapped.other);
+        close(fresh);
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    printf("{\"calls\": %ld, \"made\": %ld, \"used\": %ld}\n", calls, made, used);
+    fflush(stdout);
+    getchar();
+}
+
 /* --- other tenants' things --- */
 
 /* argv: seconds, then the neighbour's client and first channel: takes it off the GPU, if it may. */
@@ -483,6 +547,8 @@ int main(int argc, char **argv)
         race_client(first);
     else if (strcmp(mode, "race-descriptor") == 0)
         race_descriptor(first);
+    else if (strcmp(mode, "race-object") == 0)
+        race_object(first);
     else if (strcmp(mode, "switch") == 0)
         switch_neighbour(first, client, handle);
     else if (strcmp(mode, "dup") == 0)

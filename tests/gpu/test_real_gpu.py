@@ -74,6 +74,26 @@ print(json.dumps({"mib": len(blocks) * 32, "message": message}))
     gpu_node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
 
 
+def test_without_the_shim_the_quota_holds_and_cuda_works(gpu_node: Node) -> None:
+    tenant = gpu_node.tenant("4G", 50, "bare")
+    code = """
+import json, torch
+total, blocks = torch.ones(1000, device="cuda").sum().item(), []
+try:
+    while True: blocks.append(torch.empty(32 << 20, dtype=torch.uint8, device="cuda"))
+except torch.OutOfMemoryError: pass
+print(json.dumps({"mib": len(blocks) * 32, "total": torch.cuda.mem_get_info()[1], "sum": total}))
+"""
+    process = gpu_node.spawn(tenant, "env", "-u", "LD_PRELOAD", sys.executable, "-c", code)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    seen = json.loads(out.strip().splitlines()[-1])
+    assert 3300 <= seen["mib"] <= 3600, seen
+    assert seen["total"] > 4 * GIB  # it sees the card, and can't have it
+    assert seen["sum"] == 1000
+    gpu_node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
+
+
 def test_memory_is_attributed_to_its_process_and_agrees_with_nvml(gpu_node: Node) -> None:
     tenant = gpu_node.tenant("8G", 50, "attributed")
     process = gpu_node.spawn(tenant, sys.executable, "-c", HOLD % (2 * GIB), stdin=subprocess.PIPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,19 @@ def test_garbage_leaves_the_guard_and_the_neighbour_well(node: Node, start: Star
     assert node.guard_pid() == guard
     answer["process"].wait(5)
     wait_until(lambda: node.used("hostile") == 0, 1, "all is given back")
+
+
+def test_memory_that_the_ledger_does_not_know_ends_its_holders(node: Node, start: Start) -> None:
+    hostile, neighbour = node.tenant("1G", 50, "hostile"), node.tenant("1G", 50, "neighbour")
+    worker, other = Worker(node, neighbour), Worker(node, hostile)
+    worker.ask("alloc", bytes=256 * MIB)
+    process = start(hostile, "forge", 2048)["process"]
+    assert process.wait(10) == -signal.SIGKILL
+    assert other.process.wait(5) == -signal.SIGKILL  # the file may be anybody's of the tenant's
+    wait_until(lambda: node.used("hostile") == 0, 2, "nothing is held")
+    assert "memory that it was not given" in node.log.read_text()
+    assert worker.ask("info")["free"] == GIB - 256 * MIB - 64 * MIB
+    assert Worker(node, hostile).ask("alloc", bytes=64 * MIB) == {"error": "CUDA_SUCCESS"}
 
 
 def test_sixteen_processes_racing_never_pass_the_quota(node: Node) -> None:

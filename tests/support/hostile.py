@@ -1,6 +1,6 @@
 """A hostile tenant on the emulated GPU: bare driver calls, no CUDA. One JSON line when it is under way.
 
-hostile.py MODE [ARGUMENT]: stall | flood | keep MIB | garbage SECONDS
+hostile.py MODE [ARGUMENT]: stall | flood | keep MIB | forge MIB | garbage SECONDS
 """
 
 from __future__ import annotations
@@ -76,6 +76,20 @@ def stall() -> None:
     os._exit(0)
 
 
+def forge(mib: int) -> None:
+    """Memory that no call was made for: here by writing it into the emulated device."""
+    fd, root = open_client()
+    assert alloc(fd, root, 0x100, 0x200, MEMORY, memory(6 << 20))[0] == 0
+    device = mmap.mmap(fd, 0)
+    at = device.find(struct.pack("<IIIIQ", root, 0x100, 0x200, MEMORY, 6 << 20))
+    assert at > 0
+    struct.pack_into("<Q", device, at + 16, mib << 20)
+    (used,) = struct.unpack_from("<Q", device, 16)  # of the whole card
+    struct.pack_into("<Q", device, 16, used + ((mib - 6) << 20))
+    say(forged=mib)
+    sys.stdin.readline()
+
+
 def flood() -> None:
     """Calls that come to nothing, as fast as they go."""
     fd, root = open_client()
@@ -128,6 +142,8 @@ if __name__ == "__main__":
             stall()
         case ["flood"]:
             flood()
+        case ["forge", mib]:
+            forge(int(mib))
         case ["keep", mib]:
             keep(int(mib) << 20)
         case ["garbage", seconds]:
