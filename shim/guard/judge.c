@@ -63,7 +63,7 @@ static struct verdict judge_alloc(struct call *call)
     if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
     if (params_class_refused(alloc->class))
-        return say_status(NV_ERR_INVALID_CLASS, call->alloc_status_offset);
+        return say_status(NV_ERR_NOT_SUPPORTED, call->alloc_status_offset); /* what CUDA does without */
     bool channel = NV_CLASS_IS_CHANNEL(alloc->class);
     if ((channel || alloc->class == NV01_MEMORY_LOCAL_USER) && !on_own_gpu(call, alloc->root, alloc->parent))
         return say_status(NV_ERR_INVALID_OBJECT_PARENT, call->alloc_status_offset);

@@ -106,6 +106,7 @@ static const uint32_t refused_classes[] = {
     0x00B1, /* NV01_MEMORY_HW_RESOURCES */
     0x00C1, /* NV_FB_SEGMENT */
     0x00C2, /* NV01_MEMORY_LOCAL_PHYSICAL */
+    0x503C, /* NV50_THIRD_PARTY_P2P: GPUDirect RDMA, by which a network card holds memory that the tenant has freed */
     0x9010, /* NV9010_VBLANK_CALLBACK */
     0x90CD, /* NV_EVENT_BUFFER: maps its records into the caller */
 };
