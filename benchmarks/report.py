@@ -22,6 +22,7 @@ SECTIONS = {
     "latency.": "A short kernel beside a saturating neighbour",
     "overhead.": "Cost",
     "fault.": "Faults and changes",
+    "attack.": "Hostile tenants",
     "guard.": "Without a GPU: the guard itself",
 }
 NOTES = {

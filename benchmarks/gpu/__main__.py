@@ -1,6 +1,6 @@
 """Measure the guard on a real GPU, beside native, MPS and (HAMI_CORE_LIB=…/libvgpu.so) HAMi-core.
 
-python benchmarks/gpu [MEASURE[:PART,...] ...]: memory compute share latency overhead fault; all by default.
+python benchmarks/gpu [MEASURE[:PART,...] ...]: memory compute share latency overhead fault attack; all by default.
 A part is a workload, split, policy or path, as in compute:36us,graph.
 Writes benchmarks/results/<gpu>.json after each measure, so that a run that ends early leaves what it has.
 """
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pynvml
@@ -18,12 +19,24 @@ import pynvml
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT)]
 
-from measures import MEASURES, Bench  # noqa: E402
-from results import Machine, show, write  # noqa: E402
-from support.gpu import build_cuda  # noqa: E402
+from attacks import attack  # noqa: E402
+from faults import fault  # noqa: E402
+from measures import Bench, compute, latency, memory, overhead, share  # noqa: E402
+from results import Machine, Row, show, write  # noqa: E402
+from support.gpu import build_attack, build_cuda  # noqa: E402
 from systems import Slices, native  # noqa: E402
 
 from jupyter_vgpu.client import DaemonError  # noqa: E402
+
+MEASURES: dict[str, Callable[[Bench, list[str]], list[Row]]] = {
+    "memory": memory,
+    "compute": compute,
+    "share": share,
+    "latency": latency,
+    "overhead": overhead,
+    "fault": fault,
+    "attack": attack,
+}
 
 
 def _machine() -> tuple[str, Machine]:
@@ -43,12 +56,13 @@ def main() -> int:
     file, machine = _machine()
     with tempfile.TemporaryDirectory() as directory:
         load, fill = (str(build_cuda(f"benchmarks/gpu/{name}.c", Path(directory))) for name in ("load", "fill"))
+        attacker = str(build_attack(Path(directory)))
         slices = Slices()
         failed = []
         try:
             whole = native([load, "calibrate"]).answer()
             os.environ["LOAD_BLOCKS"] = str(whole["blocks"])  # the same work wherever it runs
-            bench = Bench(load, fill, slices, whole["steps_per_us"])
+            bench = Bench(load, fill, attacker, slices, whole["steps_per_us"])
             for name, _, parts in wanted:
                 print(f"--- {name}", flush=True)
                 try:

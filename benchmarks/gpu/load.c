@@ -8,6 +8,7 @@
  * load ping STEPS SECONDS PAUSE_MS     a short kernel now and then: {"p50_ms", "p99_ms", "max_ms", "count"}
  * load launch COUNT                    {"launch_ns"} of an empty kernel, enqueued
  * load alloc COUNT                     {"alloc_free_us"} of 1 MiB
+ * load grab COUNT                      allocations of 1 to 128 MiB, kept until one is refused: {"allocations", "refused"}
  * load context                         {"context_ms"} of making the first context
  *
  * LOAD_BLOCKS: blocks of a kernel, where the GPU is made to look smaller than it is (MPS shows a part of it).
@@ -261,6 +262,30 @@ static void allocations(int count)
     printf("{\"alloc_free_us\": %.3f}\n", (now() - began) / count * 1e6);
 }
 
+/* Allocations of all sizes, as many as asked, kept until one is refused. */
+static void grab(int count)
+{
+    static CUdeviceptr held[10000];
+    unsigned number = (unsigned)getpid();
+    int kept = 0, refused = 0;
+
+    wait_for_go();
+    for (int i = 0; i < count; i++) {
+        number = number * 1103515245u + 12345u;
+        CUresult result = cuMemAlloc(&held[kept], (size_t)1 << (20 + (number >> 16) % 8));
+        if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY)
+            CHECK(result);
+        kept += result == CUDA_SUCCESS;
+        refused += result != CUDA_SUCCESS;
+        if (result != CUDA_SUCCESS || kept == 10000)
+            for (int half = kept / 2; kept > half;)
+                CHECK(cuMemFree(held[--kept]));
+    }
+    while (kept)
+        CHECK(cuMemFree(held[--kept]));
+    printf("{\"allocations\": %d, \"refused\": %d}\n", count, refused);
+}
+
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
@@ -279,6 +304,8 @@ int main(int argc, char **argv)
         launches(atoi(argv[2]));
     else if (strcmp(mode, "alloc") == 0 && argc > 2)
         allocations(atoi(argv[2]));
+    else if (strcmp(mode, "grab") == 0 && argc > 2)
+        grab(atoi(argv[2]));
     else if (strcmp(mode, "context") == 0)
         printf("{\"context_ms\": %.3f}\n", opened);
     else

@@ -1,4 +1,4 @@
-"""What is measured on a real GPU. Each measure gives rows; compute is counted in kernels of known work."""
+"""Memory, shares, latency and cost on a real GPU. Compute is counted in kernels of known work."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Bench:
 
     load: str
     fill: str
+    attack: str
     slices: Slices
     steps_per_us: float
 
@@ -33,7 +34,7 @@ class Bench:
         return str(max(1, round(microseconds * self.steps_per_us)))
 
 
-def _rates(answer: dict[str, Any], skip: int = 0) -> list[float]:
+def rates_of(answer: dict[str, Any], skip: int = 0) -> list[float]:
     """Kernels per second of each half second."""
     return [kernels / seconds for seconds, kernels in answer["windows"]][skip:]
 
@@ -68,7 +69,7 @@ def _sum_of_rates(programs: list[Program], during: Callable[[], None]) -> list[f
     for program in programs:
         program.go()
     during()
-    answers = [_rates(program.answer()) for program in programs]
+    answers = [rates_of(program.answer()) for program in programs]
     return [sum(rates) for rates in zip(*answers, strict=False)]
 
 
@@ -157,13 +158,13 @@ def _together(programs: list[Program], seconds: float) -> list[list[float]]:
     answers = [program.answer(seconds + 60) for program in programs]
     first = min(answer["began"] for answer in answers)
     print("started within", max(answer["began"] for answer in answers) - first)
-    return [_rates(answer, 3) for answer in answers]
+    return [rates_of(answer, 3) for answer in answers]
 
 
 def _solo(bench: Bench, argv: list[str]) -> float:
     program = native(argv).ready()
     program.go()
-    return statistics.median(_rates(program.answer(), 1))
+    return statistics.median(rates_of(program.answer(), 1))
 
 
 def share(bench: Bench, only: list[str]) -> list[Row]:
@@ -262,10 +263,25 @@ def latency(bench: Bench, only: list[str]) -> list[Row]:
         time.sleep(1)
         pinging.go()
         seen = pinging.answer()
-        seen["neighbour"] = statistics.median(_rates(neighbour.answer(), 4)[:26])
+        seen["neighbour"] = statistics.median(rates_of(neighbour.answer(), 4)[:26])
         return seen
 
     plain = beside(native, native)
+
+    def under(start: Start) -> float | None:
+        try:
+            return float(beside(lambda argv: start(argv, 75), lambda argv: start(argv, 25))["p99_ms"])
+        except RuntimeError as error:
+            print(f"ping: {error}", file=sys.stderr)
+            return None
+
+    others = {"hami_core": under(HamiCore.start) if HamiCore.available else None, "mps": None}
+    if Mps.available:
+        daemon = Mps()
+        try:
+            others["mps"] = under(daemon.start)
+        finally:
+            daemon.stop()
     solo = _solo(bench, [*busy[:3], "4"])
     rows = []
     for policy in only or ("hard", "burst"):
@@ -285,6 +301,7 @@ def latency(bench: Bench, only: list[str]) -> list[Row]:
                 f"neighbour got {100 * seen['neighbour'] / solo:.1f} % of solo, natively "
                 f"{100 * plain['neighbour'] / solo:.1f} %",
                 native=plain["p99_ms"],
+                **others,
             )
         )
     return rows
@@ -400,65 +417,3 @@ def _ratio(workload: str, argv: list[str], tenant: Tenant) -> Row:
         f"native {statistics.median(rates):.1f} steps/s",
         native=1.0,
     )
-
-
-# --- faults ---
-
-
-def fault(bench: Bench, only: list[str]) -> list[Row]:
-    """The guard killed again and again under load; a quota changed while a program runs."""
-    kills = 20
-    argv = [bench.load, "run", bench.steps(1100), "14"]
-    node = bench.slices.node
-    with bench.slices.tenant(50, "8G") as tenant:
-        program = tenant.start(argv).ready()
-        program.go()
-        back = []
-        for _ in range(kills):
-            old = node.kill_guard()
-            began = time.monotonic()
-            while node.guard_pid() in (0, old):
-                time.sleep(0.002)
-            back.append(time.monotonic() - began)
-            time.sleep(0.3)
-        answer = program.answer()
-    rates = _rates(answer)
-    return [
-        Row(
-            "fault.guard_killed_back_ms",
-            1e3 * statistics.median(back),
-            "ms",
-            "lower",
-            f"until another guard answers, {kills} kill -9 under load, highest {1e3 * max(back):.0f}; "
-            f"the tenant's program went on: {rates[-1]:.0f} kernels/s in its last half second",
-        ),
-        _resize(bench),
-    ]
-
-
-def _resize(bench: Bench) -> Row:
-    """From the request to the first 50 ms whose rate is the new one's, by kernels of 1.1 ms."""
-    argv = [bench.load, "run", bench.steps(1100), "8"]
-    with bench.slices.tenant(75, "8G") as tenant:
-        program = tenant.start(argv).ready()
-        program.go()
-        time.sleep(3.02)
-        tenant.resize(cores=25)
-        rates = _rates(program.answer())
-    # in the half second of the change: how long the old rate went on
-    old, new = statistics.median(rates[1:5]), statistics.median(rates[8:14])
-    mixed = rates[6]
-    late = max(0.0, (mixed - new) / (old - new)) * 500 - 20 if old > new else 0.0
-    return Row(
-        "fault.resize_ms", max(0.0, late), "ms", "lower", "from the request until the new share holds, 75 to 25 %"
-    )
-
-
-MEASURES: dict[str, Callable[[Bench, list[str]], list[Row]]] = {
-    "memory": memory,
-    "compute": compute,
-    "share": share,
-    "latency": latency,
-    "overhead": overhead,
-    "fault": fault,
-}

@@ -19,6 +19,28 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
+/* The channel takes the next piece of work out of its ring. */
+static void fetch(struct context *context)
+{
+    pthread_mutex_lock(&context->lock);
+    context->fetched++;
+    __atomic_store_n(&context->channel_object->get, context->fetched % EMU_RING, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&context->changed);
+    pthread_mutex_unlock(&context->lock);
+}
+
+/* Under the context's lock; waits while the ring is full. */
+static void hand_in(struct context *context)
+{
+    struct emu_object *channel = context->channel_object;
+
+    while (context->submitted - context->fetched >= EMU_RING - 1 && context->sticky == CUDA_SUCCESS)
+        pthread_cond_wait(&context->changed, &context->lock);
+    context->submitted++;
+    __atomic_add_fetch(&channel->unfinished, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&channel->put, context->submitted % EMU_RING, __ATOMIC_RELEASE);
+}
+
 static void *worker(void *argument)
 {
     struct context *context = argument;
@@ -38,9 +60,9 @@ static void *worker(void *argument)
         struct emu_object *channel = context->channel_object;
         if (!broken)
             emu_wait_enabled(channel);
-        __atomic_add_fetch(&channel->get, 1, __ATOMIC_RELEASE);
+        fetch(context);
         CUresult rc = broken ? CUDA_SUCCESS : task->run(context, task->argument);
-        __atomic_add_fetch(&channel->done, 1, __ATOMIC_RELEASE);
+        __atomic_sub_fetch(&channel->unfinished, 1, __ATOMIC_RELEASE);
         pthread_mutex_lock(&context->lock);
         if (rc != CUDA_SUCCESS && context->sticky == CUDA_SUCCESS)
             context->sticky = rc;
@@ -79,7 +101,8 @@ CUresult submit(struct context *context, struct stream *stream, work run, const 
     pthread_mutex_lock(&context->lock);
     CUresult rc = context->sticky;
     if (rc == CUDA_SUCCESS) {
-        task->ticket = ++context->submitted;
+        hand_in(context);
+        task->ticket = context->submitted;
         if (context->tail)
             context->tail->next = task;
         else
@@ -89,7 +112,6 @@ CUresult submit(struct context *context, struct stream *stream, work run, const 
             stream->last = task->ticket;
         if (ticket)
             *ticket = task->ticket;
-        __atomic_add_fetch(&context->channel_object->put, 1, __ATOMIC_RELEASE);
         pthread_cond_broadcast(&context->changed);
     }
     pthread_mutex_unlock(&context->lock);

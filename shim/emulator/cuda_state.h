@@ -35,8 +35,8 @@ struct context {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct task *head, *tail;
-    uint64_t submitted, finished; /* tasks run in order, so a ticket is done when finished >= ticket */
-    CUresult sticky;              /* a fault ends the context, as on the real device */
+    uint64_t submitted, fetched, finished; /* tasks run in order, so a ticket is done when finished >= ticket */
+    CUresult sticky;                       /* a fault ends the context, as on the real device */
     bool closing;
 };
 

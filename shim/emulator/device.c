@@ -256,7 +256,7 @@ static uint32_t check_idle(struct emu_device *device, const struct nv0000_idle_c
         const struct emu_object *channel = emu_find(device, clients[i], channels[i]);
         if (!channel)
             return NV_ERR_OBJECT_NOT_FOUND;
-        if (__atomic_load_n(&channel->done, __ATOMIC_ACQUIRE) != __atomic_load_n(&channel->put, __ATOMIC_ACQUIRE))
+        if (__atomic_load_n(&channel->unfinished, __ATOMIC_ACQUIRE))
             return NV_ERR_TIMEOUT;
     }
     return NV_OK;

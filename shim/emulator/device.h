@@ -16,6 +16,7 @@
 #define EMU_VERSION 2u
 #define EMU_CLIENTS 1024
 #define EMU_OBJECTS 65536
+#define EMU_RING 1024 /* pieces of work that a channel takes before it is fetched from, one less */
 #define EMU_UUID_LENGTH 48
 #define EMU_NAME_LENGTH 64
 #define EMU_MAX_DEVICES 64
@@ -38,7 +39,8 @@ struct emu_object {
     uint64_t bytes;
     uint32_t disabled; /* channels: a futex word, how often taken off the GPU and not put back */
     uint32_t timeslice_us;
-    uint32_t put, get, done; /* channels: pieces of work handed in, fetched while it was on, and finished */
+    uint32_t put, get;   /* channels: how far the ring was filled, and fetched while it was on; modulo EMU_RING */
+    uint32_t unfinished; /* pieces of work */
 };
 
 struct emu_device {

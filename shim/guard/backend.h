@@ -54,12 +54,10 @@ struct backend {
     uint64_t settle_ns;
     /* Take channels off GPU `index`, or put them back. 0, or the driver's status. */
     uint32_t (*set_channels)(int index, const struct channel *channels, int count, bool on);
-    /*
-     * See the ring of a channel on GPU `index`; `fd` is its client's own file. False: it can't be seen. For the
-     * scheduler's thread of that GPU alone, as close_ring is.
-     */
-    bool (*open_ring)(int index, int fd, const struct channel *channel, const struct ring_place *place,
-                      struct ring *ring);
+    /* The client lets the guard see its memory `userd`; `fd` is the client's own file. */
+    bool (*share_ring)(int index, int fd, const struct channel *channel, uint32_t userd);
+    /* See the ring of a channel on GPU `index`, in memory that was shared. For its scheduler's thread alone. */
+    bool (*open_ring)(int index, const struct channel *channel, const struct ring_place *place, struct ring *ring);
     void (*close_ring)(int index, struct ring *ring);
 };
 

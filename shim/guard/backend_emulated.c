@@ -74,12 +74,18 @@ static bool emulated_memory_of(int index, const pid_t *pids, int count, uint64_t
     return true;
 }
 
-static bool emulated_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
+static bool emulated_share_ring(int index, int fd, const struct channel *channel, uint32_t userd)
+{
+    (void)index, (void)fd, (void)channel, (void)userd; /* it is in the device itself */
+    return true;
+}
+
+static bool emulated_open_ring(int index, const struct channel *channel, const struct ring_place *place,
                                struct ring *ring)
 {
     const struct emu_object *object = emu_find(drivers[index].device, channel->root, channel->handle);
 
-    (void)fd, (void)place; /* it is in the device itself */
+    (void)place;
     if (object)
         *ring = (struct ring){.get = &object->get, .put = &object->put};
     return object != NULL;
@@ -100,6 +106,7 @@ const struct backend backend_emulated = {
     .performs_roots = true,
     .perform = emulated_perform,
     .set_channels = emulated_set_channels,
+    .share_ring = emulated_share_ring,
     .open_ring = emulated_open_ring,
     .close_ring = emulated_close_ring,
     .memory_of = emulated_memory_of,

@@ -262,22 +262,27 @@ struct mapping {
     int users;
 };
 
-/* The client lets the guard's client have a name of its memory; by default only the same user's clients may. */
-static bool take_name(int index, int fd, const struct mapping *mapping)
+/* By default only clients of the same user may have names of each other's memory. */
+static bool nvidia_share_ring(int index, int fd, const struct channel *channel, uint32_t userd)
 {
-    struct nvos57 share = {.client = mapping->root,
-                           .object = mapping->memory,
+    struct nvos57 share = {.client = channel->root,
+                           .object = userd,
                            .target = gpus[index].client,
                            .access = RS_ACCESS_DUP_OBJECT_MASK,
                            .type = RS_SHARE_TYPE_CLIENT};
+
+    return userd && ask(fd, NV_REQUEST(NV_ESC_RM_SHARE, struct nvos57), &share, &share.status);
+}
+
+static bool take_name(int index, const struct mapping *mapping)
+{
     struct nvos55 dup = {.client = gpus[index].client,
                          .parent = gpus[index].device,
                          .object = mapping->handle,
                          .client_source = mapping->root,
                          .object_source = mapping->memory};
 
-    return ask(fd, NV_REQUEST(NV_ESC_RM_SHARE, struct nvos57), &share, &share.status) &&
-           ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &dup, &dup.status);
+    return ask(gpus[index].fd, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &dup, &dup.status);
 }
 
 static void drop_name(int index, const struct mapping *mapping)
@@ -317,7 +322,7 @@ static struct mapping *find_mapping(int index, uint32_t root, uint32_t memory)
     return mapping;
 }
 
-static struct mapping *make_mapping(int index, int fd, uint32_t root, uint32_t memory, uint64_t size)
+static struct mapping *make_mapping(int index, uint32_t root, uint32_t memory, uint64_t size)
 {
     static uint32_t last = 0x5C010000; /* above the guard's own, and each once */
     struct mapping *mapping = calloc(1, sizeof *mapping);
@@ -329,7 +334,7 @@ static struct mapping *make_mapping(int index, int fd, uint32_t root, uint32_t m
                                 .memory = memory,
                                 .handle = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED),
                                 .size = size};
-    bool named = take_name(index, fd, mapping);
+    bool named = take_name(index, mapping);
     if (named && map_name(index, mapping)) {
         gpus[index].mappings = mapping;
         return mapping;
@@ -352,7 +357,7 @@ static void drop_mapping(int index, struct mapping *mapping)
     free(mapping);
 }
 
-static bool nvidia_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
+static bool nvidia_open_ring(int index, const struct channel *channel, const struct ring_place *place,
                              struct ring *ring)
 {
     if (!place->memory || place->size > USERD_BYTES_MAX || place->offset > place->size ||
@@ -360,7 +365,7 @@ static bool nvidia_open_ring(int index, int fd, const struct channel *channel, c
         return false;
     struct mapping *mapping = find_mapping(index, channel->root, place->memory);
     if (!mapping)
-        mapping = make_mapping(index, fd, channel->root, place->memory, place->size);
+        mapping = make_mapping(index, channel->root, place->memory, place->size);
     if (!mapping || mapping->size < place->size)
         return false;
     mapping->users++;
@@ -388,7 +393,8 @@ const struct backend backend_nvidia = {
     .perform = nvidia_perform,
     .set_channels = nvidia_set_channels,
     .memory_of = nvidia_memory_of,
+    .share_ring = nvidia_share_ring,
     .open_ring = nvidia_open_ring,
     .close_ring = nvidia_close_ring,
-    .settle_ns = 20000000,
+    .settle_ns = 1000000,
 };

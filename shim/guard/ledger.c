@@ -528,12 +528,9 @@ void ledger_free(uint32_t root, uint32_t handle)
 
 void ledger_note_ring(struct ledger_object *channel, uint32_t userd, uint64_t offset, int file)
 {
-    struct ledger_object *root = ledger_find(channel->root, channel->root);
-
     channel->userd = userd;
     channel->userd_offset = offset;
-    if (root)
-        root->file = file;
+    channel->file = file;
 }
 
 uint32_t ledger_device_of(const struct ledger_object *object)
@@ -546,17 +543,24 @@ uint32_t ledger_device_of(const struct ledger_object *object)
     return 0;
 }
 
-void ledger_note_scheduled(uint32_t root, uint32_t handle)
+static bool note_scheduled(struct ledger_object *object, uint64_t now)
+{
+    if (!NV_CLASS_IS_CHANNEL(object->class) || object->scheduled_ns)
+        return false;
+    object->scheduled_ns = now;
+    tenants[object->tenant].channel_changes++;
+    return true;
+}
+
+bool ledger_note_scheduled(uint32_t root, uint32_t handle)
 {
     struct ledger_object *object = ledger_find(root, handle);
     uint64_t now = monotonic_ns();
 
     if (!object)
-        return;
-    tenants[object->tenant].channel_changes++;
-    if (NV_CLASS_IS_CHANNEL(object->class) && !object->scheduled_ns)
-        object->scheduled_ns = now;
+        return false;
+    bool any = note_scheduled(object, now);
     for (uint32_t link = links[position(object)].first_child; link; link = links[link - 1].next)
-        if (NV_CLASS_IS_CHANNEL(at(link)->class) && !at(link)->scheduled_ns)
-            at(link)->scheduled_ns = now;
+        any |= note_scheduled(at(link), now);
+    return any;
 }

@@ -37,7 +37,7 @@ struct ledger_object {
     uint32_t next_twin;    /* names of one piece of memory form a ring of positions; alone: its own */
     uint64_t userd_offset; /* channels: where in the memory `userd` the host keeps the ring's pointers */
     uint32_t userd;        /* channels: 0: the driver's own, out of reach */
-    int32_t file;          /* roots: the descriptor of its maker's that it was last used by */
+    int32_t file;          /* channels: the client's file, as `pid` called it when it made the channel */
 };
 
 /* UNSURE while the driver is being asked: a guard killed in between leaves it to its successor. */
@@ -112,12 +112,12 @@ void ledger_cancel(struct ledger_object *object);
 /* `object` is another name of the memory that `of` names: counted once, until the last name is gone. */
 void ledger_join_twins(struct ledger_object *object, struct ledger_object *of);
 void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */
-/* Where a channel's ring is, and by which of the process' descriptors its client is used. */
+/* Where a channel's ring is, and which of the process' descriptors its client's file is. */
 void ledger_note_ring(struct ledger_object *channel, uint32_t userd, uint64_t offset, int file);
 /* The device that an object lies on, as its client calls it; 0: on none. */
 uint32_t ledger_device_of(const struct ledger_object *object);
-/* The tenant asks the driver to start running a channel, or a group's channels. */
-void ledger_note_scheduled(uint32_t root, uint32_t handle);
+/* The driver runs a channel, or a group's channels, from now on. True: some of them are new. */
+bool ledger_note_scheduled(uint32_t root, uint32_t handle);
 void ledger_set_tier(int slot, uint32_t tier);
 void ledger_note_on(int slot, bool on, uint64_t on_ns); /* the scheduler's account of channel time */
 

@@ -22,9 +22,9 @@
 #include "perform.h"
 #include "reach.h"
 #include "sched.h"
+#include "thread.h"
 #include "util.h"
 
-#define THREAD_STACK (1u << 18)
 #define SWEEP_NS 1000000000ull        /* files are looked at so often unasked */
 #define SOON_NS 50000000ull           /* while clients outlive their makers */
 #ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
@@ -412,19 +412,6 @@ static void *receive_calls(void *argument)
     return NULL;
 }
 
-static bool start_thread(void *(*run)(void *), void *argument)
-{
-    pthread_attr_t attributes;
-    pthread_t thread;
-
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, THREAD_STACK);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    int error = pthread_create(&thread, &attributes, run, argument);
-    pthread_attr_destroy(&attributes);
-    return error == 0;
-}
-
 static void start_receiver(struct crew *crew, int index, bool first)
 {
     struct listener *listener = &crew->listeners[index];
@@ -437,7 +424,7 @@ static void start_receiver(struct crew *crew, int index, bool first)
         place++;
     *receiver = (struct receiver){crew, index, place, take_entry(crew), first};
     listener->threads[place] = -1; /* taken */
-    if (start_thread(receive_calls, receiver)) {
+    if (start_detached(receive_calls, receiver)) {
         listener->receivers++;
         crew->receivers++;
         return;
@@ -579,7 +566,7 @@ bool notify_set_tenant(int slot)
             add_member(crew, root->pid);
     ledger_unlock();
     pthread_mutex_unlock(&crew->lock);
-    if (!start_thread(keep_house, crew))
+    if (!start_detached(keep_house, crew))
         die_with_error("pthread_create");
     return true;
 }

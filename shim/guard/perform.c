@@ -70,8 +70,14 @@ static bool undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uin
 static void forget(uint32_t root, uint32_t handle)
 {
     ledger_lock();
+    const struct ledger_object *object = ledger_find(root, handle);
+    int slot = object ? (int)object->tenant : -1;
+    uint32_t channels = object ? tenants[slot].channels : 0;
     ledger_free(root, handle);
+    bool fewer = object && tenants[slot].channels != channels;
     ledger_unlock();
+    if (fewer)
+        sched_wake();
 }
 
 void perform_take_back(struct job *job)
@@ -701,9 +707,10 @@ static void note_scheduled(const struct nvos54 *control)
     if (control->command != NVA06C_CTRL_CMD_GPFIFO_SCHEDULE && control->command != NVA06F_CTRL_CMD_GPFIFO_SCHEDULE)
         return;
     ledger_lock();
-    ledger_note_scheduled(control->client, control->object);
+    bool any = ledger_note_scheduled(control->client, control->object);
     ledger_unlock();
-    sched_wake();
+    if (any)
+        sched_wake();
 }
 
 static int perform_control(struct job *job, const struct call *call)

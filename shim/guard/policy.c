@@ -4,27 +4,30 @@
 
 #define CARRY_NS 5000000ll           /* a tenant can be short of so much; more it did not want */
 #define VISIT_LEAST_NS 1000000ull    /* less is not worth switching for */
-#define VISIT_COST_NS 500000ull      /* what switching takes from the others, measured */
 #define PATIENCE_LEAST_NS 1000000ull /* about what leaving and coming back costs */
 #define PATIENCE_MOST_NS 16000000ull
 
-int policy_plan(const struct share *shares, int count, uint64_t period_ns, struct turn *turns)
+uint64_t policy_share_ns(uint32_t millipercent, uint64_t promised, uint64_t period_ns)
 {
-    uint64_t asked = 0, left;
+    return period_ns * millipercent / (promised > POLICY_FULL ? promised : POLICY_FULL);
+}
+
+void policy_plan(const struct share *shares, int count, uint64_t period_ns, uint64_t visited_ns, struct turn *turns)
+{
+    uint64_t asked = 0, given = visited_ns;
     int burst = 0;
 
     for (int i = 0; i < count; i++) {
         asked += shares[i].millipercent;
         burst += shares[i].policy == VGPU_POLICY_BURST;
     }
-    uint64_t whole = asked > POLICY_FULL ? asked : POLICY_FULL; /* over 100 percent in all: in proportion */
-    left = asked < POLICY_FULL ? (POLICY_FULL - asked) * period_ns / POLICY_FULL : 0;
-    for (int i = 0; i < count; i++) {
-        turns[i] = (struct turn){shares[i].slot, period_ns * shares[i].millipercent / whole};
-        if (shares[i].policy == VGPU_POLICY_BURST)
-            turns[i].ns += left / (uint64_t)burst;
+    for (int i = 0; i < count; i++) { /* over 100 percent in all: in proportion */
+        turns[i] = (struct turn){shares[i].slot, policy_share_ns(shares[i].millipercent, asked, period_ns)};
+        given += turns[i].ns;
     }
-    return count;
+    for (int i = 0; i < count && given < period_ns; i++)
+        if (shares[i].policy == VGPU_POLICY_BURST)
+            turns[i].ns += (period_ns - given) / (uint64_t)burst;
 }
 
 static int64_t carried(int64_t left)
@@ -36,9 +39,19 @@ static int64_t carried(int64_t left)
 
 void policy_give_turn(struct allowance *allowance, uint64_t now, uint64_t turn_ns)
 {
-    allowance->left = carried(allowance->left) + (int64_t)turn_ns;
+    uint64_t since = now - allowance->given_ns;
+
+    if (since >= POLICY_PERIOD_NS * 9 / 10) { /* periods are not exact */
+        allowance->left = carried(allowance->left) + (int64_t)turn_ns;
+    } else {
+        allowance->left += (int64_t)(turn_ns * since / POLICY_PERIOD_NS);
+        if (allowance->left > (int64_t)turn_ns)
+            allowance->left = (int64_t)turn_ns;
+    }
     allowance->given_ns = now;
 }
+
+void policy_give_more(struct allowance *allowance, uint64_t ns) { allowance->left += (int64_t)ns; }
 
 uint64_t policy_give_visit(struct allowance *allowance, uint64_t now, uint64_t share_ns)
 {
@@ -51,7 +64,7 @@ uint64_t policy_give_visit(struct allowance *allowance, uint64_t now, uint64_t s
 
 void policy_take(struct allowance *allowance, uint64_t ns) { allowance->left -= (int64_t)ns; }
 
-void policy_charge_visit(struct allowance *allowance) { policy_take(allowance, VISIT_COST_NS); }
+void policy_forget(struct patience *patience) { *patience = (struct patience){0}; }
 
 void policy_stir(struct patience *patience, uint64_t now)
 {
@@ -59,6 +72,10 @@ void policy_stir(struct patience *patience, uint64_t now)
     if (!patience->needed_ns)
         patience->needed_ns = PATIENCE_LEAST_NS;
 }
+
+void policy_leave(struct patience *patience, uint64_t now) { patience->quiet_ns = now - patience->quiet_since; }
+
+void policy_come_back(struct patience *patience, uint64_t now) { policy_stir(patience, now - patience->quiet_ns); }
 
 bool policy_is_quiet(const struct patience *patience, uint64_t now)
 {
@@ -70,5 +87,3 @@ void policy_was_busy(struct patience *patience, uint64_t now)
     patience->quiet_since = now;
     patience->needed_ns = patience->needed_ns < PATIENCE_MOST_NS / 2 ? 2 * patience->needed_ns : PATIENCE_MOST_NS;
 }
-
-void policy_was_idle(struct patience *patience) { patience->needed_ns = PATIENCE_LEAST_NS; }

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "sched.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
@@ -18,7 +19,9 @@
 #define CALM_NS 1000000ull      /* at most so often are changes looked at */
 #define LOOK_NS 500000ull       /* so often is looked for work while somebody is on the GPU */
 #define LOOK_IDLE_NS 1000000ull /* and while nobody is */
-#define LOOK_COST 15u           /* looking takes at most one part in so many of the thread's time */
+#define LOOK_SOON_NS 150000ull  /* and while the driver is asked */
+#define LOOK_COST 15u           /* looking takes at most one part in so many of the thread's time, */
+#define LOOK_LATE_NS 5000000ull /* unless nobody had been looked at for so long */
 #define REST_NS 1000000000ull   /* nothing to wait for: look all the same */
 #define NEVER UINT64_MAX
 
@@ -46,8 +49,11 @@ struct gpu_state {
     uint64_t since, counted; /* since when; until when its time is on its page */
     uint64_t seen;           /* of `changes` */
     uint64_t look_again;     /* at channels that are too new to be switched yet */
-    uint64_t looking_ns;     /* what the last look for work took */
+    uint64_t next_look;      /* for work */
+    uint64_t visited_ns;     /* what visits took of this period */
+    uint64_t promised;       /* millipercent, to all who have channels, asleep or not */
     int slots_end;           /* no tenant is beyond */
+    int served;              /* the one who visited last */
     struct work *work;
     struct standing standings[LEDGER_TENANTS];
     struct channel channels[MAX_CHANNELS];
@@ -152,12 +158,20 @@ static void put_all_on(struct gpu_state *gpu)
 /* Its time on the GPU until now goes on the tenant's page. */
 static void count_time(struct gpu_state *gpu, uint64_t now, bool on)
 {
-    if (gpu->current == NOBODY)
-        return;
-    ledger_lock();
-    ledger_note_on(gpu->current, on, now - gpu->counted);
-    ledger_unlock();
+    if (gpu->current != NOBODY) {
+        ledger_lock();
+        ledger_note_on(gpu->current, on, now - gpu->counted);
+        ledger_unlock();
+    }
     gpu->counted = now;
+}
+
+/* What who is on has used until now is taken from what it was given. */
+static void settle(struct gpu_state *gpu, uint64_t now)
+{
+    if (gpu->current != NOBODY)
+        policy_take(&gpu->standings[gpu->current].allowance, now - gpu->since);
+    gpu->since = now;
 }
 
 /*
@@ -172,13 +186,15 @@ static void hand_over(struct gpu_state *gpu, int to)
     uint64_t before = monotonic_ns();
     switch_channels(gpu, to, OTHERS, false);
     uint64_t boundary = gpu->current == NOBODY ? before : before + (monotonic_ns() - before) / 2;
-    if (gpu->current != NOBODY)
-        policy_take(&gpu->standings[gpu->current].allowance, boundary - gpu->since);
+    settle(gpu, boundary);
     count_time(gpu, boundary, false);
+    if (gpu->current != NOBODY) {
+        policy_leave(&gpu->standings[gpu->current].patience, boundary);
+        work_leave(gpu->work, gpu->current);
+    }
     gpu->current = to;
-    gpu->since = gpu->counted = boundary;
     if (to != NOBODY)
-        policy_stir(&gpu->standings[to].patience, boundary);
+        policy_come_back(&gpu->standings[to].patience, boundary);
     count_time(gpu, boundary, true);
 }
 
@@ -188,13 +204,15 @@ static int collect(struct gpu_state *gpu, struct share *shares, int *sleepers)
     int count = 0;
 
     *sleepers = gpu->slots_end = 0;
+    gpu->promised = 0;
     ledger_lock();
-    for (int slot = 0; slot < LEDGER_TENANTS && count < POLICY_SHARES_MAX; slot++) {
+    for (int slot = 0; slot < LEDGER_TENANTS; slot++) {
         if (!tenants[slot].live || tenants[slot].gpu != gpu->index || !tenants[slot].channels) {
             gpu->standings[slot].asleep = false;
             continue;
         }
         gpu->slots_end = slot + 1;
+        gpu->promised += tenants[slot].core_millipercent;
         if (gpu->standings[slot].asleep)
             ++*sleepers;
         else
@@ -241,72 +259,78 @@ static void take_note(struct gpu_state *gpu, bool woken)
         pause_briefly(CALM_NS);
 }
 
-/* One that sleeps and has work now; NOBODY: none. */
-static int find_waker(struct gpu_state *gpu)
+/* One that sleeps and has work now, the last one's after him first; NOBODY: none. */
+static int find_waker(const struct gpu_state *gpu)
 {
-    for (int slot = 0; slot < gpu->slots_end; slot++)
+    for (int i = 1; i <= gpu->slots_end; i++) {
+        int slot = (gpu->served + i) % gpu->slots_end;
         if (gpu->standings[slot].asleep && work_is_pending(gpu->work, slot))
             return slot;
+    }
     return NOBODY;
 }
 
 /* Has who is on nothing to do any more? */
-static bool has_gone_idle(struct gpu_state *gpu, uint64_t now)
+static enum work_state look_at_current(struct gpu_state *gpu, uint64_t now)
 {
     struct patience *patience = &gpu->standings[gpu->current].patience;
 
     if (!work_is_seen(gpu->work, gpu->current) || work_moved(gpu->work, gpu->current)) {
         policy_stir(patience, now);
-        return false;
+        return WORK_BUSY;
     }
     if (!policy_is_quiet(patience, now))
-        return false;
-    if (!work_prove_idle(gpu->work, gpu->current)) {
-        policy_was_busy(patience, monotonic_ns());
-        return false;
-    }
-    policy_was_idle(patience);
-    return true;
+        return WORK_BUSY;
+    enum work_state state = work_ask(gpu->work, gpu->current);
+    if (state == WORK_BUSY)
+        policy_was_busy(patience, now);
+    return state;
 }
 
 /* Why the waiting ended; and, as a set, what may end it before its time. */
 enum event { EVENT_TIME = 0, EVENT_IDLE = 1, EVENT_WAKER = 2, EVENT_CHANGE = 4 };
 
-static enum event look(struct gpu_state *gpu, uint64_t now, unsigned ends)
+static enum event look(struct gpu_state *gpu, unsigned ends)
 {
+    uint64_t began = monotonic_ns(), pause = gpu->current == NOBODY ? LOOK_IDLE_NS : LOOK_NS;
     enum event event = EVENT_TIME;
 
-    if (ends & EVENT_WAKER && find_waker(gpu) != NOBODY)
+    work_go_on(gpu->work);
+    if (ends & EVENT_WAKER && find_waker(gpu) != NOBODY) {
         event = EVENT_WAKER;
-    else if (ends & EVENT_IDLE && has_gone_idle(gpu, now))
-        event = EVENT_IDLE;
-    gpu->looking_ns = monotonic_ns() - now;
+    } else if (ends & EVENT_IDLE) {
+        enum work_state state = look_at_current(gpu, began);
+        event = state == WORK_IDLE ? EVENT_IDLE : EVENT_TIME;
+        pause = state == WORK_ASKED ? LOOK_SOON_NS : pause;
+    }
+    uint64_t ended = monotonic_ns(), dear = LOOK_COST * (ended - began);
+    if (dear > pause)
+        pause = dear < LOOK_LATE_NS ? dear : LOOK_LATE_NS;
+    gpu->next_look = ended + pause;
     return event;
-}
-
-static uint64_t next_look(const struct gpu_state *gpu, unsigned ends)
-{
-    uint64_t pause = gpu->current == NOBODY ? LOOK_IDLE_NS : LOOK_NS, dear = LOOK_COST * gpu->looking_ns;
-
-    return ends & (EVENT_WAKER | EVENT_IDLE) ? monotonic_ns() + (pause > dear ? pause : dear) : NEVER;
 }
 
 static uint64_t earliest(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
+/* When something is to be looked at, one look comes before anything else: changes and short turns must not put it off.
+ */
 static enum event hold(struct gpu_state *gpu, uint64_t until, unsigned ends)
 {
+    bool looks = ends & (EVENT_WAKER | EVENT_IDLE);
+
     while (!is_stopping()) {
-        bool woken = sleep_until(gpu, earliest(until, earliest(gpu->look_again, next_look(gpu, ends))));
         uint64_t now = monotonic_ns();
-        if (woken || now >= gpu->look_again)
+        enum event event = looks && now >= gpu->next_look ? look(gpu, ends) : EVENT_TIME;
+        if (event != EVENT_TIME)
+            return event;
+        if (now >= until)
+            return EVENT_TIME;
+        uint64_t next = looks ? earliest(gpu->next_look, gpu->look_again) : gpu->look_again;
+        bool woken = sleep_until(gpu, earliest(until, next));
+        if (woken || monotonic_ns() >= gpu->look_again)
             take_note(gpu, woken);
         if (woken && ends & EVENT_CHANGE)
             return EVENT_CHANGE;
-        if (now >= until)
-            return EVENT_TIME;
-        enum event event = look(gpu, now, ends);
-        if (event != EVENT_TIME)
-            return event;
     }
     return EVENT_TIME;
 }
@@ -319,29 +343,32 @@ static uint64_t end_of_turn(const struct gpu_state *gpu)
     return gpu->since + (left > 0 ? (uint64_t)left : 0);
 }
 
-static uint64_t share_ns(int slot)
+static uint64_t share_ns(const struct gpu_state *gpu, int slot)
 {
     ledger_lock();
-    uint64_t ns = POLICY_PERIOD_NS * tenants[slot].core_millipercent / POLICY_FULL;
+    uint32_t millipercent = tenants[slot].core_millipercent;
     ledger_unlock();
-    return ns;
+    return policy_share_ns(millipercent, gpu->promised, POLICY_PERIOD_NS);
 }
 
 /*
- * One who slept has work: it interrupts whoever is on, for a short time that counts as its own. If it has had its
- * share of this period it waits for its turn in the next.
+ * One who slept has work: it interrupts whoever is on, for a short time that counts as its own, as does the time that
+ * switching takes. If it has had its share of this period it waits for its turn in the next.
  */
 static void visit(struct gpu_state *gpu, int slot)
 {
     struct standing *standing = &gpu->standings[slot];
-    uint64_t length = policy_give_visit(&standing->allowance, monotonic_ns(), share_ns(slot));
+    uint64_t began = monotonic_ns(), length = policy_give_visit(&standing->allowance, began, share_ns(gpu, slot));
 
+    gpu->served = slot;
     standing->asleep = false;
+    policy_forget(&standing->patience);
     if (!length)
         return;
     hand_over(gpu, slot);
-    policy_charge_visit(&standing->allowance);
+    policy_take(&standing->allowance, monotonic_ns() - began);
     standing->asleep = hold(gpu, gpu->since + length, EVENT_IDLE) == EVENT_IDLE;
+    gpu->visited_ns += monotonic_ns() - began;
 }
 
 static void serve_wakers(struct gpu_state *gpu)
@@ -353,14 +380,13 @@ static void serve_wakers(struct gpu_state *gpu)
 }
 
 /* A tenant's turn. It ends when the next begins; what it was longer or shorter than planned is settled later. */
-static void run_turn(struct gpu_state *gpu, const struct turn *turn)
+static void run_turn(struct gpu_state *gpu, int slot)
 {
-    struct standing *standing = &gpu->standings[turn->slot];
+    struct standing *standing = &gpu->standings[slot];
     enum event event = EVENT_WAKER;
 
-    policy_give_turn(&standing->allowance, monotonic_ns(), turn->ns);
     while (event == EVENT_WAKER && standing->allowance.left > 0) {
-        hand_over(gpu, turn->slot);
+        hand_over(gpu, slot);
         event = hold(gpu, end_of_turn(gpu), EVENT_IDLE | EVENT_WAKER);
         if (event == EVENT_WAKER)
             serve_wakers(gpu);
@@ -384,20 +410,20 @@ static void run_gap(struct gpu_state *gpu, uint64_t until)
 /* What is left of a period because some fell asleep: it goes to those who take what is idle, else it is nobody's. */
 static void run_rest(struct gpu_state *gpu, const struct share *shares, int count, uint64_t end)
 {
-    struct turn rest[POLICY_SHARES_MAX];
     uint64_t now = monotonic_ns();
-    int takers = 0;
+    int takers[POLICY_SHARES_MAX], taking = 0;
 
     if (now + CALM_NS >= end) /* the last one's turn ends with the next period's first */
         return;
     for (int i = 0; i < count; i++)
         if (shares[i].policy == VGPU_POLICY_BURST && !gpu->standings[shares[i].slot].asleep)
-            rest[takers++].slot = shares[i].slot;
-    for (int i = 0; i < takers; i++) {
-        rest[i].ns = (end - now) / (uint64_t)takers;
-        run_turn(gpu, &rest[i]);
+            takers[taking++] = shares[i].slot;
+    for (int i = 0; i < taking; i++) {
+        settle(gpu, monotonic_ns()); /* it may be who is on: first what it used, then more */
+        policy_give_more(&gpu->standings[takers[i]].allowance, (end - now) / (uint64_t)taking);
+        run_turn(gpu, takers[i]);
     }
-    if (!takers)
+    if (monotonic_ns() + CALM_NS < end)
         run_gap(gpu, end);
 }
 
@@ -405,21 +431,27 @@ static void run_period(struct gpu_state *gpu, const struct share *shares, const 
 {
     uint64_t end = monotonic_ns() + POLICY_PERIOD_NS;
 
-    for (int i = 0; i < count && !is_stopping(); i++)
-        run_turn(gpu, &turns[i]);
+    gpu->visited_ns = 0;
+    for (int i = 0; i < count && !is_stopping(); i++) {
+        uint64_t now = monotonic_ns();
+        settle(gpu, now);
+        policy_give_turn(&gpu->standings[turns[i].slot].allowance, now, turns[i].ns);
+        run_turn(gpu, turns[i].slot);
+    }
     run_rest(gpu, shares, count, end);
 }
 
 /* Nobody else has work, and it may have all: on, until something changes or one of the others wakes. */
 static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
 {
+    gpu->visited_ns = 0;
     if (gpu->current != slot)
         hand_over(gpu, slot);
     switch_channels(gpu, slot, OWN, true);
     enum event event = hold(gpu, monotonic_ns() + REST_NS, EVENT_CHANGE | (sleepers ? EVENT_WAKER : 0));
     count_time(gpu, monotonic_ns(), true);
-    gpu->since = gpu->counted; /* so long it owes nobody anything */
-    gpu->standings[slot].allowance = (struct allowance){.given_ns = gpu->since};
+    gpu->since = gpu->counted; /* so long it owes nobody anything, and has its whole share to come */
+    gpu->standings[slot].allowance = (struct allowance){0};
     if (event == EVENT_WAKER)
         serve_wakers(gpu);
 }
@@ -427,6 +459,7 @@ static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
 /* Nobody has work. */
 static void run_none(struct gpu_state *gpu, int sleepers)
 {
+    gpu->visited_ns = 0;
     hand_over(gpu, NOBODY);
     if (hold(gpu, monotonic_ns() + REST_NS, EVENT_CHANGE | (sleepers ? EVENT_WAKER : 0)) == EVENT_WAKER)
         serve_wakers(gpu);
@@ -435,13 +468,15 @@ static void run_none(struct gpu_state *gpu, int sleepers)
 static void *schedule(void *argument)
 {
     struct gpu_state *gpu = argument;
+    static_assert(POLICY_SHARES_MAX >= LEDGER_TENANTS, "a share for each");
     struct share shares[POLICY_SHARES_MAX];
     struct turn turns[POLICY_SHARES_MAX];
     int count, sleepers;
 
     while (!is_stopping()) {
         put_all_on(gpu);
-        count = policy_plan(shares, collect(gpu, shares, &sleepers), POLICY_PERIOD_NS, turns);
+        count = collect(gpu, shares, &sleepers);
+        policy_plan(shares, count, POLICY_PERIOD_NS, gpu->visited_ns, turns);
         if (count == 1 && turns[0].ns >= POLICY_PERIOD_NS)
             run_alone(gpu, turns[0].slot, sleepers);
         else if (count)

@@ -4,35 +4,47 @@
 #include <string.h>
 
 #include "backend.h"
+#include "inquiry.h"
 #include "ledger.h"
-#include "reach.h"
 #include "util.h"
 
-#define LINES_MAX 512     /* more channels than anybody who sleeps has: each costs 1 us to look at */
-#define COLD_LOOKS 4      /* of those never used yet so many are looked at in turn */
-#define QUESTIONS_MAX 8   /* at once; 0.14 ms each */
-#define BUSY_CHECK_US 100 /* less is too short for the driver to find out, measured */
+#define LINES_MAX 512 /* more channels than anybody who sleeps has: each costs 1 us to look at */
+#define COLD_LOOKS 4  /* of those never used yet so many are looked at in turn */
 
 /* A channel and its ring. */
 struct line {
     uint64_t serial; /* of its ledger object */
     struct channel channel;
     struct ring ring;
-    uint32_t device, last, proven; /* put: when looked at last; when the driver said that all of it is done */
+    uint32_t device, userd, last; /* last: how far it was filled when looked at last */
     pid_t pid;
     int file;
-    bool used; /* something was handed in while this guard looked */
+    bool used;   /* something was handed in while this guard looked */
+    bool proven; /* the driver said that it is idle, and nothing was handed in since */
+    bool unseen; /* its ring can't be had */
+};
+
+/* What a question was about; positions in a ring come round again, so they mean something only for a moment. */
+struct asked {
+    uint64_t serial;
+    uint32_t put;
 };
 
 struct watched {
     struct line *lines;
     int count, next_cold;
-    uint32_t changes; /* tenants[].channel_changes when last looked at */
-    bool seen, fresh; /* fresh: some are too new to be looked at */
+    uint32_t changes;  /* tenants[].channel_changes when last looked at */
+    bool fresh;        /* some are too new to be looked at */
+    bool complete;     /* all are here: none is too new, nor are there too many */
+    bool seen;         /* and every ring is open */
+    bool asking, busy; /* busy: so was the last answer */
+    bool left;         /* the tenant went off since it was asked */
+    int asked_count;
+    struct asked asked[INQUIRY_MAX];
 };
 
 struct work {
-    int gpu;
+    int gpu, slots_end; /* no tenant is beyond */
     struct watched tenants[LEDGER_TENANTS];
 };
 
@@ -78,13 +90,12 @@ static bool is_current(const struct line *line)
 
 static struct line describe(const struct ledger_object *channel)
 {
-    const struct ledger_object *root = ledger_find(channel->root, channel->root);
-
     return (struct line){.serial = ledger_serial(channel),
                          .channel = {channel->root, channel->handle},
                          .device = ledger_device_of(channel),
-                         .pid = root ? root->pid : channel->pid,
-                         .file = root ? root->file : -1};
+                         .userd = channel->userd,
+                         .pid = channel->pid,
+                         .file = channel->file};
 }
 
 /*
@@ -119,19 +130,6 @@ static int list_lines(struct watched *watched, int slot, struct line *out, bool 
     return count;
 }
 
-/* The file that a client lives on, taken from its process for a moment. */
-static int take_file(const struct line *line)
-{
-    CLEANUP_FD int pidfd = reach_pidfd(line->pid);
-    int fd = pidfd < 0 || line->file < 0 ? -1 : reach_descriptor(pidfd, line->pid, line->pid, line->file);
-
-    if (fd >= 0 && backend->kind(fd) != FILE_CONTROL) {
-        close(fd);
-        fd = -1;
-    }
-    return fd;
-}
-
 static struct ring_place find_ring(const struct line *line)
 {
     struct ring_place place = {0};
@@ -146,17 +144,15 @@ static struct ring_place find_ring(const struct line *line)
     return place;
 }
 
-static bool open_line(struct work *work, struct line *line)
+static void open_line(struct work *work, struct line *line)
 {
-    CLEANUP_FD int fd = take_file(line);
     struct ring_place place = find_ring(line);
 
-    if (fd < 0 || !backend->open_ring(work->gpu, fd, &line->channel, &place, &line->ring))
-        return false;
+    line->unseen = !backend->open_ring(work->gpu, &line->channel, &place, &line->ring);
+    if (line->unseen)
+        return;
     line->last = *line->ring.put;
-    line->proven = line->last - 1; /* not known to be done */
-    line->used = line->last > 1;   /* before this guard looked */
-    return true;
+    line->used = line->last > 1; /* before this guard looked */
 }
 
 /* Rings of channels that are gone are not looked at again. */
@@ -174,6 +170,14 @@ static void close_dropped(struct work *work, struct watched *watched, const stru
     }
 }
 
+static bool all_seen(const struct watched *watched)
+{
+    for (int i = 0; i < watched->count; i++)
+        if (!watched->lines[i].ring.put)
+            return false;
+    return true;
+}
+
 static void refresh_tenant(struct work *work, int slot)
 {
     struct watched *watched = &work->tenants[slot];
@@ -188,10 +192,10 @@ static void refresh_tenant(struct work *work, int slot)
     watched->lines = lines;
     watched->count = count < 0 ? 0 : count;
     watched->fresh = fresh;
-    watched->seen = count >= 0 && !fresh;
-    for (int i = 0; i < count; i++)
-        if (!lines[i].ring.put && !open_line(work, &lines[i]))
-            watched->seen = false;
+    watched->complete = count >= 0 && !fresh;
+    watched->seen = watched->complete && all_seen(watched);
+    if (slot >= work->slots_end)
+        work->slots_end = slot + 1;
 }
 
 void work_refresh(struct work *work)
@@ -209,6 +213,113 @@ void work_refresh(struct work *work)
     }
 }
 
+/* --- asking --- */
+
+static struct question question_about(const struct line *line)
+{
+    return (struct question){
+        .channel = line->channel, .device = line->device, .userd = line->userd, .pid = line->pid, .file = line->file};
+}
+
+static void post(struct work *work, int slot, enum inquiry_kind kind, struct line *const *lines, int count)
+{
+    struct watched *watched = &work->tenants[slot];
+    struct question questions[INQUIRY_MAX];
+
+    for (int i = 0; i < count; i++) {
+        questions[i] = question_about(lines[i]);
+        watched->asked[i] = (struct asked){lines[i]->serial, lines[i]->last};
+    }
+    watched->asked_count = count;
+    watched->left = false;
+    watched->asking = count && inquiry_post(slot, kind, work->gpu, questions, count);
+}
+
+static struct line *find_line(struct watched *watched, uint64_t serial)
+{
+    for (int i = 0; i < watched->count; i++)
+        if (watched->lines[i].serial == serial)
+            return &watched->lines[i];
+    return NULL;
+}
+
+static void take_answer(struct work *work, struct watched *watched, enum inquiry_kind kind, const struct asked *asked,
+                        bool yes)
+{
+    struct line *line = find_line(watched, asked->serial);
+
+    if (!line)
+        return;
+    if (kind == INQUIRY_IDLE && watched->left)
+        return;
+    if (kind == INQUIRY_IDLE) {
+        line->proven |= yes && line->last == asked->put; /* else it was used since */
+        watched->busy |= !yes;
+    } else if (yes) {
+        open_line(work, line);
+    } else {
+        line->unseen = true;
+    }
+}
+
+static void take_answers(struct work *work, int slot)
+{
+    struct watched *watched = &work->tenants[slot];
+    struct question questions[INQUIRY_MAX];
+    enum inquiry_kind kind;
+    int count = inquiry_take(slot, &kind, questions);
+
+    if (!count)
+        return;
+    for (int i = 0; watched->asking && i < count && i < watched->asked_count; i++)
+        take_answer(work, watched, kind, &watched->asked[i], questions[i].yes);
+    watched->asking = false;
+}
+
+static bool same_memory(const struct line *a, const struct line *b)
+{
+    return a->channel.root == b->channel.root && a->userd == b->userd;
+}
+
+/* The client of `line` lets the guard see a piece of memory once: for all the rings in it. */
+static bool is_shared(const struct watched *watched, const struct line *line)
+{
+    for (int i = 0; i < watched->count; i++)
+        if (watched->lines[i].ring.put && same_memory(&watched->lines[i], line))
+            return true;
+    return false;
+}
+
+static void see_more(struct work *work, int slot)
+{
+    struct watched *watched = &work->tenants[slot];
+    struct line *first = NULL;
+
+    for (int i = 0; i < watched->count; i++) {
+        struct line *line = &watched->lines[i];
+        if (line->ring.put || line->unseen)
+            continue;
+        if (is_shared(watched, line))
+            open_line(work, line);
+        else if (!first)
+            first = line;
+    }
+    watched->seen = watched->complete && all_seen(watched);
+    if (first)
+        post(work, slot, INQUIRY_SHARE, &first, 1);
+}
+
+void work_go_on(struct work *work)
+{
+    for (int slot = 0; slot < work->slots_end; slot++) {
+        struct watched *watched = &work->tenants[slot];
+        if (watched->asking)
+            take_answers(work, slot);
+        if (watched->lines && !watched->seen && !watched->asking)
+            see_more(work, slot);
+    }
+}
+
 /* --- looking --- */
 
 bool work_is_seen(const struct work *work, int slot) { return work->tenants[slot].seen; }
@@ -219,7 +330,7 @@ static bool any_line(struct watched *watched, bool (*is)(struct line *))
     bool any = false;
 
     if (!watched->seen)
-        return true;
+        return watched->lines != NULL;
     for (int i = 0; i < watched->count; i++)
         if (watched->lines[i].used && is(&watched->lines[i]))
             any = true;
@@ -232,7 +343,8 @@ static bool any_line(struct watched *watched, bool (*is)(struct line *))
     return any;
 }
 
-static bool is_pending(struct line *line) { return *line->ring.put != line->proven; }
+/* While it is off nothing is fetched, and a full ring takes no more: so it can't come round to where it was. */
+static bool is_pending(struct line *line) { return !line->proven || *line->ring.put != line->last; }
 
 bool work_is_pending(struct work *work, int slot) { return any_line(&work->tenants[slot], is_pending); }
 
@@ -242,59 +354,38 @@ static bool has_moved(struct line *line)
     bool moved = put != line->last || put != *line->ring.get;
 
     line->last = put;
+    line->proven &= !moved;
     return moved;
 }
 
 bool work_moved(struct work *work, int slot) { return any_line(&work->tenants[slot], has_moved); }
 
-static bool is_idle(const struct line *line, int fd)
-{
-    struct nv0000_idle_channels question = {.device = line->device,
-                                            .channel = line->channel.handle,
-                                            .count = 1,
-                                            .clients = (uintptr_t)&line->channel.root,
-                                            .devices = (uintptr_t)&line->device,
-                                            .channels = (uintptr_t)&line->channel.handle,
-                                            .flags = NVOS30_FLAGS_BEHAVIOR_FORCE_BUSY_CHECK |
-                                                     NVOS30_FLAGS_CHANNEL_LIST | NVOS30_FLAGS_IDLE_ALL_ENGINES,
-                                            .timeout_us = BUSY_CHECK_US};
-    struct nvos54 call = {.client = line->channel.root,
-                          .object = line->channel.root,
-                          .command = NV0000_CTRL_CMD_IDLE_CHANNELS,
-                          .params = (uintptr_t)&question,
-                          .params_size = sizeof question};
-
-    return backend->perform(fd, line->pid, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), &call) == 0 &&
-           call.status == NV_OK;
-}
-
-/* What was handed in is read before the driver is asked: what comes in between is seen as new. */
-static bool prove_line(struct line *line)
-{
-    uint32_t put = *line->ring.put;
-
-    if (put == line->proven)
-        return true;
-    if (put != *line->ring.get)
-        return false;
-    CLEANUP_FD int fd = take_file(line);
-    if (fd < 0 || !is_idle(line, fd))
-        return false;
-    line->proven = put;
-    return true;
-}
-
-bool work_prove_idle(struct work *work, int slot)
+enum work_state work_ask(struct work *work, int slot)
 {
     struct watched *watched = &work->tenants[slot];
-    int questions = 0;
+    struct line *lines[INQUIRY_MAX];
+    bool moved = false, busy = watched->busy;
+    int count = 0;
 
-    for (int i = 0; watched->seen && i < watched->count; i++) {
-        if (*watched->lines[i].ring.put == watched->lines[i].proven)
-            continue;
-        /* those proven now need not be asked next time */
-        if (questions++ == QUESTIONS_MAX || !prove_line(&watched->lines[i]))
-            return false;
+    if (!watched->seen)
+        return WORK_BUSY;
+    if (watched->asking)
+        return WORK_ASKED;
+    watched->busy = false;
+    for (int i = 0; i < watched->count; i++) {
+        struct line *line = &watched->lines[i];
+        bool used = has_moved(line);
+        line->used |= used;
+        moved |= used;
+        if (!line->proven && count < INQUIRY_MAX)
+            lines[count++] = line;
     }
-    return watched->seen;
+    if (moved || busy)
+        return WORK_BUSY;
+    if (!count)
+        return WORK_IDLE;
+    post(work, slot, INQUIRY_IDLE, lines, count);
+    return WORK_ASKED;
 }
+
+void work_leave(struct work *work, int slot) { work->tenants[slot].left = true; }

@@ -15,13 +15,20 @@ void work_close(struct work *work);
 
 /* Channels came, went or were scheduled: look at those of the tenants that it is about. */
 void work_refresh(struct work *work);
+/* Take what was answered meanwhile, and see more rings. */
+void work_go_on(struct work *work);
 /* Can everything that the tenant does be seen? A new channel can't for a moment, some never. */
 bool work_is_seen(const struct work *work, int slot);
-/* Was something handed in since the tenant was last found idle? */
+/* Was something handed in since the tenant was last found idle? Of one that is off. */
 bool work_is_pending(struct work *work, int slot);
 /* Was something handed in since this was last asked, or is something not yet fetched? */
 bool work_moved(struct work *work, int slot);
-/* Ask the driver: true, and kept in mind, when nothing of the tenant runs or waits. Some 0.2 ms. */
-bool work_prove_idle(struct work *work, int slot);
+
+enum work_state { WORK_BUSY, WORK_ASKED, WORK_IDLE };
+/* ASKED: the driver is asked whether something of the tenant's runs or waits; ask again, and go on with work_go_on().
+ */
+enum work_state work_ask(struct work *work, int slot);
+/* The tenant goes off: an answer that comes now says nothing. */
+void work_leave(struct work *work, int slot);
 
 #endif

@@ -43,14 +43,17 @@ static bool fake_memory_of(int index, const pid_t *pids, int count, uint64_t *by
     return true;
 }
 
-static bool fake_open_ring(int index, int fd, const struct channel *channel, const struct ring_place *place,
-                           struct ring *ring)
+static bool fake_share_ring(int index, int fd, const struct channel *channel, uint32_t userd)
+{
+    (void)index, (void)fd, (void)channel, (void)userd;
+    return !fake.no_rings;
+}
+
+static bool fake_open_ring(int index, const struct channel *channel, const struct ring_place *place, struct ring *ring)
 {
     struct fake_channel *fakes = fake_channel(channel->handle);
 
-    (void)index, (void)fd, (void)place;
-    if (fake.no_rings)
-        return false;
+    (void)index, (void)place;
     *ring = (struct ring){.get = &fakes->get, .put = &fakes->put};
     fake.rings_open++;
     return true;
@@ -154,6 +157,7 @@ const struct backend fake_backend = {
     .client_lives = fake_client_lives,
     .set_channels = fake_set_channels,
     .memory_of = fake_memory_of,
+    .share_ring = fake_share_ring,
     .open_ring = fake_open_ring,
     .close_ring = fake_close_ring,
 };

@@ -97,6 +97,10 @@ def main() -> None:
                     run_spin(spin, 5)
                     done += 1
                 answer(done=done)
+            case "reset":  # the context goes, the process stays
+                check(driver.cuDevicePrimaryCtxReset(device))
+                spin = None
+                answer(error="CUDA_SUCCESS")
             case "kernel":  # a single one
                 spin = spin or load_spin()
                 run_spin(spin, command["milliseconds"])
