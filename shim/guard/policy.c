@@ -39,7 +39,8 @@ static int64_t carried(int64_t left)
 
 void policy_give_turn(struct allowance *allowance, uint64_t now, uint64_t turn_ns)
 {
-    uint64_t since = now - allowance->given_ns;
+    /* a period that follows a late one began before now, perhaps before a visit */
+    uint64_t since = now > allowance->given_ns ? now - allowance->given_ns : 0;
 
     if (since >= POLICY_PERIOD_NS * 9 / 10) { /* periods are not exact */
         allowance->left = carried(allowance->left) + (int64_t)turn_ns;
@@ -48,7 +49,7 @@ void policy_give_turn(struct allowance *allowance, uint64_t now, uint64_t turn_n
         if (allowance->left > (int64_t)turn_ns)
             allowance->left = (int64_t)turn_ns;
     }
-    allowance->given_ns = now;
+    allowance->given_ns += since;
 }
 
 void policy_give_more(struct allowance *allowance, uint64_t ns) { allowance->left += (int64_t)ns; }

@@ -16,13 +16,14 @@
 #include "work.h"
 
 #define MAX_CHANNELS 16384
-#define CALM_NS 1000000ull      /* at most so often are changes looked at */
-#define LOOK_NS 500000ull       /* so often is looked for work while somebody is on the GPU */
-#define LOOK_IDLE_NS 1000000ull /* and while nobody is */
-#define LOOK_SOON_NS 150000ull  /* and while the driver is asked */
-#define LOOK_COST 15u           /* looking takes at most one part in so many of the thread's time, */
-#define LOOK_LATE_NS 5000000ull /* unless nobody had been looked at for so long */
-#define REST_NS 1000000000ull   /* nothing to wait for: look all the same */
+#define CALM_NS 1000000ull        /* at most so often are changes looked at */
+#define LOOK_NS 500000ull         /* so often is looked for work while somebody is on the GPU */
+#define LOOK_IDLE_NS 1000000ull   /* and while nobody is */
+#define LOOK_SOON_NS 150000ull    /* and while the driver is asked */
+#define LOOK_COST 15u             /* looking takes at most one part in so many of the thread's time, */
+#define LOOK_LATE_NS 5000000ull   /* unless nobody had been looked at for so long */
+#define PERIOD_LATE_NS 8000000ull /* so late a period may begin, and be the shorter for it */
+#define REST_NS 1000000000ull     /* nothing to wait for: look all the same */
 #define NEVER UINT64_MAX
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -50,6 +51,7 @@ struct gpu_state {
     uint64_t seen;           /* of `changes` */
     uint64_t look_again;     /* at channels that are too new to be switched yet */
     uint64_t next_look;      /* for work */
+    uint64_t period_end;     /* 0: none goes on */
     uint64_t visited_ns;     /* what visits took of this period */
     uint64_t promised;       /* millipercent, to all who have channels, asleep or not */
     int slots_end;           /* no tenant is beyond */
@@ -427,15 +429,28 @@ static void run_rest(struct gpu_state *gpu, const struct share *shares, int coun
         run_gap(gpu, end);
 }
 
+/*
+ * Periods follow each other without a pause. One that a visit made longer is made up for by the next, or who visits at
+ * the end of each would make all of them longer, and the others' shares smaller.
+ */
+static uint64_t next_period(struct gpu_state *gpu)
+{
+    uint64_t now = monotonic_ns();
+    bool follows = gpu->period_end && now - gpu->period_end < PERIOD_LATE_NS;
+
+    gpu->period_end = (follows ? gpu->period_end : now) + POLICY_PERIOD_NS;
+    return gpu->period_end;
+}
+
 static void run_period(struct gpu_state *gpu, const struct share *shares, const struct turn *turns, int count)
 {
-    uint64_t end = monotonic_ns() + POLICY_PERIOD_NS;
+    uint64_t end = next_period(gpu);
 
     gpu->visited_ns = 0;
     for (int i = 0; i < count && !is_stopping(); i++) {
-        uint64_t now = monotonic_ns();
-        settle(gpu, now);
-        policy_give_turn(&gpu->standings[turns[i].slot].allowance, now, turns[i].ns);
+        settle(gpu, monotonic_ns());
+        /* as of the period's beginning: when in it a turn comes differs */
+        policy_give_turn(&gpu->standings[turns[i].slot].allowance, end - POLICY_PERIOD_NS, turns[i].ns);
         run_turn(gpu, turns[i].slot);
     }
     run_rest(gpu, shares, count, end);
@@ -444,7 +459,7 @@ static void run_period(struct gpu_state *gpu, const struct share *shares, const 
 /* Nobody else has work, and it may have all: on, until something changes or one of the others wakes. */
 static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
 {
-    gpu->visited_ns = 0;
+    gpu->visited_ns = gpu->period_end = 0;
     if (gpu->current != slot)
         hand_over(gpu, slot);
     switch_channels(gpu, slot, OWN, true);
@@ -459,7 +474,7 @@ static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
 /* Nobody has work. */
 static void run_none(struct gpu_state *gpu, int sleepers)
 {
-    gpu->visited_ns = 0;
+    gpu->visited_ns = gpu->period_end = 0;
     hand_over(gpu, NOBODY);
     if (hold(gpu, monotonic_ns() + REST_NS, EVENT_CHANGE | (sleepers ? EVENT_WAKER : 0)) == EVENT_WAKER)
         serve_wakers(gpu);

@@ -90,6 +90,8 @@ static void a_turn_after_a_visit_is_no_second_share(void)
             policy_take(&a, (uint64_t)a.left);
         }
     }
+    policy_give_turn(&a, now - 103 * MS, 10 * MS); /* of a period that began before the last visit */
+    CHECK(a.left <= 0);
     CHECK(used <= 10 * 108 * MS / 10 * 11 / 10); /* a tenth, and a tenth of that for what periods are off by */
 }
 
