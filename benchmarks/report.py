@@ -31,7 +31,8 @@ NOTES = {
     "the number of multiprocessors instead of time; it was measured for plain kernels. HAMi-core: commit 8f3a89c.",
     "latency.": "A 36 us kernel every 50 ms, to the end of its synchronisation. The bare driver takes 0.7 to "
     "2.5 ms from machine to machine. See [scheduling](scheduling.md).",
-    "overhead.": "`.ratio`: rate in a slice over native, in pairs. Allocating and freeing are four guarded calls.",
+    "overhead.": "`.ratio`: rate in a slice over native, in pairs. Allocating and freeing are two guarded calls.",
+    "attack.": "Bytes by NVML for the whole GPU: each of the 16 contexts has some 7 MiB that are no allocation.",
 }
 
 
