@@ -6,11 +6,13 @@
 #include "backend.h"
 #include "files.h"
 #include "ledger.h"
+#include "reach.h"
 
 #define OFTEN_NS 1000000000ull
 #define SELDOM_NS 5000000000ull
-#define AGAIN_NS 40000000ull /* after something was found: it has to be there still */
-#define SLACK (64ull << 20)  /* the driver's account may be late */
+#define AGAIN_NS 300000000ull /* after something was found: the driver may still be taking down what was closed, */
+#define FOUND_ENOUGH 4        /* and is done with that by then */
+#define SLACK (64ull << 20)   /* the driver's account may be late */
 
 static int by_number(const void *a, const void *b)
 {
@@ -37,12 +39,32 @@ static int list_makers(int slot, pid_t *pids, int max, int *gpu, uint64_t *used)
     return once;
 }
 
-static uint64_t find_excess(int slot)
+static bool is_listed(pid_t pid, const pid_t *pids, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (pids[i] == pid)
+            return true;
+    return false;
+}
+
+/* A maker's number that is somebody else's by now would bring his memory onto this account. */
+static int drop_reused(pid_t *pids, int count, const pid_t *members, int member_count)
+{
+    int kept = 0;
+
+    for (int i = 0; i < count; i++)
+        if (is_listed(pids[i], members, member_count) || reach_has_exited(pids[i]))
+            pids[kept++] = pids[i];
+    return kept;
+}
+
+static uint64_t find_excess(int slot, const pid_t *members, int member_count)
 {
     pid_t pids[FILES_MAX];
     uint64_t before, after, driver;
     int gpu, count = list_makers(slot, pids, FILES_MAX, &gpu, &before);
 
+    count = drop_reused(pids, count, members, member_count);
     if (!count || !backend->memory_of(gpu, pids, count, &driver))
         return 0;
     ledger_lock();
@@ -53,13 +75,12 @@ static uint64_t find_excess(int slot)
     return driver > counted + SLACK ? driver - counted : 0;
 }
 
-uint64_t audit_tenant(struct audit *audit, int slot, bool unsure, uint64_t now)
+uint64_t audit_tenant(struct audit *audit, int slot, bool unsure, const pid_t *members, int count, uint64_t now)
 {
-    uint64_t pause = audit->excess ? AGAIN_NS : unsure ? OFTEN_NS : SELDOM_NS, before = audit->excess;
-
-    if (now - audit->done_ns < pause)
+    if (now - audit->done_ns < (audit->found ? AGAIN_NS : unsure ? OFTEN_NS : SELDOM_NS))
         return 0;
     audit->done_ns = now;
-    audit->excess = find_excess(slot);
-    return before ? audit->excess : 0;
+    uint64_t excess = find_excess(slot, members, count);
+    audit->found = excess ? audit->found + 1 : 0;
+    return audit->found >= FOUND_ENOUGH ? excess : 0;
 }

@@ -4,15 +4,17 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct audit {
-    uint64_t done_ns, excess; /* when last, and what it found */
+    uint64_t done_ns;
+    int found; /* how often in a row */
 };
 
 /*
- * Bytes that the tenant has and the ledger does not know, found twice in a row; 0: none, or it is not time yet.
- * `unsure`: look often.
+ * Bytes that the tenant has and the ledger does not know, found again and again for a second; 0: none, or it is not
+ * time yet. `unsure`: look often. `members`: processes that are known to be the tenant's, for numbers are reused.
  */
-uint64_t audit_tenant(struct audit *audit, int slot, bool unsure, uint64_t now);
+uint64_t audit_tenant(struct audit *audit, int slot, bool unsure, const pid_t *members, int count, uint64_t now);
 
 #endif

@@ -483,8 +483,16 @@ static void kill_members(struct crew *crew)
 /* What the driver gave and nobody counted can't be taken back but with its holders. */
 static void check_account(struct crew *crew)
 {
+    pid_t members[CREW_PROCESSES];
+    int count = 0;
+
+    pthread_mutex_lock(&crew->lock);
+    for (int i = 0; i < crew->member_end; i++)
+        if (crew->members[i].pid)
+            members[count++] = crew->members[i].pid;
+    pthread_mutex_unlock(&crew->lock);
     uint64_t excess = audit_tenant(&crew->audit, crew->slot, __atomic_load_n(&crew->holdings.unsure, __ATOMIC_RELAXED),
-                                   monotonic_ns());
+                                   members, count, monotonic_ns());
 
     if (!excess)
         return;
@@ -503,7 +511,7 @@ static void *keep_house(void *argument)
     while (!has_ended(crew)) {
         struct epoll_event event;
         int count = epoll_wait(crew->epoll, &event, 1,
-                               (int)((crew->orphans || knocking || crew->audit.excess ? SOON_NS : SWEEP_NS) / 1000000));
+                               (int)((crew->orphans || knocking || crew->audit.found ? SOON_NS : SWEEP_NS) / 1000000));
         if (count < 0 && errno != EINTR)
             die_with_error("epoll_wait");
         int index = count > 0 ? (int)(uint32_t)event.data.u64 : 0;

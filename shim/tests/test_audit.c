@@ -20,23 +20,27 @@ void test_audit(void)
     open_test_ledger();
     fake_open();
     make_test_tenant(ALICE, 1024 * MIB);
+    const pid_t self = getpid(), nobody = 0;
     fake.witnessed = 4096 * MIB;
-    CHECK(audit_tenant(&audit, ALICE, false, now) == 0); /* no client, so nothing of its */
+    CHECK(audit_tenant(&audit, ALICE, false, &self, 1, now) == 0); /* no client, so nothing of its */
     ledger_lock();
     CHECK(ledger_claim_root(ALICE, getpid(), ROOT));
     CHECK(ledger_reserve(ALICE, getpid(), ROOT, ROOT, 7, NV01_MEMORY_LOCAL_USER, 512 * MIB, &object) == RESERVE_OK);
     ledger_unlock();
     fake.witnessed = 512 * MIB;
-    CHECK(audit_tenant(&audit, ALICE, false, now += 10 * SECOND) == 0);
-    CHECK(audit_tenant(&audit, ALICE, false, now += 10 * SECOND) == 0);
+    for (int i = 0; i < 9; i++)
+        CHECK(audit_tenant(&audit, ALICE, false, &self, 1, now += 10 * SECOND) == 0);
     fake.witnessed = 768 * MIB;
-    CHECK(audit_tenant(&audit, ALICE, false, now += SECOND) == 0); /* not time yet */
-    CHECK(audit_tenant(&audit, ALICE, true, now) == 0);            /* once is not enough */
-    CHECK(audit_tenant(&audit, ALICE, true, now) == 0);            /* nor twice in the same moment */
-    CHECK(audit_tenant(&audit, ALICE, true, now += SECOND / 10) == 256 * MIB);
-    fake.witnessed = 512 * MIB; /* gone in between */
-    CHECK(audit_tenant(&audit, ALICE, true, now += SECOND) == 0);
-    CHECK(audit_tenant(&audit, ALICE, true, now += SECOND) == 0);
+    CHECK(audit_tenant(&audit, ALICE, false, &self, 1, now += SECOND) == 0 && audit.found == 0); /* not time yet */
+    for (int i = 1; i <= 3; i++) /* what is being taken down is there for a while */
+        CHECK(audit_tenant(&audit, ALICE, true, &self, 1, now += SECOND / 3) == 0 && audit.found == i);
+    CHECK(audit_tenant(&audit, ALICE, true, &self, 1, now) == 0);
+    CHECK(audit_tenant(&audit, ALICE, true, &self, 1, now += SECOND / 3) == 256 * MIB);
+    fake.witnessed = 512 * MIB;
+    CHECK(audit_tenant(&audit, ALICE, true, &self, 1, now += SECOND) == 0 && audit.found == 0);
+    fake.witnessed = 4096 * MIB; /* the maker's number is alive, and nobody of the tenant's has it */
+    for (int i = 0; i < 9; i++)
+        CHECK(audit_tenant(&audit, ALICE, true, &nobody, 1, now += SECOND) == 0);
     fake_close();
     close_test_ledger();
 }
