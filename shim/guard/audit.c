@@ -20,14 +20,14 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Who made the tenant's clients, each once; and the bytes on its account. */
-static int list_makers(int slot, pid_t *pids, int max, int *gpu, uint64_t *used)
+/* Who made the tenant's clients, each once. */
+static int list_makers(int slot, pid_t *pids, int max, int *gpu)
 {
     int count = 0, once = 0;
 
     ledger_lock();
     *gpu = tenants[slot].gpu;
-    *used = tenants[slot].used;
+    tenants[slot].most = tenants[slot].used;
     for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
         pids[count++] = root->pid;
@@ -61,18 +61,16 @@ static int drop_reused(pid_t *pids, int count, const pid_t *members, int member_
 static uint64_t find_excess(int slot, const pid_t *members, int member_count)
 {
     pid_t pids[FILES_MAX];
-    uint64_t before, after, driver;
-    int gpu, count = list_makers(slot, pids, FILES_MAX, &gpu, &before);
+    uint64_t driver;
+    int gpu, count = list_makers(slot, pids, FILES_MAX, &gpu);
 
     count = drop_reused(pids, count, members, member_count);
     if (!count || !backend->memory_of(gpu, pids, count, &driver))
         return 0;
     ledger_lock();
-    after = tenants[slot].used;
+    uint64_t most = tenants[slot].most; /* since before the driver was asked: memory comes and goes meanwhile */
     ledger_unlock();
-    /* what is made is counted before, what is freed after: the larger of both is at least what there was */
-    uint64_t counted = before > after ? before : after;
-    return driver > counted + SLACK ? driver - counted : 0;
+    return driver > most + SLACK ? driver - most : 0;
 }
 
 uint64_t audit_tenant(struct audit *audit, int slot, bool unsure, const pid_t *members, int count, uint64_t now)

@@ -30,12 +30,13 @@ struct candidate {
 };
 
 /* Roots, as they were before the files were asked: one that comes later is not looked at. */
-static int list_roots(int slot, struct candidate *out, int max)
+static int list_roots(const struct holdings *holdings, int slot, struct candidate *out, int max)
 {
     int count = 0;
 
     ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
+    /* of a tenant that has ended nothing is left, and its slot may be another's */
+    for (const struct ledger_object *root = holdings->ended ? NULL : ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
         out[count++] = (struct candidate){root->root, root->pid, ledger_is_watched(root)};
     ledger_unlock();
@@ -46,7 +47,7 @@ bool holdings_sweep(struct holdings *holdings, int slot)
 {
     struct candidate roots[FILES_MAX];
     uint32_t tags[FILES_MAX], exported[FILES_MAX];
-    int count = list_roots(slot, roots, FILES_MAX), clients = 0, alive = 0;
+    int count = list_roots(holdings, slot, roots, FILES_MAX), clients = 0, alive = 0;
     bool orphans = false;
 
     if (!count)
@@ -71,7 +72,8 @@ bool holdings_sweep(struct holdings *holdings, int slot)
         alive += lives;
         if (!lives) {
             ledger_lock();
-            ledger_free(roots[i].root, roots[i].root);
+            if (!holdings->ended)
+                ledger_free(roots[i].root, roots[i].root);
             ledger_unlock();
         }
     }

@@ -84,8 +84,8 @@ static bool wait_for_post(struct inquiry *inquiry)
     until.tv_sec += IDLE_SECONDS;
     while (inquiry->state != STATE_POSTED)
         if (pthread_cond_timedwait(&inquiry->posted, &mutex, &until) == ETIMEDOUT)
-            return false;
-    return true;
+            break;
+    return inquiry->state == STATE_POSTED; /* it may have come with the end of the time */
 }
 
 static void *run(void *argument)

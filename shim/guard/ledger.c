@@ -187,6 +187,8 @@ static void account(const struct ledger_object *object, int sign)
 
     tenant->objects += (uint32_t)sign;
     tenant->used += (uint64_t)sign * object->bytes;
+    if (tenant->used > tenant->most)
+        tenant->most = tenant->used;
     if (channel) {
         tenant->channels += (uint32_t)sign;
         tenant->channel_changes++;

@@ -68,6 +68,7 @@ struct tenant {
     int gpu;
     uint64_t memory;
     uint32_t core_millipercent, policy;
+    uint64_t most; /* that `used` was since somebody set this to it */
     uint64_t used; /* the truth; the page shows a copy, and who shares the tenant's user may scribble on that */
     struct vgpu_slice_page *page;
     uint32_t objects;

@@ -38,6 +38,7 @@ bool notify_trace;
 struct member {
     pid_t pid; /* 0: free */
     int pidfd;
+    bool uses_gpu; /* else its call was a terminal's that looks like ours */
 };
 
 struct listener {
@@ -117,7 +118,7 @@ static struct member *add_member(struct crew *crew, pid_t pid)
     CLEANUP_FD int pidfd = place ? reach_pidfd(pid) : -1;
     if (pidfd < 0 || !watch(crew, pidfd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_MEMBER, place - crew->members)))
         return NULL;
-    *place = (struct member){pid, pidfd};
+    *place = (struct member){.pid = pid, .pidfd = pidfd};
     pidfd = -1; /* the table's now */
     return place;
 }
@@ -138,6 +139,15 @@ static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken)
     pthread_mutex_unlock(&crew->lock);
     errno = error;
     return member ? pid : -1;
+}
+
+static void note_use(struct crew *crew, pid_t pid)
+{
+    pthread_mutex_lock(&crew->lock);
+    struct member *member = find_member(crew, pid);
+    if (member)
+        member->uses_gpu = true;
+    pthread_mutex_unlock(&crew->lock);
 }
 
 /* The housekeeper's alone: when it looked last, and whether clients outlive their makers. */
@@ -250,6 +260,7 @@ static void handle(struct crew *crew, struct job *job, int listener)
         return;
     }
     job->fd = fd;
+    note_use(crew, call.pid);
     if (call.file == FILE_CONTROL)
         perform_claim(job, &call);
     ledger_lock();
@@ -476,7 +487,7 @@ static void end_crew(struct crew *crew)
 static void kill_members(struct crew *crew)
 {
     for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid)
+        if (crew->members[i].pid && crew->members[i].uses_gpu)
             syscall(SYS_pidfd_send_signal, crew->members[i].pidfd, SIGKILL, NULL, 0);
 }
 
@@ -570,8 +581,11 @@ bool notify_set_tenant(int slot)
     pthread_mutex_lock(&crew->lock);
     ledger_lock();
     for (const struct ledger_object *root = ledger_first_root(slot); root; root = ledger_next_listed(root))
-        if (!find_member(crew, root->pid))
-            add_member(crew, root->pid);
+        if (!find_member(crew, root->pid)) {
+            struct member *maker = add_member(crew, root->pid);
+            if (maker)
+                maker->uses_gpu = true;
+        }
     ledger_unlock();
     pthread_mutex_unlock(&crew->lock);
     if (!start_detached(keep_house, crew))

@@ -365,8 +365,10 @@ static void visit(struct gpu_state *gpu, int slot)
     gpu->served = slot;
     standing->asleep = false;
     policy_forget(&standing->patience);
-    if (!length)
+    if (!length) {
+        work_doubt(gpu->work, slot);
         return;
+    }
     hand_over(gpu, slot);
     policy_take(&standing->allowance, monotonic_ns() - began);
     standing->asleep = hold(gpu, gpu->since + length, EVENT_IDLE) == EVENT_IDLE;
@@ -436,7 +438,8 @@ static void run_rest(struct gpu_state *gpu, const struct share *shares, int coun
 static uint64_t next_period(struct gpu_state *gpu)
 {
     uint64_t now = monotonic_ns();
-    bool follows = gpu->period_end && now - gpu->period_end < PERIOD_LATE_NS;
+    int64_t late = (int64_t)(now - gpu->period_end); /* or a little early */
+    bool follows = gpu->period_end && late < (int64_t)PERIOD_LATE_NS;
 
     gpu->period_end = (follows ? gpu->period_end : now) + POLICY_PERIOD_NS;
     return gpu->period_end;
@@ -467,6 +470,7 @@ static void run_alone(struct gpu_state *gpu, int slot, int sleepers)
     count_time(gpu, monotonic_ns(), true);
     gpu->since = gpu->counted; /* so long it owes nobody anything, and has its whole share to come */
     gpu->standings[slot].allowance = (struct allowance){0};
+    work_doubt(gpu->work, slot);
     if (event == EVENT_WAKER)
         serve_wakers(gpu);
 }

@@ -39,6 +39,7 @@ struct watched {
     bool seen;         /* and every ring is open */
     bool asking, busy; /* busy: so was the last answer */
     bool left;         /* the tenant went off since it was asked */
+    bool posted;       /* an answer is to be taken, though it be about a tenant that is gone */
     int asked_count;
     struct asked asked[INQUIRY_MAX];
 };
@@ -69,7 +70,7 @@ static void forget_tenant(struct work *work, struct watched *watched)
 {
     close_lines(work, watched->lines, watched->count);
     free(watched->lines);
-    *watched = (struct watched){0};
+    *watched = (struct watched){.posted = watched->posted};
 }
 
 void work_close(struct work *work)
@@ -232,7 +233,8 @@ static void post(struct work *work, int slot, enum inquiry_kind kind, struct lin
     }
     watched->asked_count = count;
     watched->left = false;
-    watched->asking = count && inquiry_post(slot, kind, work->gpu, questions, count);
+    watched->asking = !watched->posted && inquiry_post(slot, kind, work->gpu, questions, count);
+    watched->posted |= watched->asking;
 }
 
 static struct line *find_line(struct watched *watched, uint64_t serial)
@@ -273,7 +275,7 @@ static void take_answers(struct work *work, int slot)
         return;
     for (int i = 0; watched->asking && i < count && i < watched->asked_count; i++)
         take_answer(work, watched, kind, &watched->asked[i], questions[i].yes);
-    watched->asking = false;
+    watched->asking = watched->posted = false;
 }
 
 static bool same_memory(const struct line *a, const struct line *b)
@@ -313,7 +315,7 @@ void work_go_on(struct work *work)
 {
     for (int slot = 0; slot < work->slots_end; slot++) {
         struct watched *watched = &work->tenants[slot];
-        if (watched->asking)
+        if (watched->posted)
             take_answers(work, slot);
         if (watched->lines && !watched->seen && !watched->asking)
             see_more(work, slot);
@@ -389,3 +391,11 @@ enum work_state work_ask(struct work *work, int slot)
 }
 
 void work_leave(struct work *work, int slot) { work->tenants[slot].left = true; }
+
+void work_doubt(struct work *work, int slot)
+{
+    struct watched *watched = &work->tenants[slot];
+
+    for (int i = 0; i < watched->count; i++)
+        watched->lines[i].proven = false;
+}

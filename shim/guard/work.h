@@ -30,5 +30,7 @@ enum work_state { WORK_BUSY, WORK_ASKED, WORK_IDLE };
 enum work_state work_ask(struct work *work, int slot);
 /* The tenant goes off: an answer that comes now says nothing. */
 void work_leave(struct work *work, int slot);
+/* The tenant was on without being looked at: what was known of it is not known any more. */
+void work_doubt(struct work *work, int slot);
 
 #endif

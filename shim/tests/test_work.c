@@ -115,6 +115,23 @@ static void an_answer_that_comes_late_is_void(void)
     work_close(work);
 }
 
+/* A question that is open when its tenant goes is not the next one's. */
+static void an_open_question_of_a_tenant_that_went_blocks_nobody(void)
+{
+    struct work *work = work_open(0);
+
+    CHECK(see_all(work) && ask(work) == WORK_IDLE);
+    work_doubt(work, ALICE);
+    CHECK(ever_pending(work) && work_ask(work, ALICE) == WORK_ASKED);
+    for (uint32_t i = 0; i < 20; i++)
+        drop_object(FIRST + i);
+    work_refresh(work);
+    CHECK(fake.rings_open == 0);
+    make_channels(FIRST, 20);
+    CHECK(see_all(work) && ask(work) == WORK_IDLE);
+    work_close(work);
+}
+
 /* A ring of 4 that is where it was when the channel was idle, with something at work in it. */
 static void a_ring_that_came_round_is_not_idle(void)
 {
@@ -176,6 +193,7 @@ void test_work(void)
     make_object(ROOT, DEVICE, NV01_DEVICE_0);
     what_is_handed_in_is_seen_and_what_runs_is_no_idleness();
     an_answer_that_comes_late_is_void();
+    an_open_question_of_a_tenant_that_went_blocks_nobody();
     a_ring_that_came_round_is_not_idle();
     channels_come_and_go();
     close(file);
