@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 
 from measures import Bench, rates_of
 from results import Row
-from support.gpu import nvml_used
-from systems import Program
+from support.gpu import Witness
 
 QUOTA, QUOTA_BYTES = "2G", 2 << 30
 RACERS, ALLOCATIONS = 16, 10000
 RACE_QUOTA, RACE_BYTES = "24G", 24 << 30
 SECONDS = 5
-
-
-class Witness(threading.Thread):
-    """The most that the GPU had in use above the start, sampled without a pause."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.base, self.most, self.samples = nvml_used(), 0, 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            self.most = max(self.most, nvml_used() - self.base)
-            self.samples += 1
-
-    def __enter__(self) -> Witness:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.join()
 
 
 def attack(bench: Bench, only: list[str]) -> list[Row]:
@@ -87,24 +63,19 @@ def _race(bench: Bench) -> list[Row]:
     ]
 
 
-def _beside(bench: Bench, start: list[list[str]]) -> tuple[float, float, list[Program]]:
-    """A saturating neighbour's kernels/s before and while the hostile tenant's programs run."""
+def _switch(bench: Bench) -> list[Row]:
+    """The call that takes a neighbour off the GPU on the stock driver, with numbers that a neighbour can guess."""
+    argv = [bench.attack, "switch", str(SECONDS), "c1d00020", "5c00001c"]
     with bench.slices.tenant(50, "8G", name="neighbour") as one, bench.slices.tenant(50, QUOTA, name="hostile") as bad:
         neighbour = one.start([bench.load, "run", bench.steps(1100), str(2 * SECONDS + 2)]).ready()
         neighbour.go()
         time.sleep(SECONDS)
-        programs = [bad.start(argv) for argv in start]
+        attackers = [bad.start(argv) for _ in range(2)]
         rates = rates_of(neighbour.answer(), 1)
-        for program in programs:
-            program.answer()
-    quiet, attacked = rates[1 : 2 * SECONDS - 2], rates[2 * SECONDS + 1 : -2]
-    return statistics.median(quiet), statistics.median(attacked), programs
-
-
-def _switch(bench: Bench) -> list[Row]:
-    """The call that takes a neighbour off the GPU on the stock driver, with numbers that a neighbour can guess."""
-    modes = [[bench.attack, "switch", str(SECONDS), "c1d00020", "5c00001c"] for _ in range(2)]
-    quiet, attacked, _ = _beside(bench, modes)
+        for attacker in attackers:
+            attacker.answer()
+    quiet = statistics.median(rates[1 : 2 * SECONDS - 2])
+    attacked = statistics.median(rates[2 * SECONDS + 1 : -2])
     return [
         Row(
             "attack.switch_neighbour.rate_percent",

@@ -135,11 +135,11 @@ uint64_t emu_process_bytes(struct emu_driver *driver, pid_t pid)
 
     if (lock(device) < 0)
         return 0;
-    for (uint32_t i = 0; i < device->object_end; i++) {
-        const struct emu_client *client = device->objects[i].handle ? find_client(device, device->objects[i].client)
-                                                                    : NULL;
-        if (client && client->pid == pid)
-            bytes += device->objects[i].bytes;
+    for (int slot = 0; slot < EMU_CLIENTS; slot++) {
+        const struct emu_client *client = &device->clients[slot];
+        for (uint32_t i = 0; client->handle && client->pid == pid && i < device->object_end; i++)
+            if (device->objects[i].handle && device->objects[i].client == client->handle)
+                bytes += device->objects[i].bytes;
     }
     unlock(device);
     return bytes;

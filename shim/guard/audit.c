@@ -7,6 +7,7 @@
 #include "files.h"
 #include "ledger.h"
 #include "reach.h"
+#include "util.h"
 
 #define OFTEN_NS 1000000000ull
 #define SELDOM_NS 5000000000ull
@@ -39,21 +40,13 @@ static int list_makers(int slot, pid_t *pids, int max, int *gpu)
     return once;
 }
 
-static bool is_listed(pid_t pid, const pid_t *pids, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (pids[i] == pid)
-            return true;
-    return false;
-}
-
 /* A maker's number that is somebody else's by now would bring his memory onto this account. */
 static int drop_reused(pid_t *pids, int count, const pid_t *members, int member_count)
 {
     int kept = 0;
 
     for (int i = 0; i < count; i++)
-        if (is_listed(pids[i], members, member_count) || reach_has_exited(pids[i]))
+        if (is_among((uint32_t)pids[i], (const uint32_t *)members, (size_t)member_count) || reach_has_exited(pids[i]))
             pids[kept++] = pids[i];
     return kept;
 }

@@ -108,14 +108,9 @@ static void *run(void *argument)
 /* Under the mutex. */
 static bool start_thread(struct inquiry *inquiry)
 {
-    pthread_condattr_t attributes;
-
     if (inquiry->has_thread)
         return true;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&inquiry->posted, &attributes);
-    pthread_condattr_destroy(&attributes);
+    init_condition(&inquiry->posted);
     inquiry->has_thread = start_detached(run, inquiry);
     return inquiry->has_thread;
 }

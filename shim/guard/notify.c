@@ -123,8 +123,11 @@ static struct member *add_member(struct crew *crew, pid_t pid)
     return place;
 }
 
-/* The calling thread's process, and its descriptor `fd` taken; -1 when it is gone or the table is full. */
-static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken)
+/*
+ * The calling thread's process, its descriptor `fd` taken, and of what kind that is; -1 when it is gone or the table is
+ * full.
+ */
+static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum file_kind *kind)
 {
     pthread_mutex_lock(&crew->lock);
     struct member *member = find_member(crew, tid);
@@ -136,18 +139,12 @@ static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken)
     errno = ESRCH;
     *taken = member ? reach_descriptor(member->pidfd, pid, tid, fd) : -1;
     int error = errno;
+    *kind = *taken < 0 ? FILE_OTHER : backend->kind(*taken);
+    if (*kind != FILE_OTHER)
+        member->uses_gpu = true;
     pthread_mutex_unlock(&crew->lock);
     errno = error;
     return member ? pid : -1;
-}
-
-static void note_use(struct crew *crew, pid_t pid)
-{
-    pthread_mutex_lock(&crew->lock);
-    struct member *member = find_member(crew, pid);
-    if (member)
-        member->uses_gpu = true;
-    pthread_mutex_unlock(&crew->lock);
 }
 
 /* The housekeeper's alone: when it looked last, and whether clients outlive their makers. */
@@ -241,7 +238,7 @@ static void handle(struct crew *crew, struct job *job, int listener)
     struct call call = {.slot = crew->slot, .tid = (pid_t)n->pid, .descriptor = (int)n->data.args[0]};
     CLEANUP_FD int fd = -1;
 
-    call.pid = member_of(crew, call.tid, call.descriptor, &fd);
+    call.pid = member_of(crew, call.tid, call.descriptor, &fd, &call.file);
     int taking = errno, error = call.pid < 0 ? EAGAIN : copy_call(n, &call);
     /* The caller may be gone and its number another process' by now: ask before trusting what was read. */
     if (!notification_valid(listener, n->id)) {
@@ -253,14 +250,12 @@ static void handle(struct crew *crew, struct job *job, int listener)
         return;
     }
     job->inflight->pid = call.pid;
-    call.file = fd < 0 ? FILE_OTHER : backend->kind(fd);
     if (call.file == FILE_OTHER) {
         bool harmless = fd >= 0 && judge_is_harmless_elsewhere(n->data.args[1] & 0xFF, _IOC_SIZE(n->data.args[1]));
         answer(job, listener, fd < 0 ? taking : harmless ? 0 : ENOTTY, harmless ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
         return;
     }
     job->fd = fd;
-    note_use(crew, call.pid);
     if (call.file == FILE_CONTROL)
         perform_claim(job, &call);
     ledger_lock();
@@ -296,9 +291,10 @@ static void recover(struct crew *crew, struct job *job, int listener)
         if (!left)
             continue;
         CLEANUP_FD int fd = -1;
-        member_of(crew, (pid_t)in->notification.pid, (int)in->notification.data.args[0], &fd);
+        enum file_kind kind;
+        member_of(crew, (pid_t)in->notification.pid, (int)in->notification.data.args[0], &fd, &kind);
         job->inflight = in;
-        job->fd = fd >= 0 && backend->kind(fd) == FILE_CONTROL ? fd : -1;
+        job->fd = kind == FILE_CONTROL ? fd : -1;
         perform_take_back(job);
         in->root = 0;
         job->redoing = true;

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "sched.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 #include "notify.h"
 #include "policy.h"
 #include "rm_abi.h"
+#include "thread.h"
 #include "util.h"
 #include "work.h"
 
@@ -35,6 +35,7 @@ static pthread_t threads[MAX_GPUS];
 /* NOBODY as the slot: every tenant's channels on this GPU are "other". */
 #define NOBODY (-1)
 enum whose { OWN, OTHERS };
+_Static_assert(POLICY_SHARES_MAX >= LEDGER_TENANTS, "a share for each");
 
 /* How one tenant stands on a GPU. */
 struct standing {
@@ -487,7 +488,6 @@ static void run_none(struct gpu_state *gpu, int sleepers)
 static void *schedule(void *argument)
 {
     struct gpu_state *gpu = argument;
-    static_assert(POLICY_SHARES_MAX >= LEDGER_TENANTS, "a share for each");
     struct share shares[POLICY_SHARES_MAX];
     struct turn turns[POLICY_SHARES_MAX];
     int count, sleepers;
@@ -513,11 +513,7 @@ static void *schedule(void *argument)
 
 void sched_start(void)
 {
-    pthread_condattr_t attributes;
-
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&changed, &attributes);
+    init_condition(&changed);
     for (int i = 0; i < gpu_count; i++) {
         struct gpu_state *gpu = calloc(1, sizeof *gpu);
         if (!gpu)

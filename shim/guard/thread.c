@@ -1,6 +1,6 @@
 #include "thread.h"
 
-#include <pthread.h>
+#include <time.h>
 
 #define THREAD_STACK (1u << 18)
 
@@ -15,4 +15,14 @@ bool start_detached(void *(*run)(void *), void *argument)
     int error = pthread_create(&thread, &attributes, run, argument);
     pthread_attr_destroy(&attributes);
     return error == 0;
+}
+
+void init_condition(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
 }

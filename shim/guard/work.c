@@ -16,7 +16,8 @@ struct line {
     uint64_t serial; /* of its ledger object */
     struct channel channel;
     struct ring ring;
-    uint32_t device, userd, last; /* last: how far it was filled when looked at last */
+    struct ring_place place;
+    uint32_t device, last; /* last: how far it was filled when looked at last */
     pid_t pid;
     int file;
     bool used;   /* something was handed in while this guard looked */
@@ -33,14 +34,13 @@ struct asked {
 struct watched {
     struct line *lines;
     int count, next_cold;
-    uint32_t changes;  /* tenants[].channel_changes when last looked at */
-    bool fresh;        /* some are too new to be looked at */
-    bool complete;     /* all are here: none is too new, nor are there too many */
-    bool seen;         /* and every ring is open */
-    bool asking, busy; /* busy: so was the last answer */
-    bool left;         /* the tenant went off since it was asked */
-    bool posted;       /* an answer is to be taken, though it be about a tenant that is gone */
-    int asked_count;
+    uint32_t changes; /* tenants[].channel_changes when last looked at */
+    bool fresh;       /* some are too new to be looked at */
+    bool complete;    /* all are here: none is too new, nor are there too many */
+    bool seen;        /* and every ring is open */
+    bool asking;      /* an answer is to be taken, though it be about a tenant that is gone */
+    bool busy;        /* so was the last answer */
+    bool left;        /* the tenant went off since it was asked */
     struct asked asked[INQUIRY_MAX];
 };
 
@@ -70,7 +70,7 @@ static void forget_tenant(struct work *work, struct watched *watched)
 {
     close_lines(work, watched->lines, watched->count);
     free(watched->lines);
-    *watched = (struct watched){.posted = watched->posted};
+    *watched = (struct watched){.asking = watched->asking};
 }
 
 void work_close(struct work *work)
@@ -89,19 +89,23 @@ static bool is_current(const struct line *line)
     return object && ledger_serial(object) == line->serial;
 }
 
+/* Under ledger_lock(). */
 static struct line describe(const struct ledger_object *channel)
 {
+    const struct ledger_object *memory = ledger_find(channel->root, channel->userd);
+
     return (struct line){.serial = ledger_serial(channel),
                          .channel = {channel->root, channel->handle},
                          .device = ledger_device_of(channel),
-                         .userd = channel->userd,
+                         .place = {channel->userd, channel->userd_offset, memory ? memory->bytes : 0},
                          .pid = channel->pid,
                          .file = channel->file};
 }
 
 /*
- * The tenant's channels as they are now; those known already keep what is known. The ledger puts new ones first and
- * keeps the order of the others, so one walk over both finds them. Returns -1 where there are too many.
+ * The tenant's channels as they are now; of those known already what is known, and the ring, moves over. The ledger
+ * puts new ones first and keeps the order of the others, so one walk over both finds them. Returns -1 where there are
+ * too many.
  */
 static int list_lines(struct watched *watched, int slot, struct line *out, bool *fresh)
 {
@@ -125,50 +129,21 @@ static int list_lines(struct watched *watched, int slot, struct line *out, bool 
         while (old < watched->count && !is_current(&watched->lines[old]))
             old++;
         bool known = old < watched->count && watched->lines[old].serial == ledger_serial(channel);
-        out[count++] = known ? watched->lines[old++] : describe(channel);
+        out[count++] = known ? watched->lines[old] : describe(channel);
+        if (known)
+            watched->lines[old++].ring = (struct ring){0};
     }
     ledger_unlock();
     return count;
 }
 
-static struct ring_place find_ring(const struct line *line)
-{
-    struct ring_place place = {0};
-
-    ledger_lock();
-    if (is_current(line)) {
-        const struct ledger_object *channel = ledger_find(line->channel.root, line->channel.handle);
-        const struct ledger_object *memory = ledger_find(channel->root, channel->userd);
-        place = (struct ring_place){channel->userd, channel->userd_offset, memory ? memory->bytes : 0};
-    }
-    ledger_unlock();
-    return place;
-}
-
 static void open_line(struct work *work, struct line *line)
 {
-    struct ring_place place = find_ring(line);
-
-    line->unseen = !backend->open_ring(work->gpu, &line->channel, &place, &line->ring);
+    line->unseen = !backend->open_ring(work->gpu, &line->channel, &line->place, &line->ring);
     if (line->unseen)
         return;
     line->last = *line->ring.put;
     line->used = line->last > 1; /* before this guard looked */
-}
-
-/* Rings of channels that are gone are not looked at again. */
-static void close_dropped(struct work *work, struct watched *watched, const struct line *kept, int count)
-{
-    int at = 0;
-
-    for (int i = 0; i < watched->count; i++) {
-        while (at < count && kept[at].serial != watched->lines[i].serial && !kept[at].ring.put)
-            at++; /* a new one */
-        if (at < count && kept[at].serial == watched->lines[i].serial)
-            at++;
-        else
-            close_lines(work, &watched->lines[i], 1);
-    }
 }
 
 static bool all_seen(const struct watched *watched)
@@ -188,7 +163,9 @@ static void refresh_tenant(struct work *work, int slot)
     if (!lines)
         return; /* as before, until there is memory */
     int count = list_lines(watched, slot, lines, &fresh);
-    close_dropped(work, watched, lines, count);
+    close_lines(work, watched->lines, watched->count); /* those of channels that are gone */
+    if (count < 0)
+        close_lines(work, lines, LINES_MAX);
     free(watched->lines);
     watched->lines = lines;
     watched->count = count < 0 ? 0 : count;
@@ -218,8 +195,11 @@ void work_refresh(struct work *work)
 
 static struct question question_about(const struct line *line)
 {
-    return (struct question){
-        .channel = line->channel, .device = line->device, .userd = line->userd, .pid = line->pid, .file = line->file};
+    return (struct question){.channel = line->channel,
+                             .device = line->device,
+                             .userd = line->place.memory,
+                             .pid = line->pid,
+                             .file = line->file};
 }
 
 static void post(struct work *work, int slot, enum inquiry_kind kind, struct line *const *lines, int count)
@@ -231,10 +211,8 @@ static void post(struct work *work, int slot, enum inquiry_kind kind, struct lin
         questions[i] = question_about(lines[i]);
         watched->asked[i] = (struct asked){lines[i]->serial, lines[i]->last};
     }
-    watched->asked_count = count;
     watched->left = false;
-    watched->asking = !watched->posted && inquiry_post(slot, kind, work->gpu, questions, count);
-    watched->posted |= watched->asking;
+    watched->asking = inquiry_post(slot, kind, work->gpu, questions, count);
 }
 
 static struct line *find_line(struct watched *watched, uint64_t serial)
@@ -250,9 +228,7 @@ static void take_answer(struct work *work, struct watched *watched, enum inquiry
 {
     struct line *line = find_line(watched, asked->serial);
 
-    if (!line)
-        return;
-    if (kind == INQUIRY_IDLE && watched->left)
+    if (!line || (kind == INQUIRY_IDLE && watched->left))
         return;
     if (kind == INQUIRY_IDLE) {
         line->proven |= yes && line->last == asked->put; /* else it was used since */
@@ -273,14 +249,14 @@ static void take_answers(struct work *work, int slot)
 
     if (!count)
         return;
-    for (int i = 0; watched->asking && i < count && i < watched->asked_count; i++)
+    for (int i = 0; i < count; i++)
         take_answer(work, watched, kind, &watched->asked[i], questions[i].yes);
-    watched->asking = watched->posted = false;
+    watched->asking = false;
 }
 
 static bool same_memory(const struct line *a, const struct line *b)
 {
-    return a->channel.root == b->channel.root && a->userd == b->userd;
+    return a->channel.root == b->channel.root && a->place.memory == b->place.memory;
 }
 
 /* The client of `line` lets the guard see a piece of memory once: for all the rings in it. */
@@ -315,7 +291,7 @@ void work_go_on(struct work *work)
 {
     for (int slot = 0; slot < work->slots_end; slot++) {
         struct watched *watched = &work->tenants[slot];
-        if (watched->posted)
+        if (watched->asking)
             take_answers(work, slot);
         if (watched->lines && !watched->seen && !watched->asking)
             see_more(work, slot);

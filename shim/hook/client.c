@@ -1,7 +1,7 @@
 /*
  * A client of the driver belongs to the process that makes it, for nvidia-smi and for all who ask. The guard makes
  * what counts itself; so the shim turns the making of a client into the call that the guard lets the process make:
- * the same without room for parameters, which no memory can be had by. Without the shim the client is the guard's.
+ * the same without room for parameters, which no memory can be had by. docs/decisions.md says what becomes of others.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gpu import nvml_used
+from support.gpu import Witness
 from support.node import Node, wait_until
 
 pytestmark = pytest.mark.gpu
@@ -20,29 +19,6 @@ MIB = 1 << 20
 GIB = 1 << 30
 # what the driver itself takes for a client: page tables, instance blocks
 SLACK = 64 * MIB
-
-
-class Witness(threading.Thread):
-    """Samples how much of the GPU is in use; `most` is the highest above the start."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.base = nvml_used()
-        self.most = 0
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        while not self._done.is_set():
-            self.most = max(self.most, nvml_used() - self.base)
-            time.sleep(0.001)
-
-    def __enter__(self) -> Witness:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
 
 
 def start(node: Node, tenant: dict[str, Any], *argv: object) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pynvml
@@ -24,6 +25,28 @@ def nvml_process_bytes() -> dict[int, int]:
 def nvml_used() -> int:
     """Bytes in use on the whole GPU."""
     return int(pynvml.nvmlDeviceGetMemoryInfo(_handle()).used)
+
+
+class Witness(threading.Thread):
+    """Samples without a pause how much of the GPU is in use; `most` is the highest above the start."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.base, self.most, self.samples = nvml_used(), 0, 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.is_set():
+            self.most = max(self.most, nvml_used() - self.base)
+            self.samples += 1
+
+    def __enter__(self) -> Witness:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
 
 
 def build_attack(target: Path) -> Path:
