@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pynvml
@@ -19,24 +19,41 @@ import pynvml
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT)]
 
-from attacks import attack  # noqa: E402
-from faults import fault  # noqa: E402
-from measures import Bench, compute, latency, memory, overhead, share  # noqa: E402
+from attacks import ATTACKS, attack  # noqa: E402
+from faults import FAULTS, fault  # noqa: E402
+from measures import COSTS, PATHS, POLICIES, SHARES, WORKLOADS, Bench, compute, latency, memory, overhead, share  # noqa: E402
 from results import Machine, Row, show, write  # noqa: E402
 from support.gpu import build_attack, build_cuda  # noqa: E402
 from systems import Slices, native  # noqa: E402
 
 from jupyter_vgpu.client import DaemonError  # noqa: E402
 
-MEASURES: dict[str, Callable[[Bench, list[str]], list[Row]]] = {
-    "memory": memory,
-    "compute": compute,
-    "share": share,
-    "latency": latency,
-    "overhead": overhead,
-    "fault": fault,
-    "attack": attack,
+# What a measure is called, how it is taken, and its parts.
+MEASURES: dict[str, tuple[Callable[[Bench, Sequence[str]], list[Row]], Sequence[str]]] = {
+    "memory": (memory, PATHS),
+    "compute": (compute, tuple(WORKLOADS)),
+    "share": (share, SHARES),
+    "latency": (latency, POLICIES),
+    "overhead": (overhead, COSTS),
+    "fault": (fault, tuple(FAULTS)),
+    "attack": (attack, tuple(ATTACKS)),
 }
+
+
+def _wanted(arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """(measure, parts) of each argument, all by default. Raises ValueError for a name that there isn't."""
+    wanted = []
+    for argument in arguments or MEASURES:
+        name, _, parts = argument.partition(":")
+        if name not in MEASURES:
+            raise ValueError(f"no measure named {name}; there are: {', '.join(MEASURES)}")
+        known = MEASURES[name][1]
+        asked = parts.split(",") if parts else list(known)
+        for part in asked:
+            if part not in known:
+                raise ValueError(f"{name} has no part {part!r}; there are: {', '.join(known)}")
+        wanted.append((name, asked))
+    return wanted
 
 
 def _machine() -> tuple[str, Machine]:
@@ -48,10 +65,10 @@ def _machine() -> tuple[str, Machine]:
 
 
 def main() -> int:
-    wanted = [argument.partition(":") for argument in sys.argv[1:] or MEASURES]
-    unknown = [name for name, _, _ in wanted if name not in MEASURES]
-    if unknown:
-        print(f"no measure named {', '.join(unknown)}; there are: {', '.join(MEASURES)}", file=sys.stderr)
+    try:
+        wanted = _wanted(sys.argv[1:])
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     file, machine = _machine()
     with tempfile.TemporaryDirectory() as directory:
@@ -63,10 +80,10 @@ def main() -> int:
             whole = native([load, "calibrate"]).answer()
             os.environ["LOAD_BLOCKS"] = str(whole["blocks"])  # the same work wherever it runs
             bench = Bench(load, fill, attacker, slices, whole["steps_per_us"])
-            for name, _, parts in wanted:
+            for name, parts in wanted:
                 print(f"--- {name}", flush=True)
                 try:
-                    rows = MEASURES[name](bench, parts.split(",") if parts else [])
+                    rows = MEASURES[name][0](bench, parts)
                 except (RuntimeError, OSError, DaemonError, AssertionError):  # must not cost the other measures
                     traceback.print_exc()
                     failed.append(name)

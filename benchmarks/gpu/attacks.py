@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 from measures import Bench, rates_of
 from results import Row
@@ -13,12 +14,6 @@ QUOTA, QUOTA_BYTES = "2G", 2 << 30
 RACERS, ALLOCATIONS = 16, 10000
 RACE_QUOTA, RACE_BYTES = "24G", 24 << 30
 SECONDS = 5
-
-
-def attack(bench: Bench, only: list[str]) -> list[Row]:
-    """Races for memory; a neighbour's channels, and its calls under a flood."""
-    parts = {"memory": _rewrite, "race": _race, "switch": _switch, "flood": _flood}
-    return [row for name, part in parts.items() if name in (only or parts) for row in part(bench)]
 
 
 def _rewrite(bench: Bench) -> list[Row]:
@@ -105,3 +100,11 @@ def _flood(bench: Bench) -> list[Row]:
             f"beside two processes that make {calls} calls of nonsense; {quiet:.1f} us without them",
         )
     ]
+
+
+ATTACKS = {"memory": _rewrite, "race": _race, "switch": _switch, "flood": _flood}
+
+
+def attack(bench: Bench, parts: Sequence[str]) -> list[Row]:
+    """Races for memory; a neighbour's channels, and its calls under a flood."""
+    return [row for part in parts for row in ATTACKS[part](bench)]

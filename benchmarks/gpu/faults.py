@@ -6,6 +6,7 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from measures import Bench, rates_of
@@ -17,12 +18,6 @@ DAEMON_KILLS = 20
 PROCESSES = 1000
 WORKERS = 12
 MIB = 1 << 20
-
-
-def fault(bench: Bench, only: list[str]) -> list[Row]:
-    """Guard, daemon and tenants' processes killed; a quota changed while a program runs."""
-    parts = {"kills": _kill_guard_and_daemon, "resize": _resize, "processes": _kill_processes}
-    return [row for name, part in parts.items() if name in (only or parts) for row in part(bench)]
 
 
 def _kill_guard(bench: Bench) -> float:
@@ -138,3 +133,11 @@ def _kill_processes(bench: Bench) -> list[Row]:
             f"highest {max(differences) / MIB:.0f} (each context holds some 7 MiB that is no allocation)",
         ),
     ]
+
+
+FAULTS = {"kills": _kill_guard_and_daemon, "resize": _resize, "processes": _kill_processes}
+
+
+def fault(bench: Bench, parts: Sequence[str]) -> list[Row]:
+    """Guard, daemon and tenants' processes killed; a quota changed while a program runs."""
+    return [row for part in parts for row in FAULTS[part](bench)]

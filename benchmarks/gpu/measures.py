@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from support.gpu import nvml_used
 from systems import HamiCore, Mps, Program, Slices, Tenant, native
 
 REPEATS = 5
-TRAINING_PAIRS = 3  # each takes half a minute
+TRAINING_PROCESSES, TRAINING_TURNS = 8, 4
 Start = Callable[[list[str], float], Program]
 
 
@@ -108,10 +108,10 @@ def _once(start: Start, bench: Bench, workload: str, percent: float, solo: float
     return 100 * statistics.mean(rates[2:]) / solo if rates[2:] else None
 
 
-def compute(bench: Bench, only: list[str]) -> list[Row]:
+def compute(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """|error| in points of the percent asked, of each workload and percent."""
     rows: list[Row] = []
-    for workload in only or WORKLOADS:
+    for workload in parts:
         chunk = 10 if workload == "34ms" else 4
         solo, limited = _limited(bench, workload, chunk)
         hami = {p: _once(HamiCore.start, bench, workload, p, solo) for p in PERCENTS if HamiCore.available}
@@ -148,6 +148,7 @@ def compute(bench: Bench, only: list[str]) -> list[Row]:
 # --- several tenants ---
 
 SPLITS = {"30_70": (30, 70), "10_90": (10, 90), "4_equal": (25, 25, 25, 25), "100_50": (100, 50)}
+SHARES = (*SPLITS, "burst", "processes")
 
 
 def _together(programs: list[Program], seconds: float) -> list[list[float]]:
@@ -167,7 +168,7 @@ def _solo(bench: Bench, argv: list[str]) -> float:
     return statistics.median(rates_of(program.answer(), 1))
 
 
-def share(bench: Bench, only: list[str]) -> list[Row]:
+def share(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """Several saturating tenants: what each gets, and what all get together, of the solo rate."""
     seconds = 1.5 + REPEATS * 2 + 0.6
     argv = [bench.load, "run", bench.steps(1100), str(seconds)]
@@ -175,7 +176,7 @@ def share(bench: Bench, only: list[str]) -> list[Row]:
     two = _together([native(argv) for _ in range(2)], seconds)
     native_total = 100 * statistics.mean(sum(pair) for pair in zip(*two, strict=False)) / solo
     rows = []
-    for name in only or SPLITS:
+    for name in (part for part in parts if part in SPLITS):
         percents = SPLITS[name]
         with ExitStack() as stack:
             tenants = [stack.enter_context(bench.slices.tenant(p, "8G", name=f"t{i}")) for i, p in enumerate(percents)]
@@ -207,20 +208,18 @@ def share(bench: Bench, only: list[str]) -> list[Row]:
         if name == "4_equal":
             jain = sum(shares) ** 2 / (len(shares) * sum(x * x for x in shares))
             rows.append(Row("share.4_equal.jain", jain, "index", "higher", "Jain's fairness index"))
-    with bench.slices.tenant(25, policy="burst") as tenant:
-        alone = _together([tenant.start(argv)], seconds)[0]
-    rows.append(
-        Row(
-            "share.burst_alone_percent",
-            100 * statistics.median(alone) / solo,
-            "%",
-            "higher",
-            "25 % burst, alone, of solo",
-        )
-    )
-    rows.append(_beside_idle(bench, argv, solo))
-    rows.append(_split_into_processes(bench, argv, seconds))
+    if "burst" in parts:
+        rows += [_alone(bench, argv, solo), _beside_idle(bench, argv, solo)]
+    if "processes" in parts:
+        rows.append(_split_into_processes(bench, argv, seconds))
     return rows
+
+
+def _alone(bench: Bench, argv: list[str], solo: float) -> Row:
+    with bench.slices.tenant(25, policy="burst") as tenant:
+        rates = _together([tenant.start(argv)], float(argv[3]))[0]
+    got = 100 * statistics.median(rates) / solo
+    return Row("share.burst_alone_percent", got, "%", "higher", "25 % burst, alone, of solo")
 
 
 def _beside_idle(bench: Bench, argv: list[str], solo: float) -> Row:
@@ -251,8 +250,10 @@ def _split_into_processes(bench: Bench, argv: list[str], seconds: float) -> Row:
 
 # --- latency ---
 
+POLICIES = ("hard", "burst")
 
-def latency(bench: Bench, only: list[str]) -> list[Row]:
+
+def latency(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """A 36 us kernel every 50 ms beside a neighbour that never pauses."""
     busy = [bench.load, "run", bench.steps(1100), "17"]
     ping = [bench.load, "ping", bench.steps(36), "15", "50"]
@@ -284,7 +285,7 @@ def latency(bench: Bench, only: list[str]) -> list[Row]:
             daemon.stop()
     solo = _solo(bench, [*busy[:3], "4"])
     rows = []
-    for policy in only or ("hard", "burst"):
+    for policy in parts:
         with (
             bench.slices.tenant(75, "8G", policy, "busy") as one,
             bench.slices.tenant(25, "8G", policy, "pinging") as other,
@@ -326,10 +327,10 @@ def _filled(program: Program, before: int) -> tuple[int, dict[str, Any]]:
     return used, {"line": line}
 
 
-def memory(bench: Bench, only: list[str]) -> list[Row]:
+def memory(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """How much can be taken under a quota of 4 GiB, by each path; NVML's word, whole GPU."""
     rows = []
-    for path in only or PATHS:
+    for path in parts:
         values: dict[str, float | None] = {}
         argv = [bench.fill, path]
         starts: dict[str, Callable[[], Program]] = {}
@@ -366,24 +367,21 @@ def memory(bench: Bench, only: list[str]) -> list[Row]:
 
 # --- cost ---
 
+CALLS = {"launch_ns": ("launch", "2000"), "alloc_free_us": ("alloc", "2000"), "context_ms": ("context",)}
 TRAINING = ("resnet50_train", "resnet18_infer", "tiny_ops", "decode")
+COSTS = (*CALLS, *TRAINING)
 
 
-def overhead(bench: Bench, only: list[str]) -> list[Row]:
+def overhead(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """Pairs in turns: natively, in a slice of 100 %."""
-    measures = {
-        "launch_ns": [bench.load, "launch", "2000"],
-        "alloc_free_us": [bench.load, "alloc", "2000"],
-        "context_ms": [bench.load, "context"],
-    }
-    rows = []
-    with bench.slices.tenant(100, "16G") as tenant:
-        rows += [_pairs(name, argv, tenant) for name, argv in measures.items() if name in (only or measures)]
-        script = str(Path(__file__).with_name("training.py"))
-        rows += [
-            _ratio(name, [sys.executable, script, name], tenant) for name in TRAINING if name in (only or TRAINING)
+    script = str(Path(__file__).with_name("training.py"))
+    with bench.slices.tenant(100, "36G") as tenant:
+        return [
+            _pairs(name, [bench.load, *CALLS[name]], tenant)
+            if name in CALLS
+            else _ratio(name, [sys.executable, script, name], tenant)
+            for name in parts
         ]
-    return rows
 
 
 def _pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
@@ -402,18 +400,32 @@ def _pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
 
 
 def _ratio(workload: str, argv: list[str], tenant: Tenant) -> Row:
-    ratios, rates = [], []
-    for _ in range(TRAINING_PAIRS):
-        plain = native(argv).answer(300)["rate"]
-        guarded = tenant.start(argv).answer(300)["rate"]
-        ratios.append(guarded / plain)
-        rates.append(plain)
+    """Many processes of both kinds stay and work one at a time, in turns.
+
+    The machine's clocks drift by more than what is measured, and of two processes that do the same, one may be 5 %
+    faster for all its life (where its memory lies).
+    """
+    started = [(native(argv), tenant.start(argv)) for _ in range(TRAINING_PROCESSES)]
+    rates: dict[Program, list[float]] = {program: [] for pair in started for program in pair}
+    try:
+        for program in rates:
+            program.ready()
+        for turn in range(TRAINING_TURNS):
+            for pair in started:
+                for program in pair if turn % 2 else reversed(pair):
+                    rates[program].append(program.stretch()["rate"])
+    finally:
+        for program in rates:
+            program.end()
+    plain, guarded = (
+        [statistics.median(rates[program]) for program in programs] for programs in zip(*started, strict=True)
+    )
     return Row(
         f"overhead.{workload}.ratio",
-        statistics.median(ratios),
+        statistics.median(guarded) / statistics.median(plain),
         "ratio",
         "higher",
-        f"rate in the slice over native, median of {TRAINING_PAIRS} pairs ({min(ratios):.3f} to {max(ratios):.3f}); "
-        f"native {statistics.median(rates):.1f} steps/s",
+        f"medians of {TRAINING_PROCESSES} processes each; in the slice {min(guarded):.1f} to {max(guarded):.1f} "
+        f"steps/s, natively {min(plain):.1f} to {max(plain):.1f}",
         native=1.0,
     )

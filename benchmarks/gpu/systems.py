@@ -35,6 +35,23 @@ class Program:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
+    def stretch(self) -> dict[str, Any]:
+        """One answer of a program that gives one for each line, and waits between them."""
+        self.go()
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended: {self.process.communicate()[1][-800:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def end(self) -> None:
+        """End a program that waits for its next line."""
+        try:
+            self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
     def answer(self, seconds: float = 120) -> dict[str, Any]:
         try:
             out, err = self.process.communicate("\n", timeout=seconds)
