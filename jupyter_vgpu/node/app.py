@@ -220,6 +220,7 @@ class NodeApp(JupyterApp):
             await asyncio.sleep(_SAMPLE_SECONDS)
             now = time.time()
             await asyncio.to_thread(manager.sample, int(since * 1e6))
+            manager.publish_sample()
             since = now
 
 

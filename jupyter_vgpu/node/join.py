@@ -28,7 +28,8 @@ MAX_LISTENERS = 64
 class JoinServer:
     """The join socket of one tenant.
 
-    probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener.
+    probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is
+    told of a driver function that the shim has never heard of and let through.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
 
@@ -39,6 +40,7 @@ class JoinServer:
         quota: Callable[[], int],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
+        note_unknown: Callable[[str], None],
         allow_shim: bool,
         owner: int | None = None,
     ) -> None:
@@ -47,6 +49,7 @@ class JoinServer:
         self._quota = quota
         self._probe = probe
         self._join = join
+        self._note_unknown = note_unknown
         self._allow_shim = allow_shim
         self._path = directory / layout()["join_socket"]
         self._path.unlink(missing_ok=True)
@@ -139,6 +142,9 @@ class JoinServer:
                 return self._reserve(connection, int(amount))
             case ["release", amount] if amount.isdigit() and len(amount) < 20:
                 return self._release(connection, int(amount))
+            case ["unknown", symbol] if symbol.isidentifier():
+                self._note_unknown(symbol)
+                return "ok"
             case _:
                 return "refused unknown message: this socket speaks with vgpu-run and libvgpu.so"
 

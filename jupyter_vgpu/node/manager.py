@@ -22,7 +22,7 @@ from . import gpus as gpu_module
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
-from .page import PageState, SlicePage
+from .page import PageState, ProcessRow, SlicePage
 from .placement import NoRoom, Room, place
 from .store import Store, Tenant, timestamp
 
@@ -30,6 +30,7 @@ log = logging.getLogger("vgpud")
 
 Json = dict[str, Any]
 NAME_MAX = 200
+MAX_UNKNOWN_SYMBOLS = 1000  # a tenant may say any name
 
 
 class Refused(Exception):
@@ -95,6 +96,7 @@ class Manager:
         self.tenants: dict[str, Tenant] = {}
         self._live: dict[str, _Live] = {}
         self._usage: dict[int, dict[int, int]] = {}
+        self.unknown_symbols: dict[str, int] = {}
 
     # --- life of the daemon ---
 
@@ -237,6 +239,7 @@ class Manager:
             quota=lambda: self.tenants[tenant.id].quota.memory,
             probe=self.guard.probe,
             join=lambda fd: self._join(tenant.id, fd),
+            note_unknown=self._note_unknown,
             allow_shim=self.limits.allow_shim_tier,
             owner=tenant.owner,
         )
@@ -269,6 +272,13 @@ class Manager:
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 
+    def _note_unknown(self, symbol: str) -> None:
+        if symbol not in self.unknown_symbols and len(self.unknown_symbols) >= MAX_UNKNOWN_SYMBOLS:
+            return
+        if symbol not in self.unknown_symbols:
+            log.warning("the shim does not know %s and let it through: is there a newer jupyter-vgpu?", symbol)
+        self.unknown_symbols[symbol] = self.unknown_symbols.get(symbol, 0) + 1
+
     @staticmethod
     def _drop_dead_listeners(live: _Live) -> None:
         poller = select.poll()
@@ -296,6 +306,14 @@ class Manager:
     def sample(self, since_us: int) -> None:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
         self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self.gpus}
+
+    def publish_sample(self) -> None:
+        """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
+        now = time.time_ns()
+        indices = {gpu.uuid: gpu.index for gpu in self.gpus}
+        for tenant_id, live in self._live.items():
+            index = indices.get(self.tenants[tenant_id].gpu, -1)
+            live.page.write_busy(self._usage.get(index, {}), now)
 
     def page(self, tenant: Tenant) -> PageState:
         return self._live[tenant.id].page.read()
@@ -341,7 +359,7 @@ class Manager:
                 else None,
             },
             "processes": [
-                _describe_process(row.pid) | {"memory": row.memory, "cores": busy.get(row.pid, 0)}
+                _describe_process(row) | {"memory": row.memory, "cores": busy.get(row.pid, 0)}
                 for row in sorted(state.processes, key=lambda row: -row.memory)
             ],
         }
@@ -390,14 +408,10 @@ def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
     }
 
 
-def _describe_process(pid: int) -> Json:
-    """What /proc says: its name, and its number as the tenant's own container sees it."""
-    inside, name = pid, "exited"
+def _describe_process(row: ProcessRow) -> Json:
+    """Its numbers, and its name by /proc."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                inside = int(line.split()[-1])
+        name = Path(f"/proc/{row.pid}/comm").read_text().strip()
     except OSError:
-        pass
-    return {"pid": pid, "pid_in_slice": inside, "name": name}
+        name = "exited"
+    return {"pid": row.pid, "pid_in_slice": row.pid_inside, "name": name}

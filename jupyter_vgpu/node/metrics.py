@@ -41,7 +41,12 @@ class NodeCollector(Collector):
             reserved.add_metric([room.uuid], room.memory_reserved)
         restarts = CounterMetricFamily("jupyter_vgpu_guard_restarts", "Times that the guard was brought up again")
         restarts.add_metric([], self._manager.guard.restarts)
-        yield from (quota, used, cores, busy, refused, total, reserved, restarts)
+        unknown = CounterMetricFamily(
+            "jupyter_vgpu_unknown_symbols", "Driver functions that the shim has never heard of", labels=["symbol"]
+        )
+        for symbol, count in self._manager.unknown_symbols.items():
+            unknown.add_metric([symbol], count)
+        yield from (quota, used, cores, busy, refused, total, reserved, restarts, unknown)
 
 
 def registry(manager: Manager) -> CollectorRegistry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,10 @@ _FORMATS = {4: "=I", 8: "=Q"}
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
-    """One process of the tenant: its number as the node sees it, and bytes of GPU memory."""
+    """One process of the tenant: its number as the node and as its container see it, and bytes of GPU memory."""
 
     pid: int
+    pid_inside: int
     memory: int
     channels: int
 
@@ -39,6 +41,17 @@ class PageState:
     refused_at_ns: int
     refused_pid: int
     processes: tuple[ProcessRow, ...]
+
+
+def pid_inside(pid: int) -> int:
+    """A process' number in its innermost pid namespace; `pid` itself where it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    except OSError:
+        pass
+    return pid
 
 
 class SlicePage:
@@ -90,8 +103,14 @@ class SlicePage:
         for i in range(min(self._get("process_rows"), self._layout["processes_max"])):
             base = self._row(i)
             if pid := self._get("pid", base, "process"):
-                memory, channels = self._get("memory", base, "process"), self._get("channels", base, "process")
-                rows.append(ProcessRow(pid, memory, channels))
+                rows.append(
+                    ProcessRow(
+                        pid,
+                        self._get("pid_inside", base, "process"),
+                        self._get("memory", base, "process"),
+                        self._get("channels", base, "process"),
+                    )
+                )
         return PageState(
             tier=tiers.get(self._get("tier"), "none"),
             memory_quota=self._get("memory_quota"),
@@ -112,6 +131,13 @@ class SlicePage:
         base: int = self._layout["processes_offset"] + i * self._layout["process_size"]
         return base
 
+    def write_busy(self, busy: Mapping[int, int], at_ns: int) -> None:
+        """Publish percent of the GPU's compute by process, as sampled: what NVML says in the slice comes from here."""
+        for i in range(min(self._get("process_rows"), self._layout["processes_max"])):
+            pid = self._get("pid", self._row(i), "process")
+            self._set("busy_percent", busy.get(pid, 0), self._row(i), "process")
+        self._set("sampled_at_ns", at_ns)
+
     def write_shim(self, holdings: dict[int, int], refusal: tuple[int, int, int, int] | None = None) -> None:
         """Tier `shim`: publish bytes by process. refusal: pid, bytes asked, bytes free, nanoseconds since 1970."""
         used = sum(holdings.values())
@@ -123,6 +149,7 @@ class SlicePage:
         for i in range(max(len(rows), self._get("process_rows"))):
             pid, memory = rows[i] if i < len(rows) else (0, 0)
             self._set("pid", pid, self._row(i), "process")
+            self._set("pid_inside", pid_inside(pid) if pid else 0, self._row(i), "process")
             self._set("memory", memory, self._row(i), "process")
         self._set("process_rows", len(rows))
         if refusal:

@@ -1,6 +1,7 @@
 /*
- * The slice page: what one tenant may use and uses now. One writer (vgpu-guard), many readers
- * (libvgpu.so in the tenant, vgpud). The file is mounted read-only into the tenant.
+ * The slice page: what one tenant may use and uses now. One writer (vgpu-guard; the daemon of busy_percent and
+ * sampled_at_ns, each a single store), many readers (libvgpu.so in the tenant, vgpud). The file is mounted read-only
+ * into the tenant.
  *
  * The layout is written once, here, as field lists; vgpu-guard --layout prints it as JSON for Python.
  * Readers take a consistent copy with `sequence`: odd while the guard writes, changed when it wrote.
@@ -11,7 +12,7 @@
 #include <stdint.h>
 
 #define VGPU_PAGE_MAGIC 0x55504756u /* "VGPU" */
-#define VGPU_PAGE_VERSION 1u
+#define VGPU_PAGE_VERSION 2u
 #define VGPU_PAGE_PROCESSES 512u
 #define VGPU_UUID_LENGTH 48
 
@@ -19,9 +20,11 @@ enum vgpu_policy { VGPU_POLICY_HARD = 0, VGPU_POLICY_BURST = 1 };
 enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
 
 /* FIELD(type, name): one entry of the page or of a process row; bytes and nanoseconds throughout. */
-#define VGPU_PROCESS_FIELDS(FIELD)                                     \
-    FIELD(uint32_t, pid) /* as the node sees it; 0: the row is free */ \
-    FIELD(uint32_t, channels)                                          \
+#define VGPU_PROCESS_FIELDS(FIELD)                                                        \
+    FIELD(uint32_t, pid)        /* as the node sees it; 0: the row is free */             \
+    FIELD(uint32_t, pid_inside) /* as the innermost pid namespace it is in sees it */     \
+    FIELD(uint32_t, channels)                                                             \
+    FIELD(uint32_t, busy_percent) /* of the whole GPU's compute; the daemon samples it */ \
     FIELD(uint64_t, memory)
 
 #define VGPU_PAGE_FIELDS(FIELD)                                                                   \
@@ -42,7 +45,8 @@ enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
     FIELD(uint64_t, refused_free)                                                                 \
     FIELD(uint64_t, refused_at_ns) /* CLOCK_REALTIME */                                           \
     FIELD(uint32_t, refused_pid)                                                                  \
-    FIELD(uint32_t, guard_pid)
+    FIELD(uint32_t, guard_pid)                                                                    \
+    FIELD(uint64_t, sampled_at_ns) /* CLOCK_REALTIME; when the daemon sampled busy_percent */
 
 struct vgpu_process_row {
 #define FIELD(type, name) type name;

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "reach.h"
 #include "rm_abi.h"
 #include "util.h"
 
@@ -174,7 +175,7 @@ static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, 
         page->process_rows = rows + 1;
     }
     if (spare)
-        *spare = (struct vgpu_process_row){.pid = (uint32_t)pid};
+        *spare = (struct vgpu_process_row){.pid = (uint32_t)pid, .pid_inside = (uint32_t)reach_pid_inside(pid)};
     return spare;
 }
 

@@ -97,6 +97,8 @@ int reach_can(pid_t pid)
     return fd < 0 && errno != EBADF ? errno : 0;
 }
 
+#define LAST_COLUMN (-1)
+
 /* A number out of /proc/<tid>/status; -1 when the thread is gone. `column`: 0 is the first after the name. */
 static long status_field(pid_t tid, const char *name, int column)
 {
@@ -112,9 +114,19 @@ static long status_field(pid_t tid, const char *name, int column)
     if (!at)
         return -1;
     at += strlen(name);
+    at[strcspn(at, "\n")] = 0;
+    char *last = strrchr(at, '\t');
+    if (column == LAST_COLUMN && last)
+        at = last;
     while (column-- > 0)
         strtol(at, &at, 10);
     return strtol(at, NULL, 10);
+}
+
+pid_t reach_pid_inside(pid_t pid)
+{
+    long inside = status_field(pid, "\nNSpid:", LAST_COLUMN);
+    return inside > 0 ? (pid_t)inside : pid;
 }
 
 pid_t reach_process_of(pid_t tid) { return (pid_t)status_field(tid, "\nTgid:", 0); }

@@ -20,6 +20,8 @@ int reach_can(pid_t pid);
 int reach_pidfd(pid_t pid);
 bool reach_has_exited(pid_t pid);  /* a zombie has */
 pid_t reach_process_of(pid_t tid); /* -1: it is gone */
+/* The process' number in the innermost namespace that it is in, for its own tenant to read; where it is gone, pid. */
+pid_t reach_pid_inside(pid_t pid);
 /*
  * The calling thread's descriptor. A thread may have unshared its table from its process' (CLONE_FILES): the guard
  * must look at what the kernel would look at, or a thread could show it /dev/null and mean the driver.

@@ -4,57 +4,107 @@
  * back, so an application never gets a form of a function that the driver would not have given it.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <dlfcn.h>
+#include <link.h>
 #include <stddef.h>
 #include <string.h>
 
+#include "elf.h"
 #include "hook.h"
 
-typedef int CUresult;
+typedef int CUresult, nvmlReturn_t;
 #define PER_THREAD_DEFAULT_STREAM 2 /* CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM */
-#define CUDA_SUCCESS 0
-#define CUDA_ERROR_NOT_INITIALIZED 3
+enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3, CUDA_ERROR_NOT_SUPPORTED = 801, NVML_ERROR_NOT_SUPPORTED = 3 };
 
-/* Only addresses: answers.c and this file define them with their true types. */
+typedef CUresult (*wrapper_function)();
+
+static CUresult refuse_cuda(void) { return CUDA_ERROR_NOT_SUPPORTED; }
+static nvmlReturn_t refuse_nvml(void) { return NVML_ERROR_NOT_SUPPORTED; }
+
+/* Each class' wrapper: one that ANSWERS has to have one, or this does not link. Only addresses are taken here. */
+#define DECLARE_PASSES(symbol)
+#define DECLARE_ANSWERS(symbol) extern API CUresult symbol();
+#define DECLARE_ACCOUNTS(symbol)
+#define DECLARE_LAUNCHES(symbol)
+#define DECLARE_REFUSES(symbol)
+#define CUDA_PASSES(symbol) NULL
+#define CUDA_ANSWERS(symbol) symbol
+#define CUDA_ACCOUNTS(symbol) NULL /* see below */
+#define CUDA_LAUNCHES(symbol) NULL
+#define CUDA_REFUSES(symbol) (wrapper_function) refuse_cuda
+#define NVML_PASSES(symbol) NULL
+#define NVML_ANSWERS(symbol) symbol
+#define NVML_REFUSES(symbol) (wrapper_function) refuse_nvml
+
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wbuiltin-declaration-mismatch"
-#define ROW(symbol, name, since, stream, tiers) extern API CUresult symbol();
-CUDA_ROWS(ROW)
-NVML_ROWS(ROW)
-#undef ROW
+#define S(symbol, name, since, stream, class) DECLARE_##class(symbol)
+#include "cuda_symbols.def"
+#undef S
+#define S(symbol, class) DECLARE_##class(symbol)
+#include "nvml_symbols.def"
+#undef S
+ACCOUNTED_SYMBOLS(DECLARE_ANSWERS)
 #pragma GCC diagnostic pop
 
-static const struct {
-    const char *symbol, *name, *library;
+static const struct row {
+    const char *symbol, *name; /* name: as cuGetProcAddress knows it */
     int since;
     enum stream_kind stream;
-    enum tiers tiers;
-    CUresult (*wrapper)();
-} rows[ROW_COUNT] = {
-#define ROW(symbol, name, since, stream, tiers) \
-    [ROW_##symbol] = {#symbol, name, "libcuda.so.1", since, stream, tiers, symbol},
-    CUDA_ROWS(ROW)
-#undef ROW
-#define ROW(symbol, name, since, stream, tiers) \
-    [ROW_##symbol] = {#symbol, name, "libnvidia-ml.so.1", since, stream, tiers, symbol},
-        NVML_ROWS(ROW)
-#undef ROW
+    enum symbol_class class;
+    wrapper_function wrapper;
+} rows[ALL_ROWS] = {
+#define S(symbol, name, since, stream, class) {#symbol, #name, since, stream, class, CUDA_##class(symbol)},
+#include "cuda_symbols.def"
+#undef S
+#define S(symbol, class) {#symbol, NULL, 0, ANY, class, NVML_##class(symbol)},
+#include "nvml_symbols.def"
+#undef S
 };
-static void *reals[ROW_COUNT];
+
+static wrapper_function accounting_wrapper(enum row_id row)
+{
+    switch (row) {
+#define W(symbol) \
+    case ROW_##symbol: return symbol;
+        ACCOUNTED_SYMBOLS(W)
+#undef W
+    default: return NULL;
+    }
+}
+
+static void *reals[ALL_ROWS];
+
+/* --- the dynamic linker's own --- */
 
 typedef void *(*dlsym_function)(void *, const char *);
+typedef void *(*dlvsym_function)(void *, const char *, const char *);
 
 static dlsym_function real_dlsym(void)
 {
     static dlsym_function found;
-    /* glibc 2.34 moved it into libc under a new version; the old ones are x86-64's and aarch64's first */
-    static const char *const versions[] = {"GLIBC_2.34", "GLIBC_2.2.5", "GLIBC_2.17"};
+    dlsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
 
-    for (size_t i = 0; !found && i < sizeof versions / sizeof *versions; i++) {
-        void *symbol = dlvsym(RTLD_NEXT, "dlsym", versions[i]);
-        memcpy(&found, &symbol, sizeof found);
+    if (!now) {
+        void *symbol = libc_symbol("dlsym");
+        memcpy(&now, &symbol, sizeof now);
+        __atomic_store_n(&found, now, __ATOMIC_RELAXED);
     }
-    return found;
+    return now;
+}
+
+static dlvsym_function real_dlvsym(void)
+{
+    static dlvsym_function found;
+    dlvsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
+
+    if (!now) {
+        void *symbol = libc_symbol("dlvsym");
+        memcpy(&now, &symbol, sizeof now);
+        __atomic_store_n(&found, now, __ATOMIC_RELAXED);
+    }
+    return now;
 }
 
 void *real_symbol(const char *library, const char *symbol)
@@ -64,71 +114,74 @@ void *real_symbol(const char *library, const char *symbol)
 
     if (handle)
         dlclose(handle); /* NOLOAD took a reference; the application holds its own */
+    else
+        dlerror(); /* it is not the application's error */
     return found;
 }
 
 void *next_symbol(const char *symbol) { return real_dlsym()(RTLD_NEXT, symbol); }
+
+/* --- rows --- */
+
+static const char *library_of(enum row_id row) { return row < CUDA_ROWS ? "libcuda.so.1" : "libnvidia-ml.so.1"; }
 
 void *real(enum row_id row)
 {
     void *function = __atomic_load_n(&reals[row], __ATOMIC_ACQUIRE);
 
     if (!function) {
-        function = real_symbol(rows[row].library, rows[row].symbol);
+        function = real_symbol(library_of(row), rows[row].symbol);
         __atomic_store_n(&reals[row], function, __ATOMIC_RELEASE);
     }
     return function;
 }
 
-static bool applies(enum row_id row) { return slice_directory() && (rows[row].tiers == TIERS_BOTH || ledger_counts()); }
-
-/* The wrapper to hand out for a driver's function, or the function itself. */
-static void *wrapped(enum row_id row, void *function)
+/* Of rows[from] to rows[to - 1], sorted by symbol: the first that is not before it. */
+static int lower_bound(const char *symbol, int from, int to)
 {
-    void *wrapper;
+    while (from < to) {
+        int middle = from + (to - from) / 2;
+        if (strcmp(rows[middle].symbol, symbol) < 0)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
 
-    if (!function || !applies(row))
-        return function;
-    memcpy(&wrapper, &rows[row].wrapper, sizeof wrapper);
-    if (function != wrapper)
-        __atomic_store_n(&reals[row], function, __ATOMIC_RELEASE);
-    return wrapper;
+static bool is_cuda_name(const char *symbol)
+{
+    return symbol[0] == 'c' && symbol[1] == 'u' && isupper((unsigned char)symbol[2]);
 }
 
 /* The row of an exported symbol; -1: none. The first letters sort out nearly every lookup of a process. */
 static int row_of(const char *symbol)
 {
-    if (!symbol || (strncmp(symbol, "cu", 2) != 0 && strncmp(symbol, "nvml", 4) != 0))
+    bool cuda = symbol && is_cuda_name(symbol);
+
+    if (!symbol || (!cuda && strncmp(symbol, "nvml", 4) != 0))
         return -1;
-    for (int row = 0; row < ROW_COUNT; row++)
-        if (strcmp(rows[row].symbol, symbol) == 0)
-            return row;
-    return -1;
+    int end = cuda ? CUDA_ROWS : ALL_ROWS, row = lower_bound(symbol, cuda ? 0 : CUDA_ROWS, end);
+    return row < end && strcmp(rows[row].symbol, symbol) == 0 ? row : -1;
 }
 
 /*
- * For every other symbol this must be a jump, not a call: the real dlsym finds RTLD_NEXT and RTLD_DEFAULT by
- * its return address, which has to stay the application's. tests/shim holds the compiler to it.
+ * The row of what cuGetProcAddress was asked: the newest form that is not newer than the version asked for. All forms
+ * of a name begin with it, so they lie behind each other, with others among them. `known`: is there any?
  */
-__attribute__((optimize("O2", "no-stack-protector"))) API void *dlsym(void *handle, const char *symbol)
+static int row_asked(const char *name, int version, uint64_t flags, bool *known)
 {
-    int row = row_of(symbol);
-
-    if (row < 0)
-        return real_dlsym()(handle, symbol);
-    return wrapped((enum row_id)row, real_dlsym()(handle, symbol));
-}
-
-/* The row of what cuGetProcAddress was asked: the newest form that is not newer than the version asked for. */
-static int row_asked(const char *name, int version, uint64_t flags)
-{
-    enum stream_kind kind = flags & PER_THREAD_DEFAULT_STREAM ? STREAM_PER_THREAD : STREAM_LEGACY;
+    enum stream_kind kind = flags & PER_THREAD_DEFAULT_STREAM ? PER_THREAD : LEGACY;
+    size_t length = strlen(name);
     int best = -1;
 
-    for (int row = 0; name && row < ROW_COUNT; row++) {
-        if (!rows[row].name || strcmp(rows[row].name, name) != 0 || rows[row].since > version)
+    *known = false;
+    for (int row = lower_bound(name, 0, CUDA_ROWS); row < CUDA_ROWS && !strncmp(rows[row].symbol, name, length);
+         row++) {
+        if (strcmp(rows[row].name, name) != 0)
             continue;
-        if (rows[row].stream != STREAM_ANY && rows[row].stream != kind)
+        *known = true;
+        if (rows[row].since > version || (rows[row].stream != ANY && rows[row].stream != kind))
             continue;
         if (best < 0 || rows[row].since > rows[best].since)
             best = row;
@@ -136,12 +189,113 @@ static int row_asked(const char *name, int version, uint64_t flags)
     return best;
 }
 
+static wrapper_function wrapper_of(enum row_id row)
+{
+    if (!slice_directory())
+        return NULL;
+    return rows[row].wrapper || !ledger_counts() ? rows[row].wrapper : accounting_wrapper(row);
+}
+
+static bool in_same_object(const void *a, const void *b)
+{
+    Dl_info of_a, of_b;
+    return dladdr(a, &of_a) && dladdr(b, &of_b) && of_a.dli_fbase == of_b.dli_fbase;
+}
+
+/*
+ * The wrapper to hand out for a driver's function, or the function itself: what is not of the driver that the wrapper
+ * would call is another library's that hooks the same, or of another copy of the driver (dlmopen), and stays as it is.
+ */
+static void *wrapped(enum row_id row, void *function)
+{
+    wrapper_function found = function ? wrapper_of(row) : NULL;
+    void *wrapper;
+
+    memcpy(&wrapper, &found, sizeof wrapper);
+    if (!wrapper)
+        return function;
+    const void *driver = real(row);
+    return driver && in_same_object(function, driver) ? wrapper : function;
+}
+
+/* --- what applications call --- */
+
+/* One of the driver's that no table here has heard of: it is let through, and the daemon is told. */
+static void note_unknown(const char *symbol, const void *function)
+{
+    Dl_info where;
+
+    if (function && slice_directory() && is_cuda_name(symbol) && dladdr(function, &where) && where.dli_fname &&
+        strstr(where.dli_fname, "/libcuda.so"))
+        report_unknown(symbol);
+}
+
+static void *found_by_name(int row, const char *symbol, void *function)
+{
+    if (row >= 0)
+        return wrapped((enum row_id)row, function);
+    note_unknown(symbol, function);
+    return function;
+}
+
+/* What dlsym(RTLD_NEXT) finds for code at `caller`: asked from here it would be looked for behind this library. */
+static void *next_after(const void *caller, const char *symbol)
+{
+    struct link_map *map = NULL;
+    Dl_info where;
+
+    if (!dladdr1(caller, &where, (void **)&map, RTLD_DL_LINKMAP) || !map)
+        return NULL;
+    void *found = NULL;
+    for (map = map->l_next; map && !found; map = map->l_next)
+        found = object_symbol(map, symbol);
+    return found;
+}
+
+/* Is it of the driver's, as far as its name goes? */
+static bool may_be_driver(const char *symbol)
+{
+    return symbol && (is_cuda_name(symbol) || strncmp(symbol, "nvml", 4) == 0);
+}
+
+static void *driver_symbol(void *handle, const char *symbol, const void *caller)
+{
+    void *found = handle == RTLD_NEXT ? next_after(caller, symbol) : real_dlsym()(handle, symbol);
+    return found_by_name(row_of(symbol), symbol, found);
+}
+
+/*
+ * For every other symbol these must be a jump, not a call: the real one finds RTLD_NEXT and RTLD_DEFAULT by its return
+ * address, which has to stay the application's. tests/shim holds the compiler to it.
+ */
+__attribute__((optimize("O2", "no-stack-protector"))) API void *dlsym(void *handle, const char *symbol)
+{
+    if (!may_be_driver(symbol))
+        return real_dlsym()(handle, symbol);
+    return driver_symbol(handle, symbol, __builtin_return_address(0));
+}
+
+__attribute__((optimize("O2", "no-stack-protector"))) API void *dlvsym(void *handle, const char *symbol,
+                                                                       const char *version)
+{
+    if (!may_be_driver(symbol) || handle == RTLD_NEXT)
+        return real_dlvsym()(handle, symbol, version);
+    return found_by_name(row_of(symbol), symbol, real_dlvsym()(handle, symbol, version));
+}
+
 static void wrap_answer(const char *name, void **function, int version, uint64_t flags)
 {
-    int row = row_asked(name, version, flags);
+    bool known;
 
-    if (row >= 0 && function)
-        *function = wrapped((enum row_id)row, *function);
+    if (!name || !function || !*function)
+        return;
+    int row = row_asked(name, version, flags, &known);
+    if (!known)
+        note_unknown(name, *function);
+    /* newer than all that is known here: what came back may be a form with other arguments */
+    if (row < 0 || (version > CUDA_SYMBOLS_VERSION && *function != real_symbol("libcuda.so.1", rows[row].symbol)))
+        return;
+    *function = wrapped((enum row_id)row, *function);
 }
 
 API CUresult cuGetProcAddress(const char *name, void **function, int version, uint64_t flags)

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "slice_page.h"
-#include "table.h"
+#include "symbols.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -17,16 +17,19 @@ void *next_symbol(const char *symbol); /* of the libraries behind this one */
 
 /* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
 struct slice {
-    uint64_t quota, used;
-    uint32_t tier;
+    uint64_t quota, used, sampled_at_ns;
+    uint32_t tier, core_millipercent;
     char gpu_uuid[VGPU_UUID_LENGTH];
 };
 bool slice_read(struct slice *out);
+/* The tenant's processes on the GPU: at most `room` rows; returns how many there are. */
+unsigned slice_processes(struct vgpu_process_row *out, unsigned room);
 const char *slice_directory(void); /* NULL outside a slice */
 
-/* ledger.c: the tenant's ledger in the daemon, where the guard does not count (tier `shim`). */
+/* daemon.c: a word to the daemon. The ledger is the daemon's where the guard does not count (tier `shim`). */
 bool ledger_counts(void);
 bool ledger_reserve(uint64_t bytes);
 void ledger_release(uint64_t bytes);
+void report_unknown(const char *symbol);
 
 #endif

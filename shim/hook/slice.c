@@ -9,6 +9,8 @@
 
 #include "hook.h"
 
+#define ATTEMPTS 1000 /* then what is there is taken */
+
 static const struct vgpu_slice_page *page;
 
 const char *slice_directory(void)
@@ -45,27 +47,63 @@ static const struct vgpu_slice_page *map_page(void)
     return NULL;
 }
 
-bool slice_read(struct slice *out)
+static const struct vgpu_slice_page *mapped_page(void)
 {
     const struct vgpu_slice_page *now = __atomic_load_n(&page, __ATOMIC_ACQUIRE);
 
     if (!now) { /* two threads may both map it; one mapping more does no harm */
         now = map_page();
-        if (!now)
-            return false;
-        __atomic_store_n(&page, now, __ATOMIC_RELEASE);
+        if (now)
+            __atomic_store_n(&page, now, __ATOMIC_RELEASE);
     }
-    /* A writer killed in mid-write leaves the sequence odd until its successor comes: then take what is there. */
-    for (int attempt = 0; attempt < 1000; attempt++) {
+    return now;
+}
+
+/* Was nothing written since `before` was read? A writer killed in mid-write leaves it odd until its successor comes. */
+static bool is_consistent(const struct vgpu_slice_page *now, uint32_t before)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return !(before & 1) && before == __atomic_load_n(&now->sequence, __ATOMIC_RELAXED);
+}
+
+bool slice_read(struct slice *out)
+{
+    const struct vgpu_slice_page *now = mapped_page();
+
+    if (!now)
+        return false;
+    for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         uint32_t before = __atomic_load_n(&now->sequence, __ATOMIC_ACQUIRE);
         out->quota = __atomic_load_n(&now->memory_quota, __ATOMIC_RELAXED);
         out->used = __atomic_load_n(&now->memory_used, __ATOMIC_RELAXED);
         out->tier = __atomic_load_n(&now->tier, __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
-        if (!(before & 1) && before == __atomic_load_n(&now->sequence, __ATOMIC_RELAXED))
+        out->core_millipercent = __atomic_load_n(&now->core_millipercent, __ATOMIC_RELAXED);
+        out->sampled_at_ns = __atomic_load_n(&now->sampled_at_ns, __ATOMIC_RELAXED);
+        if (is_consistent(now, before))
             break;
     }
     memcpy(out->gpu_uuid, now->gpu_uuid, sizeof out->gpu_uuid);
     out->gpu_uuid[sizeof out->gpu_uuid - 1] = 0;
     return true;
+}
+
+unsigned slice_processes(struct vgpu_process_row *out, unsigned room)
+{
+    const struct vgpu_slice_page *now = mapped_page();
+    unsigned count = 0;
+
+    for (int attempt = 0; now && attempt < ATTEMPTS; attempt++) {
+        uint32_t before = __atomic_load_n(&now->sequence, __ATOMIC_ACQUIRE);
+        uint32_t rows = __atomic_load_n(&now->process_rows, __ATOMIC_RELAXED);
+        count = 0;
+        for (uint32_t i = 0; i < rows && i < VGPU_PAGE_PROCESSES; i++) {
+            struct vgpu_process_row row;
+            memcpy(&row, &now->processes[i], sizeof row);
+            if (row.pid && count++ < room)
+                out[count - 1] = row;
+        }
+        if (is_consistent(now, before))
+            break;
+    }
+    return count;
 }

@@ -83,22 +83,6 @@ def test_what_is_promised_is_not_promised_again(node: Node) -> None:
     assert "at most 8 GiB" in message
 
 
-def raw(node: Node, data: bytes) -> bytes:
-    """What comes back for bytes that are no proper request."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(15)
-        connection.connect(str(node.client.path))
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        try:
-            while chunk := connection.recv(65536):
-                answer += chunk
-        except OSError:
-            pass
-        return answer
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -110,7 +94,7 @@ def raw(node: Node, data: bytes) -> bytes:
     ],
 )
 def test_malformed_http_hurts_nobody(node: Node, data: bytes) -> None:
-    answer = raw(node, data)
+    answer = node.raw(data)
     assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0] or b"413" in answer.split(b"\r\n")[0]
     assert node.client.request("GET", "/api/health")["status"] == "ok"
 
@@ -165,7 +149,7 @@ def test_metrics_show_the_same_numbers(node: Node) -> None:
     tenant = node.tenant("1G", 25, 'odd "name"\n'.strip())
     worker = Worker(node, tenant)
     worker.ask("alloc", bytes=32 * MIB)
-    answer = raw(node, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
+    answer = node.metrics()
     assert 'jupyter_vgpu_memory_used_bytes{tenant="odd \\"name\\""} 1.00663296e+08' in answer
     assert 'jupyter_vgpu_core_quota_ratio{tenant="odd \\"name\\""} 0.25' in answer
     worker.close()

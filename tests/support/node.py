@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,6 +110,22 @@ class Node:
 
     def used(self, key: str) -> int:
         return int(self.show(key)["usage"]["memory"])
+
+    def raw(self, request: bytes) -> bytes:
+        """What comes back on the admin socket for bytes that may be no proper request."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(15)
+            connection.connect(str(self.client.path))
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(OSError):
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            return answer
+
+    def metrics(self) -> str:
+        return self.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
 
     def spawn(self, tenant: dict[str, Any], *argv: str, **more: Any) -> subprocess.Popen[str]:
         """Start a program in a slice, through the launcher."""

@@ -11,6 +11,9 @@
 
 #include "hook.h"
 
+#define MAX_UNKNOWN 64 /* of a process; so many more are not told */
+#define MAX_MESSAGE 128
+
 /* One connection a process. What a process holds is given back when its connection closes, kill -9 included. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int connection = -1;
@@ -22,7 +25,7 @@ bool ledger_counts(void)
     return tier && strcmp(tier, "shim") == 0;
 }
 
-static int connect_ledger(void)
+static int connect_daemon(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd;
@@ -48,7 +51,7 @@ static bool ask(const char *text)
     if (connected_by != getpid()) { /* first use, or a fork: the parent's connection is the parent's account */
         if (connection >= 0)
             close(connection);
-        connection = connect_ledger();
+        connection = connect_daemon();
         connected_by = connection >= 0 ? getpid() : 0;
     }
     do
@@ -74,4 +77,29 @@ void ledger_release(uint64_t bytes)
     char text[64];
     snprintf(text, sizeof text, "release %" PRIu64, bytes);
     ask(text);
+}
+
+/*
+ * Told once, and not waited for: a daemon that is busy must not keep the application. Symbols are literals or live as
+ * long as their library, and the same one may be told twice.
+ */
+void report_unknown(const char *symbol)
+{
+    static const char *told[MAX_UNKNOWN];
+    static unsigned count;
+    char text[MAX_MESSAGE];
+
+    for (unsigned i = 0; i < MAX_UNKNOWN && i < __atomic_load_n(&count, __ATOMIC_RELAXED); i++)
+        if (told[i] == symbol)
+            return;
+    unsigned place = __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
+    int length = snprintf(text, sizeof text, "unknown %s", symbol);
+    if (place >= MAX_UNKNOWN || length >= (int)sizeof text)
+        return;
+    told[place] = symbol;
+    int fd = connect_daemon();
+    if (fd >= 0) {
+        send(fd, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        close(fd);
+    }
 }

@@ -1,93 +1,19 @@
-/* What the shim says instead of the driver. The CUDA and NVML types and numbers are those of cuda.h and nvml.h. */
+/*
+ * Tier `shim`, where no guard counts: reserve in the tenant's ledger, then allocate. Types and numbers are those of
+ * cuda.h.
+ */
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "hook.h"
 
-typedef int CUresult, CUdevice, nvmlReturn_t;
+typedef int CUresult;
 typedef uint64_t CUdeviceptr;
-typedef void *CUstream, *nvmlDevice_t;
+typedef void *CUstream;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_OUT_OF_MEMORY = 2, CUDA_ERROR_NOT_INITIALIZED = 3 };
-enum { NVML_SUCCESS = 0, NVML_ERROR_UNINITIALIZED = 1 };
 
 /* The driver's own function, in the type of the wrapper that calls it. */
 #define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
-
-/* --- the slice instead of the card --- */
-
-static uint64_t left(const struct slice *slice) { return slice->used < slice->quota ? slice->quota - slice->used : 0; }
-
-API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
-{
-    __typeof__(&cuMemGetInfo_v2) next = REAL(cuMemGetInfo_v2);
-    CUresult rc = next ? next(free_bytes, total) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
-
-    if (rc != CUDA_SUCCESS || !slice_read(&slice))
-        return rc;
-    /* an overcommitted card may have less left than the tenant's quota */
-    if (free_bytes && left(&slice) < *free_bytes)
-        *free_bytes = left(&slice);
-    if (total && slice.quota < *total)
-        *total = slice.quota;
-    return rc;
-}
-
-API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
-{
-    __typeof__(&cuDeviceTotalMem_v2) next = REAL(cuDeviceTotalMem_v2);
-    CUresult rc = next ? next(bytes, device) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
-
-    if (rc == CUDA_SUCCESS && bytes && slice_read(&slice) && slice.quota < *bytes)
-        *bytes = slice.quota;
-    return rc;
-}
-
-struct nvml_memory {
-    unsigned long long total, free, used;
-};
-struct nvml_memory_v2 {
-    unsigned version;
-    unsigned long long total, reserved, free, used;
-};
-
-/* NVML shows every card of the node: only the slice's own has the slice's numbers. */
-static bool is_slice_gpu(nvmlDevice_t device, struct slice *slice)
-{
-    char uuid[96] = "";
-    nvmlReturn_t (*get_uuid)(nvmlDevice_t, char *, unsigned) = (nvmlReturn_t (*)(
-        nvmlDevice_t, char *, unsigned))real_symbol("libnvidia-ml.so.1", "nvmlDeviceGetUUID");
-
-    return slice_read(slice) && get_uuid && get_uuid(device, uuid, sizeof uuid) == NVML_SUCCESS &&
-           strcmp(uuid, slice->gpu_uuid) == 0;
-}
-
-API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory *memory)
-{
-    __typeof__(&nvmlDeviceGetMemoryInfo) next = REAL(nvmlDeviceGetMemoryInfo);
-    nvmlReturn_t rc = next ? next(device, memory) : NVML_ERROR_UNINITIALIZED;
-    struct slice slice;
-
-    if (rc == NVML_SUCCESS && is_slice_gpu(device, &slice) && slice.quota < memory->total)
-        *memory = (struct nvml_memory){.total = slice.quota, .free = left(&slice), .used = slice.used};
-    return rc;
-}
-
-API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct nvml_memory_v2 *memory)
-{
-    __typeof__(&nvmlDeviceGetMemoryInfo_v2) next = REAL(nvmlDeviceGetMemoryInfo_v2);
-    nvmlReturn_t rc = next ? next(device, memory) : NVML_ERROR_UNINITIALIZED;
-    struct slice slice;
-
-    if (rc == NVML_SUCCESS && is_slice_gpu(device, &slice) && slice.quota < memory->total)
-        *memory = (struct nvml_memory_v2){
-            .version = memory->version, .total = slice.quota, .free = left(&slice), .used = slice.used};
-    return rc;
-}
-
-/* --- tier `shim`: reserve in the tenant's ledger, then allocate --- */
 
 static CUresult settled(CUresult rc, uint64_t bytes)
 {

@@ -1,0 +1,44 @@
+/*
+ * Every symbol of the driver's two libraries, and what becomes of it in a slice. The lists are cuda_symbols.def and
+ * nvml_symbols.def; symbols.py holds them against the vendor's headers when this is built.
+ */
+#ifndef VGPU_HOOK_SYMBOLS_H
+#define VGPU_HOOK_SYMBOLS_H
+
+enum symbol_class {
+    PASSES,   /* the driver's own answer is right in a slice */
+    ANSWERS,  /* the driver's would speak of the whole card or of others: the shim's wrapper answers */
+    ACCOUNTS, /* takes or gives back device memory: the guard counts; in tier `shim` the wrapper, where there is one */
+    LAUNCHES, /* puts work on the GPU: the guard's scheduler holds it; in tier `shim` nothing does yet */
+    REFUSES   /* tells of other tenants, or gets memory past every account: "not supported" */
+};
+
+enum stream_kind { ANY, LEGACY, PER_THREAD };
+
+enum row_id {
+#define S(symbol, name, since, stream, class) ROW_##symbol,
+#include "cuda_symbols.def"
+#undef S
+    CUDA_ROWS,
+    BEFORE_NVML = CUDA_ROWS - 1,
+#define S(symbol, class) ROW_##symbol,
+#include "nvml_symbols.def"
+#undef S
+    ALL_ROWS
+};
+
+/* The newest CUDA whose symbols are here: an application that asks for a newer one may get a form nobody here knows. */
+#define CUDA_SYMBOLS_VERSION 13050
+
+/* Those of class ACCOUNTS that have a wrapper (cuda_accounts.c). */
+#define ACCOUNTED_SYMBOLS(W) \
+    W(cuMemAlloc_v2)         \
+    W(cuMemAllocPitch_v2)    \
+    W(cuMemAllocManaged)     \
+    W(cuMemAllocAsync)       \
+    W(cuMemAllocAsync_ptsz)  \
+    W(cuMemFree_v2)          \
+    W(cuMemFreeAsync)        \
+    W(cuMemFreeAsync_ptsz)
+
+#endif
