@@ -112,6 +112,20 @@ class NodeApp(JupyterApp):
             c.NodeApp.core_overcommit = 4.0
         """,
     ).tag(config=True)
+    gpu_mem_oversubscribe = Float(
+        1.0,
+        min=1.0,
+        max=100.0,
+        help="""
+        How much memory a tenant may have with managed memory (cudaMallocManaged), as a factor of its memory quota.
+
+        1 counts managed memory as any other. Above it, managed memory may overflow into host memory: what is the
+        device's own stays within the quota, both together within the factor. What of it is on the GPU is the driver's
+        to choose, and it makes room for others when they allocate::
+
+            c.NodeApp.gpu_mem_oversubscribe = 2.0
+        """,
+    ).tag(config=True)
     allow_shim_tier = Bool(
         help="""
         Let a server start in the weaker tier where the guard can't hold it.
@@ -131,6 +145,7 @@ class NodeApp(JupyterApp):
         "emulated-gpus": "NodeApp.emulated_gpus",
         "memory-overcommit": "NodeApp.memory_overcommit",
         "core-overcommit": "NodeApp.core_overcommit",
+        "mem-oversubscribe": "NodeApp.gpu_mem_oversubscribe",
     }
     flags = {  # noqa: RUF012
         **JupyterApp.flags,
@@ -192,7 +207,7 @@ class NodeApp(JupyterApp):
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
 
-        limits = Limits(self.memory_overcommit, self.core_overcommit, self.allow_shim_tier)
+        limits = Limits(self.memory_overcommit, self.core_overcommit, self.gpu_mem_oversubscribe, self.allow_shim_tier)
         manager = Manager(
             run_dir,
             Store(Path(self.data_dir_path) / "vgpud.sqlite"),

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..native import program
+from ..native import layout, program
+from ..quota import Quota
 from .gpus import Gpu
 
 log = logging.getLogger("vgpud.guard")
@@ -204,10 +205,15 @@ class Guard:
             os.set_inheritable(fds[0], False)
             found.append((int(data.split()[1]), fds[0]))
 
-    def set_tenant(
-        self, slot: int, gpu: int, memory: int, millipercent: int, policy: int, name: str, page: int
-    ) -> None:
-        self._ask(f"tenant {slot} {gpu} {memory} {millipercent} {policy} {name}", page)
+    def set_tenant(self, slot: int, gpu: int, quota: Quota, oversubscribe: float, name: str, page: int) -> None:
+        """oversubscribe: a factor of the memory, for device and managed memory together."""
+        policy = layout()["policies"][str(quota.policy)]
+        words = (slot, gpu, quota.memory, round(quota.cores * 1000), policy, round(oversubscribe * 100), name)
+        self._ask(f"tenant {' '.join(map(str, words))}", page)
+
+    def set_managed(self, slot: int, pid: int, size: int) -> bool:
+        """A process holds `size` bytes of managed memory in all. False: that is over the tenant's quota."""
+        return self._ask(f"managed {slot} {pid} {size}") != "full"
 
     def remove_tenant(self, slot: int) -> None:
         self._ask(f"remove {slot}")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..native import layout
+from .guard import GuardError
 from .page import SlicePage
 
 log = logging.getLogger("vgpud.join")
@@ -28,8 +29,10 @@ MAX_LISTENERS = 64
 class JoinServer:
     """The join socket of one tenant.
 
+    quota() is its memory. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no.
     probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is
-    told of a driver function that the shim has never heard of and let through.
+    told of a driver function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an
+    allocation that failed for want of memory.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
 
@@ -38,18 +41,22 @@ class JoinServer:
         directory: Path,
         page: SlicePage,
         quota: Callable[[], int],
+        set_managed: Callable[[int, int], bool],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
         note_unknown: Callable[[str], None],
+        note_refused: Callable[[int, str, int], None],
         allow_shim: bool,
         owner: int | None = None,
     ) -> None:
         self._owner = owner
         self._page = page
         self._quota = quota
+        self._set_managed = set_managed
         self._probe = probe
         self._join = join
         self._note_unknown = note_unknown
+        self._note_refused = note_refused
         self._allow_shim = allow_shim
         self._path = directory / layout()["join_socket"]
         self._path.unlink(missing_ok=True)
@@ -142,6 +149,11 @@ class JoinServer:
                 return self._reserve(connection, int(amount))
             case ["release", amount] if amount.isdigit() and len(amount) < 20:
                 return self._release(connection, int(amount))
+            case ["refused", symbol, amount] if symbol.isidentifier() and amount.isdigit() and len(amount) < 21:
+                self._note_refused(self._pids[connection], symbol, int(amount))
+                return "ok"
+            case ["managed", amount] if amount.isdigit() and len(amount) < 20:
+                return self._managed(connection, int(amount))
             case ["unknown", symbol] if symbol.isidentifier():
                 self._note_unknown(symbol)
                 return "ok"
@@ -172,6 +184,12 @@ class JoinServer:
         self._held[connection] = self._held.get(connection, 0) + amount
         self._publish()
         return "ok"
+
+    def _managed(self, connection: socket.socket, amount: int) -> str:
+        try:
+            return "ok" if self._set_managed(self._pids[connection], amount) else "full"
+        except GuardError as error:  # it is being restarted: the shim asks again
+            return f"away {error}"
 
     def _release(self, connection: socket.socket, amount: int) -> str:
         held = self._held.get(connection, 0)

@@ -11,7 +11,7 @@ import select
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from . import gpus as gpu_module
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
-from .page import PageState, ProcessRow, SlicePage
+from .page import PageState, ProcessRow, SlicePage, pid_inside
 from .placement import NoRoom, Room, place
+from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
 from .store import Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
@@ -47,6 +48,7 @@ class Limits:
 
     memory_overcommit: float = 1.0
     core_overcommit: float = 1.0
+    mem_oversubscribe: float = 1.0
     allow_shim_tier: bool = False
 
 
@@ -58,6 +60,8 @@ class _Live:
         self.join: JoinServer | None = None
         self.stop_api: Callable[[], None] = lambda: None
         self.listeners: list[int] = []
+        self.refusals = Refusals()
+        self.refusals_seen = page.read().refusals
         self.until = -1
 
     def close(self) -> None:
@@ -237,9 +241,11 @@ class Manager:
             directory,
             page,
             quota=lambda: self.tenants[tenant.id].quota.memory,
+            set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self.guard.probe,
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=self._note_unknown,
+            note_refused=lambda pid, symbol, size: self._note_refused(tenant.id, pid, call_name(symbol), size),
             allow_shim=self.limits.allow_shim_tier,
             owner=tenant.owner,
         )
@@ -272,6 +278,34 @@ class Manager:
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 
+    def _note_refused(self, tenant_id: str, pid: int, call: str | None, size: int) -> None:
+        """The shim's word, or (call None) the guard's alone: who held what at that moment."""
+        live = self._live[tenant_id]
+        state = live.page.read()
+        live.refusals_seen = state.refusals
+        guards = state.refused_pid == pid and time.time() - state.refused_at_ns / 1e9 < SAME_WITHIN_S
+        if not guards and call is None:
+            return
+        rows = sorted(state.processes, key=lambda row: -row.memory)
+        refused = next((row for row in rows if row.pid == pid), ProcessRow(pid, pid_inside(pid), 0, 0))
+        live.refusals.add(
+            Refusal(
+                time=state.refused_at_ns / 1e9 if guards else time.time(),
+                process=_holder(refused),
+                bytes=size,
+                # CUDA may ask the driver for more than the program asked CUDA for
+                free=state.refused_free if guards else max(0, state.memory_quota - state.memory_used),
+                call=call,
+                holders=tuple(_holder(row) for row in rows[:HOLDERS]),
+            )
+        )
+
+    def _note_silent_refusals(self, tenant_id: str, live: _Live) -> None:
+        """Of programs without the shim: the guard's page alone tells."""
+        state = live.page.read()
+        if state.refusals != live.refusals_seen:
+            self._note_refused(tenant_id, state.refused_pid, None, state.refused_bytes)
+
     def _note_unknown(self, symbol: str) -> None:
         if symbol not in self.unknown_symbols and len(self.unknown_symbols) >= MAX_UNKNOWN_SYMBOLS:
             return
@@ -294,10 +328,8 @@ class Manager:
         if index is None:
             log.error("tenant %s: its GPU %s is not in this node any more", tenant.name, tenant.gpu)
             return
-        quota = tenant.quota
-        policy = layout()["policies"][str(quota.policy)]
         try:
-            self.guard.set_tenant(tenant.slot, index, quota.memory, round(quota.cores * 1000), policy, tenant.id, page)
+            self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
         except GuardError as error:
             log.warning("telling the guard of %s: %s", tenant.name, error)
 
@@ -314,13 +346,12 @@ class Manager:
         for tenant_id, live in self._live.items():
             index = indices.get(self.tenants[tenant_id].gpu, -1)
             live.page.write_busy(self._usage.get(index, {}), now)
-
-    def page(self, tenant: Tenant) -> PageState:
-        return self._live[tenant.id].page.read()
+            self._note_silent_refusals(tenant_id, live)
 
     def describe(self, tenant: Tenant) -> Json:
         """Quota and usage of one tenant; bytes and percent."""
-        state = self.page(tenant)
+        live = self._live[tenant.id]
+        state = live.page.read()
         gpu = next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
         busy = self._usage.get(gpu.index, {}) if gpu else {}
         pids = {row.pid for row in state.processes}
@@ -342,8 +373,9 @@ class Manager:
             },
             "usage": {
                 "memory": state.memory_used,
+                "memory_managed": state.memory_managed,
                 "memory_peak": state.memory_peak,
-                "memory_over_by": max(0, state.memory_used - tenant.quota.memory),
+                "memory_over_by": self._over_by(tenant.quota.memory, state),
                 "cores": sum(percent for pid, percent in busy.items() if pid in pids),
                 "on_gpu_ns": state.on_ns,
             },
@@ -357,12 +389,18 @@ class Manager:
                 }
                 if state.refusals
                 else None,
+                "recent": [asdict(refusal) for refusal in live.refusals],
             },
             "processes": [
-                _describe_process(row) | {"memory": row.memory, "cores": busy.get(row.pid, 0)}
+                asdict(_holder(row)) | {"cores": busy.get(row.pid, 0)}
                 for row in sorted(state.processes, key=lambda row: -row.memory)
             ],
         }
+
+    def _over_by(self, quota: int, state: PageState) -> int:
+        """Bytes that a shrunk quota lacks; managed memory may overflow into host memory as far as the admin allows."""
+        device = state.memory_used - state.memory_managed
+        return max(0, device - quota, state.memory_used - int(quota * self.limits.mem_oversubscribe))
 
     def _describe_launch(self, tenant: Tenant) -> Json:
         """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""
@@ -408,10 +446,10 @@ def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
     }
 
 
-def _describe_process(row: ProcessRow) -> Json:
-    """Its numbers, and its name by /proc."""
+def _holder(row: ProcessRow) -> Holder:
+    """Its numbers and bytes, and its name by /proc."""
     try:
         name = Path(f"/proc/{row.pid}/comm").read_text().strip()
     except OSError:
         name = "exited"
-    return {"pid": row.pid, "pid_in_slice": row.pid_inside, "name": name}
+    return Holder(row.pid, row.pid_inside, name, row.memory)

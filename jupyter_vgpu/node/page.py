@@ -31,6 +31,7 @@ class PageState:
     tier: str
     memory_quota: int
     memory_used: int
+    memory_managed: int
     memory_peak: int
     core_percent: float
     on_ns: int
@@ -115,6 +116,7 @@ class SlicePage:
             tier=tiers.get(self._get("tier"), "none"),
             memory_quota=self._get("memory_quota"),
             memory_used=self._get("memory_used"),
+            memory_managed=self._get("memory_managed"),
             memory_peak=self._get("memory_peak"),
             core_percent=self._get("core_millipercent") / 1000,
             on_ns=self._get("on_ns"),

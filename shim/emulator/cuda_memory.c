@@ -68,11 +68,13 @@ static CUresult remember(const struct allocation *allocation)
     return rc;
 }
 
+static bool is_host(const struct allocation *a) { return !a->handle && !a->managed; }
+
 static bool forget(CUdeviceptr address, bool host, struct allocation *out)
 {
     pthread_rwlock_wrlock(&table.lock);
     struct allocation *found = holder(address);
-    bool ok = found && found->address == address && (found->handle == 0) == host;
+    bool ok = found && found->address == address && is_host(found) == host;
     if (ok) {
         *out = *found;
         memmove(found, found + 1, (size_t)(&table.items[table.count] - found - 1) * sizeof *found);
@@ -127,7 +129,7 @@ CUresult device_free(CUdeviceptr address)
 
     if (!address)
         return CUDA_SUCCESS;
-    if (!find(address, &a) || a.address != address || !a.handle)
+    if (!find(address, &a) || a.address != address || is_host(&a))
         return CUDA_ERROR_INVALID_VALUE;
     wait_for(a.context, a.context->submitted); /* cuMemFree waits for the device, as the real one does */
     if (!forget(address, false, &a))
@@ -141,7 +143,7 @@ void free_allocations(struct context *context)
     struct allocation a;
 
     for (size_t i = 0; i < table.count;) {
-        if (table.items[i].context == context && table.items[i].handle && forget(table.items[i].address, false, &a))
+        if (table.items[i].context == context && !is_host(&table.items[i]) && forget(table.items[i].address, false, &a))
             release(&a);
         else
             i++;
@@ -190,20 +192,15 @@ API CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle)
     (void)handle;
     return rc ? rc : device_free(address);
 }
-API CUresult cuMemAllocManaged(CUdeviceptr *out, size_t size, unsigned flags)
-{
-    (void)flags;
-    return cuMemAlloc_v2(out, size); /* host and device share addresses here, so it is managed already */
-}
 
-API CUresult cuMemHostAlloc(void **out, size_t size, unsigned flags)
+/* Host and device share addresses here, so both can use it. */
+static CUresult host_alloc(void **out, size_t size, bool managed)
 {
     CURRENT();
-    (void)flags;
     if (!out || !size)
         return CUDA_ERROR_INVALID_VALUE;
-    struct allocation a = {.size = size, .context = context};
-    *out = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct allocation a = {.size = size, .context = context, .managed = managed};
+    *out = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | (managed ? MAP_NORESERVE : 0), -1, 0);
     if (*out == MAP_FAILED)
         return CUDA_ERROR_OUT_OF_MEMORY;
     a.address = (uintptr_t)*out;
@@ -211,6 +208,20 @@ API CUresult cuMemHostAlloc(void **out, size_t size, unsigned flags)
     if (rc != CUDA_SUCCESS)
         munmap(*out, size);
     return rc;
+}
+API CUresult cuMemAllocManaged(CUdeviceptr *out, size_t size, unsigned flags)
+{
+    void *memory;
+    CUresult rc = !out || flags < 1 || flags > 2 ? CUDA_ERROR_INVALID_VALUE : host_alloc(&memory, size, true);
+
+    if (rc == CUDA_SUCCESS)
+        *out = (uintptr_t)memory;
+    return rc;
+}
+API CUresult cuMemHostAlloc(void **out, size_t size, unsigned flags)
+{
+    (void)flags;
+    return host_alloc(out, size, false);
 }
 API CUresult cuMemAllocHost_v2(void **out, size_t size) { return cuMemHostAlloc(out, size, 0); }
 API CUresult cuMemFreeHost(void *pointer)
@@ -245,10 +256,10 @@ static bool pointer_attribute(int attribute, CUdeviceptr address, const struct a
 {
     switch (attribute) {
     case POINTER_CONTEXT: *(void **)out = a->context; return true;
-    case POINTER_MEMORY_TYPE: *(unsigned *)out = a->handle ? MEMORY_TYPE_DEVICE : MEMORY_TYPE_HOST; return true;
+    case POINTER_MEMORY_TYPE: *(unsigned *)out = is_host(a) ? MEMORY_TYPE_HOST : MEMORY_TYPE_DEVICE; return true;
     case POINTER_DEVICE_POINTER:
     case POINTER_HOST_POINTER: *(CUdeviceptr *)out = address; return true;
-    case POINTER_IS_MANAGED: *(unsigned *)out = 0; return true;
+    case POINTER_IS_MANAGED: *(unsigned *)out = a->managed; return true;
     case POINTER_DEVICE_ORDINAL: *(int *)out = a->context->ordinal; return true;
     case POINTER_RANGE_START: *(CUdeviceptr *)out = a->address; return true;
     case POINTER_RANGE_SIZE: *(size_t *)out = a->size; return true;

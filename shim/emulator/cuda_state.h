@@ -22,6 +22,7 @@ struct allocation {
     CUdeviceptr address;
     uint64_t size;
     uint32_t handle; /* its RM object; 0: host memory that the device may use */
+    bool managed;    /* host memory too: the driver's managed memory is on no client's account either */
     struct context *context;
 };
 

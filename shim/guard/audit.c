@@ -28,7 +28,7 @@ static int list_makers(int slot, pid_t *pids, int max, int *gpu)
 
     ledger_lock();
     *gpu = tenants[slot].gpu;
-    tenants[slot].most = tenants[slot].used;
+    tenants[slot].most = tenants[slot].used - tenants[slot].managed;
     for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
         pids[count++] = root->pid;

@@ -14,7 +14,7 @@
 #include "sched.h"
 #include "util.h"
 
-#define PROTOCOL 1
+#define PROTOCOL 2
 #define PATIENCE_MS 1000
 
 static bool ending;
@@ -36,22 +36,22 @@ __attribute__((format(printf, 2, 3))) static void reply(int controller, const ch
 
 static bool valid_slot(int slot) { return slot >= 0 && slot < LEDGER_TENANTS; }
 
-/* tenant SLOT GPU MEMORY MILLIPERCENT POLICY ID, with the page's descriptor unless the tenant is known */
+/* tenant SLOT GPU MEMORY MILLIPERCENT POLICY OVERSUBSCRIBE ID, with the page's descriptor unless the tenant is known */
 static void set_tenant(int controller, const char *text, int fd)
 {
+    struct quota quota;
     int slot, gpu;
-    uint64_t memory;
-    uint32_t millipercent, policy;
     char id[72];
 
-    if (sscanf(text, "tenant %d %d %" SCNu64 " %u %u %71s", &slot, &gpu, &memory, &millipercent, &policy, id) != 6 ||
-        !valid_slot(slot) || gpu < 0 || gpu >= gpu_count || !millipercent || millipercent > 100000 ||
-        policy > VGPU_POLICY_BURST) {
+    if (sscanf(text, "tenant %d %d %" SCNu64 " %u %u %u %71s", &slot, &gpu, &quota.memory, &quota.core_millipercent,
+               &quota.policy, &quota.oversubscribe_percent, id) != 7 ||
+        !valid_slot(slot) || gpu < 0 || gpu >= gpu_count || !quota.core_millipercent ||
+        quota.core_millipercent > 100000 || quota.policy > VGPU_POLICY_BURST || quota.oversubscribe_percent < 100) {
         reply(controller, "error malformed: %s", text);
         return;
     }
     ledger_lock();
-    bool ok = ledger_set_tenant(slot, id, gpu, memory, millipercent, policy, fd);
+    bool ok = ledger_set_tenant(slot, id, gpu, &quota, fd);
     ledger_unlock();
     ok = ok && notify_set_tenant(slot);
     sched_wake();
@@ -86,6 +86,27 @@ static void remove_tenant(int controller, const char *text)
     ledger_unlock();
     sched_wake();
     reply(controller, "ok");
+}
+
+/* managed SLOT PID BYTES: what a process' shim says of its managed memory, in all. Answers "ok" or "full". */
+static void set_managed(int controller, const char *text)
+{
+    int slot, pid;
+    uint64_t bytes;
+
+    if (sscanf(text, "managed %d %d %" SCNu64, &slot, &pid, &bytes) != 3 || !valid_slot(slot) || !tenants[slot].live ||
+        pid <= 0 || (uint32_t)pid & MANAGED_ROOTS) {
+        reply(controller, "error malformed: %s", text);
+        return;
+    }
+    if (!notify_note_process(slot, (pid_t)pid)) { /* its end would go unnoticed */
+        reply(controller, "error no such process, or too many");
+        return;
+    }
+    ledger_lock();
+    bool fits = ledger_set_managed(slot, (pid_t)pid, bytes);
+    ledger_unlock();
+    reply(controller, fits ? "ok" : "ok full");
 }
 
 static bool give_listener(int slot, int fd, void *context)
@@ -127,6 +148,8 @@ void control_message(int controller, char *text, int fd)
         return; /* the descriptor is the listener now */
     } else if (strncmp(text, "remove ", 7) == 0) {
         remove_tenant(controller, text);
+    } else if (strncmp(text, "managed ", 8) == 0) {
+        set_managed(controller, text);
     } else if (strncmp(text, "probe ", 6) == 0) {
         probe(controller, text);
     } else if (strcmp(text, "listeners") == 0) {

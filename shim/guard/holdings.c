@@ -59,10 +59,12 @@ bool holdings_sweep(struct holdings *holdings, int slot)
     if (exports < 0)
         return true; /* can't be known now */
     for (int i = 0; i < count; i++)
-        clients += !IS_EXPORT_ROOT(roots[i].root);
+        clients += !IS_LEDGER_ROOT(roots[i].root);
     for (int i = 0; i < count; i++) {
         bool gone = reach_has_exited(roots[i].pid), lives;
-        if (IS_EXPORT_ROOT(roots[i].root))
+        if (IS_MANAGED_ROOT(roots[i].root))
+            lives = !gone;
+        else if (IS_EXPORT_ROOT(roots[i].root))
             lives = roots[i].watched ? is_among(roots[i].root, exported, (size_t)exports) : clients > 0;
         else if (backend->client_lives)
             lives = backend->client_lives(roots[i].root);

@@ -59,7 +59,7 @@ static struct verdict judge_alloc(struct call *call)
         return say_errno(EINVAL); /* as the driver says to a size it does not know */
     }
     if (NV_CLASS_IS_ROOT(alloc->class))
-        return call->wrapped || IS_EXPORT_ROOT(alloc->object) ? say_errno(EINVAL) : decide(VERDICT_ROOT);
+        return call->wrapped || IS_LEDGER_ROOT(alloc->object) ? say_errno(EINVAL) : decide(VERDICT_ROOT);
     if (ledger_root_owner(alloc->root) != call->slot)
         return say_status(NV_ERR_INVALID_CLIENT, call->alloc_status_offset);
     if (params_class_refused(alloc->class))
@@ -146,7 +146,7 @@ static struct verdict judge_heap(struct call *call)
 static struct verdict judge_object(struct call *call)
 {
     if (call->wrapped || call->size != sizeof(struct nvos05) || !NV_CLASS_IS_ROOT(call->args.object.class) ||
-        IS_EXPORT_ROOT(call->args.object.object))
+        IS_LEDGER_ROOT(call->args.object.object))
         return say_errno(ENOTTY);
     return decide(VERDICT_CONTINUE);
 }
@@ -193,7 +193,7 @@ uint32_t judge_client(const struct call *call)
 
 struct verdict judge(struct call *call)
 {
-    if (IS_EXPORT_ROOT(judge_client(call))) /* numbers of the ledger's own */
+    if (IS_LEDGER_ROOT(judge_client(call))) /* numbers of the ledger's own */
         return say_errno(EINVAL);
     /* On a GPU's own node the driver makes events and nothing else. */
     if (call->file == FILE_GPU && !(call->nr == NV_ESC_RM_ALLOC && is_event(call->args.alloc.class)))

@@ -188,8 +188,10 @@ static void account(const struct ledger_object *object, int sign)
 
     tenant->objects += (uint32_t)sign;
     tenant->used += (uint64_t)sign * object->bytes;
-    if (tenant->used > tenant->most)
-        tenant->most = tenant->used;
+    if (IS_MANAGED_ROOT(object->root))
+        tenant->managed += (uint64_t)sign * object->bytes;
+    if (tenant->used - tenant->managed > tenant->most)
+        tenant->most = tenant->used - tenant->managed;
     if (channel) {
         tenant->channels += (uint32_t)sign;
         tenant->channel_changes++;
@@ -198,6 +200,7 @@ static void account(const struct ledger_object *object, int sign)
         return;
     page_begin(page);
     page->memory_used = tenant->used;
+    page->memory_managed = tenant->managed;
     if (page->memory_used > page->memory_peak)
         page->memory_peak = page->memory_used;
     struct vgpu_process_row *row = row_of(page, object->pid, sign > 0);
@@ -299,9 +302,9 @@ static void recount(int slot)
 
     tenant->objects = tenant->channels = 0;
     tenant->first_channel = tenant->first_root = 0;
-    tenant->used = 0;
+    tenant->used = tenant->managed = 0;
     page_begin(page);
-    page->memory_used = 0;
+    page->memory_used = page->memory_managed = 0;
     page->process_rows = 0;
     memset(page->processes, 0, sizeof page->processes);
     page_end(page);
@@ -312,8 +315,7 @@ static void recount(int slot)
         }
 }
 
-bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy,
-                       int page_fd)
+bool ledger_set_tenant(int slot, const char *id, int gpu, const struct quota *quota, int page_fd)
 {
     struct tenant *tenant = &tenants[slot];
     bool fresh = !tenant->live;
@@ -325,9 +327,10 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint3
     if (!tenant->page)
         return false;
     tenant->gpu = gpu;
-    tenant->memory = memory;
-    tenant->core_millipercent = millipercent;
-    tenant->policy = policy;
+    tenant->memory = quota->memory;
+    tenant->core_millipercent = quota->core_millipercent;
+    tenant->policy = quota->policy;
+    tenant->oversubscribe_percent = quota->oversubscribe_percent;
     snprintf(tenant->id, sizeof tenant->id, "%s", id);
     tenant->live = true;
 
@@ -338,9 +341,9 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint3
     page_begin(page);
     page->magic = VGPU_PAGE_MAGIC;
     page->version = VGPU_PAGE_VERSION;
-    page->memory_quota = memory;
-    page->core_millipercent = millipercent;
-    page->policy = policy;
+    page->memory_quota = quota->memory;
+    page->core_millipercent = quota->core_millipercent;
+    page->policy = quota->policy;
     page->guard_pid = (uint32_t)getpid();
     page_end(page);
     if (fresh)
@@ -397,14 +400,31 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
     return true;
 }
 
-static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes)
+/* How much device and managed memory may be together. */
+static uint64_t limit_of(const struct tenant *tenant)
+{
+    unsigned __int128 limit = (unsigned __int128)tenant->memory * tenant->oversubscribe_percent / 100;
+    return limit > UINT64_MAX ? UINT64_MAX : (uint64_t)limit;
+}
+
+/* So much more may be taken: of managed memory, or of the device's own, which stays within the quota. */
+static uint64_t room_for(const struct tenant *tenant, bool managed)
+{
+    uint64_t device = tenant->used - tenant->managed, limit = limit_of(tenant);
+    uint64_t all = tenant->used < limit ? limit - tenant->used : 0;
+    uint64_t own = device < tenant->memory ? tenant->memory - device : 0;
+
+    return managed || all < own ? all : own;
+}
+
+static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes, uint64_t room)
 {
     struct vgpu_slice_page *page = tenant->page;
 
     page_begin(page);
     page->refusals++;
     page->refused_bytes = bytes;
-    page->refused_free = tenant->memory > tenant->used ? tenant->memory - tenant->used : 0;
+    page->refused_free = room;
     page->refused_at_ns = realtime_ns();
     page->refused_pid = (uint32_t)pid;
     page_end(page);
@@ -418,8 +438,9 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 
     if (ledger_find(root, handle) || (handle == parent && handle != root))
         return RESERVE_TAKEN;
-    if (bytes && (tenant->used > tenant->memory || bytes > tenant->memory - tenant->used)) {
-        note_refusal(tenant, pid, bytes);
+    uint64_t room = room_for(tenant, IS_MANAGED_ROOT(root));
+    if (bytes && bytes > room) {
+        note_refusal(tenant, pid, bytes, room);
         return RESERVE_OVER_QUOTA;
     }
     if (tenant->objects >= LEDGER_TENANT_OBJECTS || (!free_count && ledger->object_end == LEDGER_OBJECTS))
@@ -461,10 +482,38 @@ bool ledger_commit(struct ledger_object *object, uint64_t bytes)
     if (bytes != object->bytes) /* the driver rounds up to its granule, and says by how much */
         set_bytes(object, bytes);
     object->state = OBJECT_HELD;
-    if (!grew || tenant->used <= tenant->memory)
+    if (!grew || (tenant->used - tenant->managed <= tenant->memory && tenant->used <= limit_of(tenant)))
         return true;
-    note_refusal(tenant, object->pid, bytes);
+    note_refusal(tenant, object->pid, bytes, 0);
     return false;
+}
+
+bool ledger_set_managed(int slot, pid_t pid, uint64_t bytes)
+{
+    uint32_t root = MANAGED_ROOTS | (uint32_t)pid;
+    struct ledger_object *object = ledger_find(root, root);
+
+    if (object && object->tenant != (uint32_t)slot) { /* that process ended, and this has its number */
+        ledger_free(root, root);
+        object = NULL;
+    }
+    if (!object) {
+        if (bytes && ledger_reserve(slot, pid, root, 0, root, 0, bytes, &object) != RESERVE_OK)
+            return false;
+        if (object)
+            object->state = OBJECT_HELD;
+        return true;
+    }
+    uint64_t room = room_for(&tenants[slot], true), more = bytes > object->bytes ? bytes - object->bytes : 0;
+    if (more > room) {
+        note_refusal(&tenants[slot], pid, more, room);
+        return false;
+    }
+    if (bytes)
+        set_bytes(object, bytes);
+    else
+        ledger_free(root, root);
+    return true;
 }
 
 void ledger_join_twins(struct ledger_object *object, struct ledger_object *of)

@@ -20,7 +20,11 @@
 #define LEDGER_TENANTS 1024
 /* Clients that the driver numbers are 0xC1D00000 and up; files that hold exported memory have numbers of their own. */
 #define EXPORT_ROOTS 0xE0000000u
-#define IS_EXPORT_ROOT(root) ((root) >= EXPORT_ROOTS)
+#define IS_EXPORT_ROOT(root) ((root) >> 28 == EXPORT_ROOTS >> 28)
+/* Managed memory, which the driver has no client for: one number a process, with what its shim says it holds. */
+#define MANAGED_ROOTS 0xF0000000u
+#define IS_MANAGED_ROOT(root) ((root) >= MANAGED_ROOTS)
+#define IS_LEDGER_ROOT(root) ((root) >= EXPORT_ROOTS) /* not the driver's */
 #define LEDGER_OBJECTS (1u << 19)
 #define LEDGER_TENANT_OBJECTS (1u << 16) /* one tenant can't fill the table for all */
 
@@ -68,8 +72,10 @@ struct tenant {
     int gpu;
     uint64_t memory;
     uint32_t core_millipercent, policy;
-    uint64_t most; /* that `used` was since somebody set this to it */
-    uint64_t used; /* the truth; the page shows a copy, and who shares the tenant's user may scribble on that */
+    uint32_t oversubscribe_percent; /* of `memory`: so much device and managed memory together; 100 or more */
+    uint64_t most;                  /* that `used` without `managed` was since somebody set this to it */
+    uint64_t used;    /* the truth; the page shows a copy, and who shares the tenant's user may scribble on that */
+    uint64_t managed; /* of `used`: memory that the driver may move to the host */
     struct vgpu_slice_page *page;
     uint32_t objects;
     uint32_t channels;
@@ -86,8 +92,11 @@ void ledger_lock(void);
 void ledger_unlock(void);
 
 /* What is under the lock. Handles are the driver's; `slot` is the tenant's. */
-bool ledger_set_tenant(int slot, const char *id, int gpu, uint64_t memory, uint32_t millipercent, uint32_t policy,
-                       int page_fd);
+struct quota {
+    uint64_t memory;
+    uint32_t core_millipercent, policy, oversubscribe_percent;
+};
+bool ledger_set_tenant(int slot, const char *id, int gpu, const struct quota *quota, int page_fd);
 void ledger_remove_tenant(int slot);
 struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 /* Whose client is this? -1: nobody's yet. */
@@ -110,6 +119,8 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 /* The driver did it, and says how large it is. False: rounded up, it is over the quota and has to go again. */
 bool ledger_commit(struct ledger_object *object, uint64_t bytes);
 void ledger_cancel(struct ledger_object *object);
+/* A process' managed memory is so much from now on; 0: none. False: that is over the quota, and nothing has changed. */
+bool ledger_set_managed(int slot, pid_t pid, uint64_t bytes);
 /* `object` is another name of the memory that `of` names: counted once, until the last name is gone. */
 void ledger_join_twins(struct ledger_object *object, struct ledger_object *of);
 void ledger_free(uint32_t root, uint32_t handle); /* with children; the root itself frees the client */

@@ -589,6 +589,18 @@ bool notify_set_tenant(int slot)
     return true;
 }
 
+bool notify_note_process(int slot, pid_t pid)
+{
+    struct crew *crew = crews[slot];
+
+    if (!crew)
+        return false;
+    pthread_mutex_lock(&crew->lock);
+    bool noted = find_member(crew, pid) || add_member(crew, pid);
+    pthread_mutex_unlock(&crew->lock);
+    return noted;
+}
+
 bool notify_add_listener(int slot, int fd)
 {
     struct crew *crew = crews[slot];

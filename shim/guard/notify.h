@@ -21,6 +21,8 @@ extern bool notify_trace; /* say every judged call on stderr */
 bool notify_set_tenant(int slot);           /* its crew, if it has none yet */
 bool notify_add_listener(int slot, int fd); /* takes the descriptor */
 void notify_remove_tenant(int slot);
+/* Its end will be noticed. False: it is gone, or there are too many. */
+bool notify_note_process(int slot, pid_t pid);
 int notify_listener_count(void);
 /* Calls that a predecessor left and nobody waits for any more: what the driver may have made stays on the account. */
 void notify_abandon_leftovers(void);

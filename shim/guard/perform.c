@@ -252,7 +252,7 @@ static bool has_other_client(struct job *job, const struct call *call, uint32_t 
     ledger_lock();
     for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < FILES_MAX;
          root = ledger_next_listed(root))
-        if (root->root != but && !IS_EXPORT_ROOT(root->root))
+        if (root->root != but && !IS_LEDGER_ROOT(root->root))
             roots[count++] = root->root;
     ledger_unlock();
     for (int i = 0; i < count; i++) {
@@ -271,7 +271,7 @@ void perform_claim(struct job *job, const struct call *call)
     bool makes_root = (call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class)) ||
                       call->nr == NV_ESC_RM_ALLOC_OBJECT;
 
-    if (!root || makes_root || IS_EXPORT_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
+    if (!root || makes_root || IS_LEDGER_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
         return;
     ledger_lock();
     int owner = ledger_root_owner(root);

@@ -21,8 +21,15 @@ static pid_t connected_by;
 
 bool ledger_counts(void)
 {
-    const char *tier = getenv(VGPU_ENV_TIER);
-    return tier && strcmp(tier, "shim") == 0;
+    static int counts; /* 1: no, 2: yes; two threads may both find out */
+    int known = __atomic_load_n(&counts, __ATOMIC_RELAXED);
+
+    if (!known) {
+        const char *tier = getenv(VGPU_ENV_TIER);
+        known = tier && strcmp(tier, "shim") == 0 ? 2 : 1;
+        __atomic_store_n(&counts, known, __ATOMIC_RELAXED);
+    }
+    return known == 2;
 }
 
 static int connect_daemon(void)
@@ -41,8 +48,8 @@ static int connect_daemon(void)
     return fd;
 }
 
-/* Ask the daemon; it answers one line. False: no, or nobody there, which is no too. */
-static bool ask(const char *text)
+/* Ask the daemon; it answers one line. */
+static enum daemon_answer ask(const char *text)
 {
     char answer[64];
     ssize_t got;
@@ -62,14 +69,16 @@ static bool ask(const char *text)
     if (got <= 0) /* the daemon restarted: connect anew next time */
         connected_by = 0;
     pthread_mutex_unlock(&mutex);
-    return got >= 2 && memcmp(answer, "ok", 2) == 0;
+    return got >= 2 && memcmp(answer, "ok", 2) == 0                   ? DAEMON_YES
+           : got <= 0 || (got >= 4 && memcmp(answer, "away", 4) == 0) ? DAEMON_AWAY
+                                                                      : DAEMON_NO;
 }
 
 bool ledger_reserve(uint64_t bytes)
 {
     char text[64];
     snprintf(text, sizeof text, "reserve %" PRIu64, bytes);
-    return ask(text);
+    return ask(text) == DAEMON_YES; /* nobody there is no too */
 }
 
 void ledger_release(uint64_t bytes)
@@ -79,10 +88,25 @@ void ledger_release(uint64_t bytes)
     ask(text);
 }
 
-/*
- * Told once, and not waited for: a daemon that is busy must not keep the application. Symbols are literals or live as
- * long as their library, and the same one may be told twice.
- */
+enum daemon_answer daemon_set_managed(uint64_t bytes)
+{
+    char text[64];
+    snprintf(text, sizeof text, "managed %" PRIu64, bytes);
+    return ask(text);
+}
+
+/* Said and not waited for: a daemon that is busy must not keep the application. */
+static void say_once(const char *text)
+{
+    int fd = connect_daemon();
+
+    if (fd < 0)
+        return;
+    send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT);
+    close(fd);
+}
+
+/* Symbols are literals or live as long as their library, and the same one may be told twice. */
 void report_unknown(const char *symbol)
 {
     static const char *told[MAX_UNKNOWN];
@@ -93,13 +117,16 @@ void report_unknown(const char *symbol)
         if (told[i] == symbol)
             return;
     unsigned place = __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
-    int length = snprintf(text, sizeof text, "unknown %s", symbol);
-    if (place >= MAX_UNKNOWN || length >= (int)sizeof text)
+    if (place >= MAX_UNKNOWN || snprintf(text, sizeof text, "unknown %s", symbol) >= (int)sizeof text)
         return;
     told[place] = symbol;
-    int fd = connect_daemon();
-    if (fd >= 0) {
-        send(fd, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        close(fd);
-    }
+    say_once(text);
+}
+
+void report_refused(const char *call, uint64_t bytes)
+{
+    char text[MAX_MESSAGE];
+
+    if (snprintf(text, sizeof text, "refused %s %" PRIu64, call, bytes) < (int)sizeof text)
+        say_once(text);
 }

@@ -30,7 +30,7 @@ static nvmlReturn_t refuse_nvml(void) { return NVML_ERROR_NOT_SUPPORTED; }
 #define DECLARE_REFUSES(symbol)
 #define CUDA_PASSES(symbol) NULL
 #define CUDA_ANSWERS(symbol) symbol
-#define CUDA_ACCOUNTS(symbol) NULL /* see below */
+#define CUDA_ACCOUNTS(symbol) NULL /* accounting_wrapper() */
 #define CUDA_LAUNCHES(symbol) NULL
 #define CUDA_REFUSES(symbol) (wrapper_function) refuse_cuda
 #define NVML_PASSES(symbol) NULL
@@ -193,7 +193,7 @@ static wrapper_function wrapper_of(enum row_id row)
 {
     if (!slice_directory())
         return NULL;
-    return rows[row].wrapper || !ledger_counts() ? rows[row].wrapper : accounting_wrapper(row);
+    return rows[row].wrapper ? rows[row].wrapper : accounting_wrapper(row);
 }
 
 static bool in_same_object(const void *a, const void *b)

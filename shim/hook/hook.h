@@ -31,5 +31,16 @@ bool ledger_counts(void);
 bool ledger_reserve(uint64_t bytes);
 void ledger_release(uint64_t bytes);
 void report_unknown(const char *symbol);
+void report_refused(const char *call, uint64_t bytes); /* the driver was out of memory */
+enum daemon_answer { DAEMON_YES, DAEMON_NO, DAEMON_AWAY };
+/* This process has so much managed memory in all (tier `guard`). */
+enum daemon_answer daemon_set_managed(uint64_t bytes);
+
+/* managed.c: this process' managed memory in tier `guard`, whose driver calls tell nothing of it. */
+bool managed_reserve(uint64_t bytes); /* waits while the daemon is away; false: over the quota */
+void managed_release(uint64_t bytes); /* what was reserved, or kept and taken */
+void managed_keep(uint64_t address, uint64_t bytes);
+uint64_t managed_take(uint64_t address); /* before it is freed, for the address may be another's then; 0: not managed */
+void managed_sweep(void);                /* give back what went with its context */
 
 #endif

@@ -8,7 +8,7 @@
 enum symbol_class {
     PASSES,   /* the driver's own answer is right in a slice */
     ANSWERS,  /* the driver's would speak of the whole card or of others: the shim's wrapper answers */
-    ACCOUNTS, /* takes or gives back device memory: the guard counts; in tier `shim` the wrapper, where there is one */
+    ACCOUNTS, /* takes or gives back device memory: the guard counts; in tier `shim`, and managed memory, the wrapper */
     LAUNCHES, /* puts work on the GPU: the guard's scheduler holds it; in tier `shim` nothing does yet */
     REFUSES   /* tells of other tenants, or gets memory past every account: "not supported" */
 };
@@ -30,15 +30,18 @@ enum row_id {
 /* The newest CUDA whose symbols are here: an application that asks for a newer one may get a form nobody here knows. */
 #define CUDA_SYMBOLS_VERSION 13050
 
-/* Those of class ACCOUNTS that have a wrapper (cuda_accounts.c). */
-#define ACCOUNTED_SYMBOLS(W) \
-    W(cuMemAlloc_v2)         \
-    W(cuMemAllocPitch_v2)    \
-    W(cuMemAllocManaged)     \
-    W(cuMemAllocAsync)       \
-    W(cuMemAllocAsync_ptsz)  \
-    W(cuMemFree_v2)          \
-    W(cuMemFreeAsync)        \
-    W(cuMemFreeAsync_ptsz)
+/* Those of class ACCOUNTS that have a wrapper (cuda_accounts.c): tier `shim` counts by no others yet. */
+#define ACCOUNTED_SYMBOLS(W)        \
+    W(cuMemAlloc_v2)                \
+    W(cuMemAllocPitch_v2)           \
+    W(cuMemAllocManaged)            \
+    W(cuMemAllocAsync)              \
+    W(cuMemAllocAsync_ptsz)         \
+    W(cuMemFree_v2)                 \
+    W(cuMemFreeAsync)               \
+    W(cuMemFreeAsync_ptsz)          \
+    W(cuCtxDestroy_v2)              \
+    W(cuDevicePrimaryCtxRelease_v2) \
+    W(cuDevicePrimaryCtxReset_v2)
 
 #endif

@@ -21,10 +21,11 @@ void open_test_ledger(void)
 
 void make_test_tenant(int slot, uint64_t memory)
 {
+    const struct quota quota = {memory, 25000, VGPU_POLICY_HARD, 100};
     int fd = memfd_create("page", MFD_CLOEXEC);
 
     CHECK(fd >= 0 && ftruncate(fd, sizeof(struct vgpu_slice_page)) == 0);
-    CHECK(ledger_set_tenant(slot, "t", 0, memory, 25000, VGPU_POLICY_HARD, fd));
+    CHECK(ledger_set_tenant(slot, "t", 0, &quota, fd));
     close(fd);
 }
 

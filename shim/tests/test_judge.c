@@ -249,6 +249,31 @@ static void memory_with_several_names_counts_once_until_the_last_is_gone(void)
     ledger_free(OTHER, OTHER);
 }
 
+static void managed_memory_shares_the_quota_or_overflows_as_far_as_it_may(void)
+{
+    const uint64_t gib = 1 << 30;
+    struct quota wide = {gib, 25000, VGPU_POLICY_HARD, 250};
+
+    CHECK(ledger_claim_root(ALICE, 103, ALICES));
+    hold(ALICE, ALICES, ALICES, 0x90, NV01_MEMORY_LOCAL_USER, 1 << 29);
+    CHECK(!ledger_set_managed(ALICE, 103, gib / 2 + 1) && ledger_set_managed(ALICE, 103, gib / 2));
+    CHECK(tenants[ALICE].used == gib && tenants[ALICE].managed == gib / 2);
+    CHECK(ledger_set_managed(ALICE, 103, gib / 4) && ledger_set_managed(ALICE, 104, gib / 4));
+    CHECK(!ledger_set_managed(ALICE, 104, UINT64_MAX) && tenants[ALICE].managed == gib / 2);
+    CHECK(ledger_set_tenant(ALICE, "t", 0, &wide, -1));
+    CHECK(!ledger_set_managed(ALICE, 104, gib + gib / 2 + gib / 4 + 1));
+    CHECK(ledger_set_managed(ALICE, 104, gib + gib / 2 + gib / 4));
+    CHECK(tenants[ALICE].used == 2 * gib + gib / 2);
+    CHECK(ledger_set_managed(ALICE, 103, 0));
+    hold(ALICE, ALICES, ALICES, 0x91, NV01_MEMORY_LOCAL_USER, gib / 4); /* its own half, of what is left in all */
+    CHECK(ledger_set_managed(BOB, 104, 1 << 20)); /* ALICE's 104 ended, and the number came round */
+    CHECK(tenants[ALICE].managed == 0 && tenants[BOB].managed == 1 << 20);
+    ledger_set_managed(BOB, 104, 0);
+    ledger_free(ALICES, ALICES);
+    CHECK(tenants[ALICE].used == 0);
+    make_test_tenant(ALICE, gib);
+}
+
 static void what_the_driver_rounds_up_past_the_quota_goes_again(void)
 {
     struct ledger_object *object;
@@ -294,6 +319,7 @@ void test_judge(void)
     what_a_tenant_writes_on_its_page_lifts_nothing();
     ledger_free(ALICES, ALICES);
     memory_with_several_names_counts_once_until_the_last_is_gone();
+    managed_memory_shares_the_quota_or_overflows_as_far_as_it_may();
     what_the_driver_rounds_up_past_the_quota_goes_again();
     a_tree_of_many_is_freed_at_once();
     close_test_ledger();

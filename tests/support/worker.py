@@ -66,6 +66,12 @@ def main() -> None:
                 if error == driver.CUresult.CUDA_SUCCESS:
                     blocks.append(int(address))
                 answer(error=error.name)
+            case "managed":
+                error, address = driver.cuMemAllocManaged(command["bytes"], 1)
+                if error == driver.CUresult.CUDA_SUCCESS:
+                    ctypes.memset(int(address), 7, 4096)  # the host may write to it
+                    blocks.append(int(address))
+                answer(error=error.name)
             case "fill":  # until refused
                 error = driver.CUresult.CUDA_SUCCESS
                 while error == driver.CUresult.CUDA_SUCCESS:

@@ -1,0 +1,181 @@
+"""Managed memory counts, though the driver's calls tell nothing of it; and what was refused is explained."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from support.node import Node, Worker, wait_until
+
+MIB = 1 << 20
+OK, FULL = {"error": "CUDA_SUCCESS"}, {"error": "CUDA_ERROR_OUT_OF_MEMORY"}
+
+
+@pytest.fixture
+def tenant(node: Node) -> dict[str, Any]:
+    return node.tenant("1G", 50)
+
+
+def usage(node: Node) -> dict[str, int]:
+    seen: dict[str, int] = node.show("tenant")["usage"]
+    return seen
+
+
+def test_managed_memory_counts_against_the_quota_and_comes_back(node: Node, tenant: dict[str, Any]) -> None:
+    worker, other = Worker(node, tenant), Worker(node, tenant)
+    context = usage(node)["memory"]
+    assert worker.ask("managed", bytes=300 * MIB) == OK
+    assert other.ask("managed", bytes=200 * MIB) == OK
+    assert usage(node)["memory"] == context + 500 * MIB
+    assert usage(node)["memory_managed"] == 500 * MIB
+    left = (1 << 30) - context - 500 * MIB
+    assert worker.ask("info")["free"] == left
+    assert other.ask("managed", bytes=left + MIB) == FULL
+    assert worker.ask("alloc", bytes=left + MIB) == FULL  # device memory and managed memory share the quota
+    assert worker.ask("alloc", bytes=left) == OK
+    assert worker.ask("free") == OK
+    assert usage(node)["memory"] == context + 200 * MIB
+    assert other.ask("reset") == OK  # its context goes, and the memory with it
+    wait_until(lambda: usage(node)["memory_managed"] == 0, 5, "managed memory of a context that is gone")
+    assert worker.close() == other.close() == 0
+    assert usage(node)["memory"] == 0
+
+
+def test_a_killed_process_leaves_no_managed_memory(node: Node, tenant: dict[str, Any]) -> None:
+    worker = Worker(node, tenant)
+    assert worker.ask("managed", bytes=600 * MIB) == OK
+    assert usage(node)["memory_managed"] == 600 * MIB
+    worker.kill()
+    wait_until(lambda: usage(node)["memory"] == 0, 2, "nothing on the account")
+    again = Worker(node, tenant)
+    assert again.ask("managed", bytes=600 * MIB) == OK
+    assert again.close() == 0
+
+
+def test_managed_memory_stays_counted_when_guard_and_daemon_are_killed(node: Node, tenant: dict[str, Any]) -> None:
+    worker = Worker(node, tenant)
+    assert worker.ask("managed", bytes=400 * MIB) == OK
+    before = usage(node)
+    node.kill_guard()
+    assert worker.ask("managed", bytes=100 * MIB) == OK  # waits for the next guard
+    assert usage(node)["memory"] == before["memory"] + 100 * MIB
+    node.kill()
+    worker.send("managed", bytes=50 * MIB)
+    time.sleep(0.5)  # nobody answers: it waits
+    node.start()
+    assert worker.answer() == OK
+    assert usage(node)["memory_managed"] == 550 * MIB
+    assert worker.ask("managed", bytes=500 * MIB) == FULL
+    worker.kill()
+    wait_until(lambda: usage(node)["memory"] == 0, 5, "nothing on the account")
+
+
+def test_managed_memory_may_overflow_as_far_as_the_admin_says() -> None:
+    node = Node("--emulate", "--emulated-memory=4G", "--mem-oversubscribe=2", "--NodeApp.allow_shim_tier=False")
+    try:
+        tenant = node.tenant("1G", 50)
+        worker = Worker(node, tenant)
+        context = usage(node)["memory"]
+        assert worker.ask("managed", bytes=1500 * MIB) == OK
+        assert usage(node)["memory_over_by"] == 0
+        assert worker.ask("info")["free"] == 0
+        assert worker.ask("alloc", bytes=400 * MIB) == OK  # the device's own has its quota still
+        assert worker.ask("managed", bytes=(2 << 30) - context - 1900 * MIB + 1) == FULL
+        assert worker.ask("managed", bytes=(2 << 30) - context - 1900 * MIB) == OK
+        assert worker.ask("alloc", bytes=MIB) == FULL
+        worker.ask("free")
+        assert worker.ask("alloc", bytes=(1 << 30) - context + MIB) == FULL
+        assert worker.close() == 0
+    finally:
+        node.stop()
+
+
+def test_a_forked_child_does_not_touch_its_parents_account(node: Node, tenant: dict[str, Any]) -> None:
+    code = f"""
+import ctypes, os
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+assert not driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t({256 * MIB}), 1)
+child = os.fork()
+if not child:
+    driver.cuMemFree_v2(ctypes.c_uint64(address.value))
+    os._exit(0)
+os.waitpid(child, 0)
+print("forked", flush=True)
+input()
+"""
+    process = node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "forked\n"
+    assert usage(node)["memory_managed"] == 256 * MIB
+    process.communicate("\n", timeout=20)
+    assert usage(node)["memory_managed"] == 0
+
+
+@pytest.mark.parametrize("op", ["alloc", "managed"])
+def test_a_refused_allocation_says_who_asked_what_was_free_and_who_holds_the_rest(
+    node: Node, tenant: dict[str, Any], op: str
+) -> None:
+    holder, worker = Worker(node, tenant), Worker(node, tenant)
+    holder.ask("alloc", bytes=500 * MIB)
+    free = worker.ask("info")["free"]
+    assert worker.ask(op, bytes=900 * MIB) == FULL
+    (seen,) = wait_until(lambda: node.show("tenant")["refusals"]["recent"], 5, "the refusal is recorded")
+    assert seen["call"] == {"alloc": "cuMemAlloc", "managed": "cuMemAllocManaged"}[op]
+    assert (seen["bytes"], seen["free"], seen["times"]) == (900 * MIB, free, 1)
+    assert abs(seen["time"] - time.time()) < 10
+    assert seen["process"]["pid_in_slice"] == worker.pid
+    assert [row["pid_in_slice"] for row in seen["holders"]] == [holder.pid, worker.pid]
+    assert seen["holders"][0]["memory"] > 500 * MIB
+    time.sleep(1.5)  # the daemon's own look does not record it again
+    assert len(node.show("tenant")["refusals"]["recent"]) == 1
+    assert worker.close() == holder.close() == 0
+
+
+def test_a_refusal_of_a_program_without_the_shim_is_recorded_too(node: Node, tenant: dict[str, Any]) -> None:
+    code = """
+import ctypes
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2 << 30)) == 2
+print("refused", flush=True)
+input()
+"""
+    process = node.spawn(tenant, "env", "LD_PRELOAD=", "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "refused\n"
+    (seen,) = wait_until(lambda: node.show("tenant")["refusals"]["recent"], 5, "the refusal is recorded")
+    assert (seen["call"], seen["bytes"], seen["process"]["pid"]) == (None, 2 << 30, process.pid)
+    process.communicate("\n", timeout=20)
+
+
+def test_nonsense_about_managed_memory_is_answered_and_hurts_nobody(node: Node, tenant: dict[str, Any]) -> None:
+    other = node.tenant("1G", 50, "other")
+    code = """
+import os, socket
+path = os.environ["VGPU_SLICE_DIR"] + "/join.sock"
+def say(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.connect(path); s.send(text); return s.recv(256).decode()
+print([say(t) for t in (b"managed", b"managed -1", b"managed 99999999999999999999999", b"managed 18446744073709551615",
+                        b"managed 1e9", b"refused x", b"refused cuMemAlloc_v2 -3", b"unknown a;b", b"managed 1073741825")])
+print(say(b"managed 1048576"), flush=True)
+input()
+"""
+    process = node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    answers = eval(process.stdout.readline())
+    assert all(answer.startswith("refused unknown message") for answer in answers[:-1] if answer != "full")
+    assert answers[-1] == "full"
+    assert process.stdout.readline() == "ok\n"
+    assert usage(node)["memory_managed"] == MIB
+    assert node.show("other")["usage"]["memory"] == 0
+    process.communicate("\n", timeout=20)
+    wait_until(lambda: usage(node)["memory"] == 0, 5, "nothing on the account")
+    assert Worker(node, other).ask("alloc", bytes=MIB) == OK
