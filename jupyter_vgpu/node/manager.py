@@ -31,6 +31,7 @@ log = logging.getLogger("vgpud")
 
 Json = dict[str, Any]
 NAME_MAX = 200
+ACTIVE_S = 2.5  # the guard notes once a second who is at work
 MAX_UNKNOWN_SYMBOLS = 1000  # a tenant may say any name
 
 
@@ -392,7 +393,7 @@ class Manager:
                 "recent": [asdict(refusal) for refusal in live.refusals],
             },
             "processes": [
-                asdict(_holder(row)) | {"cores": busy.get(row.pid, 0)}
+                asdict(_holder(row)) | _activity(row, busy.get(row.pid, 0))
                 for row in sorted(state.processes, key=lambda row: -row.memory)
             ],
         }
@@ -444,6 +445,13 @@ def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
         "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": room.cores_free},
         "tenants": sorted(tenant.name for tenant in tenants),
     }
+
+
+def _activity(row: ProcessRow, percent: int) -> Json:
+    """Busy now, and when last: its rings tell of work that was handed in, NVML of kernels that run for long."""
+    last = row.active_ns / 1e9
+    busy = percent > 0 or time.time() - last < ACTIVE_S
+    return {"cores": percent, "busy": busy, "last_active": time.time() if percent else last or None}
 
 
 def _holder(row: ProcessRow) -> Holder:

@@ -16,12 +16,16 @@ _FORMATS = {4: "=I", 8: "=Q"}
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
-    """One process of the tenant: its number as the node and as its container see it, and bytes of GPU memory."""
+    """One process of the tenant: its number as the node and as its container see it, and bytes of GPU memory.
+
+    active_ns: when it last handed in work, in nanoseconds since 1970; 0: never.
+    """
 
     pid: int
     pid_inside: int
     memory: int
     channels: int
+    active_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class SlicePage:
                         self._get("pid_inside", base, "process"),
                         self._get("memory", base, "process"),
                         self._get("channels", base, "process"),
+                        self._get("active_ns", base, "process"),
                     )
                 )
         return PageState(

@@ -25,7 +25,8 @@ enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
     FIELD(uint32_t, pid_inside) /* as the innermost pid namespace it is in sees it */     \
     FIELD(uint32_t, channels)                                                             \
     FIELD(uint32_t, busy_percent) /* of the whole GPU's compute; the daemon samples it */ \
-    FIELD(uint64_t, memory)
+    FIELD(uint64_t, memory)                                                               \
+    FIELD(uint64_t, active_ns) /* CLOCK_REALTIME; when it was last seen to hand in work; 0: never */
 
 #define VGPU_PAGE_FIELDS(FIELD)                                                                   \
     FIELD(uint32_t, magic)                                                                        \

@@ -211,7 +211,27 @@ struct kernel_task {
     unsigned char parameters[];
 };
 
-static void before_block(void *context) { emu_wait_enabled(((struct context *)context)->channel_object); }
+/* A kernel on its way: what it used of the GPU is told as it goes, for one may run for long. */
+struct run {
+    struct context *context;
+    struct timespec counted; /* of this thread's time: time off the GPU is no use of it */
+};
+
+static void count_busy(struct run *run)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    int64_t busy = (now.tv_sec - run->counted.tv_sec) * 1000000000ll + now.tv_nsec - run->counted.tv_nsec;
+    __atomic_add_fetch(&run->context->client->busy_ns, (uint64_t)busy, __ATOMIC_RELAXED);
+    run->counted = now;
+}
+
+static void before_block(void *run)
+{
+    count_busy(run);
+    emu_wait_enabled(((struct run *)run)->context->channel_object);
+}
 
 static CUresult run_kernel(struct context *context, void *argument)
 {
@@ -223,21 +243,19 @@ static CUresult run_kernel(struct context *context, void *argument)
         [PTX_NO_HOST_MEMORY] = CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
     };
     struct kernel_task *task = argument;
+    struct run run = {.context = context};
     struct ptx_launch launch = {.kernel = task->kernel,
                                 .parameters = task->parameters,
                                 .dynamic_shared = task->shared,
                                 .readable = is_device_memory,
                                 .before_block = before_block,
-                                .context = context};
-    struct timespec before, after;
+                                .context = &run};
 
     memcpy(launch.grid, task->grid, sizeof launch.grid);
     memcpy(launch.block, task->block, sizeof launch.block);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before); /* time off the GPU is no use of it */
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &run.counted);
     enum ptx_result result = ptx_run(&launch);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
-    int64_t busy = (after.tv_sec - before.tv_sec) * 1000000000ll + after.tv_nsec - before.tv_nsec;
-    __atomic_add_fetch(&context->client->busy_ns, (uint64_t)busy, __ATOMIC_RELAXED);
+    count_busy(&run);
     __atomic_add_fetch(&context->client->launches, 1, __ATOMIC_RELAXED);
     return results[result];
 }

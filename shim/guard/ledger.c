@@ -370,6 +370,21 @@ void ledger_set_tier(int slot, uint32_t tier)
     page_end(tenants[slot].page);
 }
 
+void ledger_note_active(int slot, pid_t pid)
+{
+    struct vgpu_slice_page *page;
+
+    ledger_lock();
+    page = tenants[slot].page;
+    struct vgpu_process_row *row = page ? row_of(page, pid, false) : NULL;
+    if (row) {
+        page_begin(page);
+        row->active_ns = realtime_ns();
+        page_end(page);
+    }
+    ledger_unlock();
+}
+
 void ledger_note_on(int slot, bool on, uint64_t on_ns)
 {
     if (!tenants[slot].page)

@@ -24,6 +24,8 @@
 #define LOOK_LATE_NS 5000000ull   /* unless nobody had been looked at for so long */
 #define PERIOD_LATE_NS 8000000ull /* so late a period may begin, and be the shorter for it */
 #define REST_NS 1000000000ull     /* nothing to wait for: look all the same */
+#define ACTIVITY_NS 1000000000ull /* so often is noted who is at work, for people to see */
+#define ACTIVITY_SOON_NS 20000000ull
 #define NEVER UINT64_MAX
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -52,11 +54,12 @@ struct gpu_state {
     uint64_t seen;           /* of `changes` */
     uint64_t look_again;     /* at channels that are too new to be switched yet */
     uint64_t next_look;      /* for work */
-    uint64_t period_end;     /* 0: none goes on */
-    uint64_t visited_ns;     /* what visits took of this period */
-    uint64_t promised;       /* millipercent, to all who have channels, asleep or not */
-    int slots_end;           /* no tenant is beyond */
-    int served;              /* the one who visited last */
+    uint64_t next_activity;
+    uint64_t period_end; /* 0: none goes on */
+    uint64_t visited_ns; /* what visits took of this period */
+    uint64_t promised;   /* millipercent, to all who have channels, asleep or not */
+    int slots_end;       /* no tenant is beyond */
+    int served;          /* the one who visited last */
     struct work *work;
     struct standing standings[LEDGER_TENANTS];
     struct channel channels[MAX_CHANNELS];
@@ -323,12 +326,17 @@ static enum event hold(struct gpu_state *gpu, uint64_t until, unsigned ends)
 
     while (!is_stopping()) {
         uint64_t now = monotonic_ns();
+        if (now >= gpu->next_activity) {
+            gpu->next_activity = now + (work_note_activity(gpu->work) ? ACTIVITY_NS : ACTIVITY_SOON_NS);
+        }
         enum event event = looks && now >= gpu->next_look ? look(gpu, ends) : EVENT_TIME;
         if (event != EVENT_TIME)
             return event;
         if (now >= until)
             return EVENT_TIME;
-        uint64_t next = looks ? earliest(gpu->next_look, gpu->look_again) : gpu->look_again;
+        uint64_t next = earliest(gpu->next_activity, gpu->look_again);
+        if (looks)
+            next = earliest(next, gpu->next_look);
         bool woken = sleep_until(gpu, earliest(until, next));
         if (woken || monotonic_ns() >= gpu->look_again)
             take_note(gpu, woken);

@@ -18,6 +18,7 @@ struct line {
     struct ring ring;
     struct ring_place place;
     uint32_t device, last; /* last: how far it was filled when looked at last */
+    uint32_t noted;        /* and when it was last looked at for its tenant's page */
     pid_t pid;
     int file;
     bool used;   /* something was handed in while this guard looked */
@@ -144,6 +145,7 @@ static void open_line(struct work *work, struct line *line)
         return;
     line->last = *line->ring.put;
     line->used = line->last > 1; /* before this guard looked */
+    line->noted = 0; /* rings begin there: what came before is activity too */
 }
 
 static bool all_seen(const struct watched *watched)
@@ -364,6 +366,30 @@ enum work_state work_ask(struct work *work, int slot)
         return WORK_IDLE;
     post(work, slot, INQUIRY_IDLE, lines, count);
     return WORK_ASKED;
+}
+
+static bool was_active(struct line *line)
+{
+    uint32_t put = line->ring.put ? *line->ring.put : line->noted;
+    bool active = put != line->noted || (line->ring.put && put != *line->ring.get);
+
+    line->noted = put;
+    return active;
+}
+
+bool work_note_activity(struct work *work)
+{
+    bool all = true;
+
+    work_go_on(work); /* rings that nobody needed to look into so far */
+    for (int slot = 0; slot < work->slots_end; slot++) {
+        struct watched *watched = &work->tenants[slot];
+        all &= !watched->asking || watched->seen;
+        for (int i = 0; i < watched->count; i++)
+            if (was_active(&watched->lines[i]))
+                ledger_note_active(slot, watched->lines[i].pid);
+    }
+    return all;
 }
 
 void work_leave(struct work *work, int slot) { work->tenants[slot].left = true; }

@@ -28,6 +28,9 @@ enum work_state { WORK_BUSY, WORK_ASKED, WORK_IDLE };
 /* ASKED: the driver is asked whether something of the tenant's runs or waits; ask again, and go on with work_go_on().
  */
 enum work_state work_ask(struct work *work, int slot);
+/* Which processes handed something in since this was last asked, onto their tenants' pages. False: some can't be seen
+ * yet, so ask again soon. */
+bool work_note_activity(struct work *work);
 /* The tenant goes off: an answer that comes now says nothing. */
 void work_leave(struct work *work, int slot);
 /* The tenant was on without being looked at: what was known of it is not known any more. */

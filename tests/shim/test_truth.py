@@ -132,3 +132,30 @@ print(json.dumps([os.getpid(), json.loads(subprocess.run([sys.executable, "-c", 
     pid, seen = json.loads(out)
     assert pid < 100
     assert list(seen["processes"]) == [str(pid)]
+
+
+def test_a_process_at_work_is_told_from_an_idle_one(node: Node) -> None:
+    tenant = node.tenant("1G", 100, "mine")
+    working, idle = Worker(node, tenant), Worker(node, tenant)
+    idle.ask("kernel", milliseconds=1)
+
+    def rows() -> dict[int, dict[str, Any]]:
+        return {row["pid"]: row for row in node.show("mine")["processes"]}
+
+    wait_until(lambda: rows()[idle.pid]["busy"], 3, "its one kernel is seen")
+    wait_until(lambda: not rows()[idle.pid]["busy"], 10, "idle after its one kernel")
+    rested = rows()[idle.pid]["last_active"]
+    for _ in range(4):  # now and then a short one: busy all the time, as a person sees it
+        assert working.ask("kernel", milliseconds=1) == {"error": "CUDA_SUCCESS"}
+        time.sleep(1)
+        wait_until(lambda: rows()[working.pid]["busy"], 2, "busy")
+    assert not rows()[idle.pid]["busy"]
+    assert rows()[idle.pid]["last_active"] == rested
+    working.send("kernel", milliseconds=50, blocks=120)  # one long one hands in nothing new
+    time.sleep(4)
+    assert rows()[working.pid]["busy"]
+    assert working.answer() == {"error": "CUDA_SUCCESS"}
+    ended = time.time()
+    wait_until(lambda: not rows()[working.pid]["busy"], 10, "idle at the end")
+    assert abs(rows()[working.pid]["last_active"] - ended) < 8
+    assert working.close() == idle.close() == 0

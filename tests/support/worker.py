@@ -40,9 +40,9 @@ def load_spin() -> object:
     return check(driver.cuModuleGetFunction(module, b"spin"))
 
 
-def run_spin(spin: object, milliseconds: int) -> None:
+def run_spin(spin: object, milliseconds: int, blocks: int = 1) -> None:
     arguments = ((milliseconds * 1_000_000,), (ctypes.c_longlong,))
-    check(driver.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, 0, arguments, 0))
+    check(driver.cuLaunchKernel(spin, blocks, 1, 1, 1, 1, 1, 0, 0, arguments, 0))
     check(driver.cuCtxSynchronize())
 
 
@@ -109,7 +109,7 @@ def main() -> None:
                 answer(error="CUDA_SUCCESS")
             case "kernel":  # a single one
                 spin = spin or load_spin()
-                run_spin(spin, command["milliseconds"])
+                run_spin(spin, command["milliseconds"], command.get("blocks", 1))
                 answer(error="CUDA_SUCCESS")
 
 
