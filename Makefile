@@ -38,7 +38,7 @@ test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 CUDA_HEADERS = $(shell echo $(VENV)/lib/python*/site-packages/nvidia/*/include | tr ' ' ';')
 test-native: $(STAMPS)/test
 	@mkdir -p build
-	@(cmake -S shim -B build/sanitized -DVGPU_SANITIZE=ON -DBUILD_TESTING=ON "-DVGPU_CUDA_INCLUDE=$(CUDA_HEADERS)" \
+	@(cmake -S shim -B build/sanitized -DVGPU_SANITIZE=address,undefined -DBUILD_TESTING=ON "-DVGPU_CUDA_INCLUDE=$(CUDA_HEADERS)" \
 	  && cmake --build build/sanitized --parallel 2 --target unit_tests replay_corpus symbols_checked) > build/sanitized.log 2>&1 || (cat build/sanitized.log; false)
 	ctest --test-dir build/sanitized --output-on-failure
 
@@ -46,7 +46,7 @@ test-native: $(STAMPS)/test
 FUZZ_SECONDS ?= 300
 fuzz: $(STAMPS)/venv
 	@mkdir -p build/fuzz/found
-	@(cmake -S shim -B build/fuzz -DCMAKE_C_COMPILER=clang -DVGPU_SANITIZE=ON -DVGPU_FUZZ=ON -DBUILD_TESTING=ON \
+	@(cmake -S shim -B build/fuzz -DCMAKE_C_COMPILER=clang -DVGPU_SANITIZE=address,undefined -DVGPU_FUZZ=ON -DBUILD_TESTING=ON \
 	  && cmake --build build/fuzz --parallel 2 --target fuzz_call) > build/fuzz.log 2>&1 || (cat build/fuzz.log; false)
 	cd build/fuzz && tests/fuzz_call -max_total_time=$(FUZZ_SECONDS) -max_len=6000 found $(CURDIR)/shim/tests/corpus
 

@@ -17,7 +17,6 @@
 /* One connection a process. What a process holds is given back when its connection closes, kill -9 included. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int connection = -1;
-static pid_t connected_by;
 
 bool ledger_counts(void)
 {
@@ -48,26 +47,40 @@ static int connect_daemon(void)
     return fd;
 }
 
+static void disconnect(void)
+{
+    if (connection >= 0)
+        close(connection);
+    connection = -1;
+}
+
+/* The parent's connection is the parent's account; and the mutex may be held by a thread that is not in the child. */
+static void forget_parent(void)
+{
+    pthread_mutex_init(&mutex, NULL);
+    disconnect();
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_parent); }
+
 /* Ask the daemon; it answers one line. */
 static enum daemon_answer ask(const char *text)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     char answer[64];
     ssize_t got;
 
+    pthread_once(&once, watch_forks);
     pthread_mutex_lock(&mutex);
-    if (connected_by != getpid()) { /* first use, or a fork: the parent's connection is the parent's account */
-        if (connection >= 0)
-            close(connection);
+    if (connection < 0)
         connection = connect_daemon();
-        connected_by = connection >= 0 ? getpid() : 0;
-    }
     do
         got = connection < 0 || send(connection, text, strlen(text), MSG_NOSIGNAL) < 0
                   ? -1
                   : recv(connection, answer, sizeof answer, 0);
     while (got < 0 && errno == EINTR && connection >= 0);
-    if (got <= 0) /* the daemon restarted: connect anew next time */
-        connected_by = 0;
+    if (got <= 0)
+        disconnect(); /* the daemon restarted: connect anew next time */
     pthread_mutex_unlock(&mutex);
     return got >= 2 && memcmp(answer, "ok", 2) == 0                   ? DAEMON_YES
            : got <= 0 || (got >= 4 && memcmp(answer, "away", 4) == 0) ? DAEMON_AWAY

@@ -1,9 +1,14 @@
+/*
+ * Nothing here calls a function of another library: a sanitizer's runtime looks its own functions up by dlsym, and so
+ * through here, before any of them can be called.
+ */
 #define _GNU_SOURCE
 #include "elf.h"
 
 #include <link.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 /* What of an object's dynamic section a look-up needs. */
 struct tables {
@@ -11,11 +16,6 @@ struct tables {
     const ElfW(Sym) * symbols;
     const char *strings;
     const uint32_t *hash; /* DT_GNU_HASH */
-};
-
-struct search {
-    const char *symbol;
-    void *found;
 };
 
 /* Some C libraries leave these addresses as they are in the file. */
@@ -40,6 +40,13 @@ static struct tables tables_of(ElfW(Addr) base, const ElfW(Dyn) * entry)
     return tables;
 }
 
+static bool is_same(const char *a, const char *b)
+{
+    while (*a && *a == *b)
+        a++, b++;
+    return *a == *b;
+}
+
 static uint32_t gnu_hash(const char *name)
 {
     uint32_t hash = 5381;
@@ -61,7 +68,7 @@ static void *look_up(const struct tables *tables, const char *name)
     for (; i >= first && i; i++) {
         const ElfW(Sym) *symbol = &tables->symbols[i];
         if ((chains[i - first] | 1) == (wanted | 1) && symbol->st_shndx != SHN_UNDEF &&
-            strcmp(tables->strings + symbol->st_name, name) == 0)
+            is_same(tables->strings + symbol->st_name, name))
             return (void *)(tables->base + symbol->st_value);
         if (chains[i - first] & 1)
             break;
@@ -69,34 +76,30 @@ static void *look_up(const struct tables *tables, const char *name)
     return NULL;
 }
 
-static int look_in(struct dl_phdr_info *object, size_t size, void *data)
-{
-    struct search *search = data;
-    const char *name = object->dlpi_name ? strrchr(object->dlpi_name, '/') : NULL;
-
-    (void)size;
-    if (!name || (strncmp(name, "/libc.so", 8) != 0 && strncmp(name, "/libdl.so", 9) != 0))
-        return 0;
-    for (int i = 0; i < object->dlpi_phnum; i++) {
-        const ElfW(Phdr) *header = &object->dlpi_phdr[i];
-        if (header->p_type != PT_DYNAMIC)
-            continue;
-        struct tables tables = tables_of(object->dlpi_addr, (const ElfW(Dyn) *)(object->dlpi_addr + header->p_vaddr));
-        search->found = look_up(&tables, search->symbol);
-    }
-    return search->found != NULL;
-}
-
-void *libc_symbol(const char *symbol)
-{
-    struct search search = {.symbol = symbol};
-
-    dl_iterate_phdr(look_in, &search);
-    return search.found;
-}
-
 void *object_symbol(const struct link_map *object, const char *symbol)
 {
     struct tables tables = tables_of(object->l_addr, object->l_ld);
     return look_up(&tables, symbol);
+}
+
+/* libc.so.6, libdl.so.2 (before glibc 2.34), wherever they are. */
+static bool is_libc(const char *path)
+{
+    const char *name = path;
+
+    for (; *path; path++)
+        if (*path == '/')
+            name = path + 1;
+    return name[0] == 'l' && name[1] == 'i' && name[2] == 'b' &&
+           ((name[3] == 'c' && name[4] == '.') || (name[3] == 'd' && name[4] == 'l' && name[5] == '.'));
+}
+
+void *libc_symbol(const char *symbol)
+{
+    void *found = NULL;
+
+    for (const struct link_map *object = _r_debug.r_map; object && !found; object = object->l_next)
+        if (is_libc(object->l_name))
+            found = object_symbol(object, symbol);
+    return found;
 }

@@ -4,7 +4,6 @@
  * back, so an application never gets a form of a function that the driver would not have given it.
  */
 #define _GNU_SOURCE
-#include <ctype.h>
 #include <dlfcn.h>
 #include <link.h>
 #include <stddef.h>
@@ -18,6 +17,9 @@ typedef int CUresult, nvmlReturn_t;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3, CUDA_ERROR_NOT_SUPPORTED = 801, NVML_ERROR_NOT_SUPPORTED = 3 };
 
 typedef CUresult (*wrapper_function)();
+
+/* Sanitizers look their own functions up by dlsym, before they are there to be called. */
+#define EARLY __attribute__((no_sanitize("address,undefined,thread")))
 
 static CUresult refuse_cuda(void) { return CUDA_ERROR_NOT_SUPPORTED; }
 static nvmlReturn_t refuse_nvml(void) { return NVML_ERROR_NOT_SUPPORTED; }
@@ -81,7 +83,7 @@ static void *reals[ALL_ROWS];
 typedef void *(*dlsym_function)(void *, const char *);
 typedef void *(*dlvsym_function)(void *, const char *, const char *);
 
-static dlsym_function real_dlsym(void)
+EARLY static dlsym_function real_dlsym(void)
 {
     static dlsym_function found;
     dlsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
@@ -94,7 +96,7 @@ static dlsym_function real_dlsym(void)
     return now;
 }
 
-static dlvsym_function real_dlvsym(void)
+EARLY static dlvsym_function real_dlvsym(void)
 {
     static dlvsym_function found;
     dlvsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
@@ -149,18 +151,20 @@ static int lower_bound(const char *symbol, int from, int to)
     return from;
 }
 
-static bool is_cuda_name(const char *symbol)
+EARLY static bool is_cuda_name(const char *symbol)
 {
-    return symbol[0] == 'c' && symbol[1] == 'u' && isupper((unsigned char)symbol[2]);
+    return symbol[0] == 'c' && symbol[1] == 'u' && symbol[2] >= 'A' && symbol[2] <= 'Z';
 }
 
-/* The row of an exported symbol; -1: none. The first letters sort out nearly every lookup of a process. */
+EARLY static bool is_nvml_name(const char *symbol)
+{
+    return symbol[0] == 'n' && symbol[1] == 'v' && symbol[2] == 'm' && symbol[3] == 'l';
+}
+
+/* The row of a symbol that may_be_driver(); -1: none. */
 static int row_of(const char *symbol)
 {
-    bool cuda = symbol && is_cuda_name(symbol);
-
-    if (!symbol || (!cuda && strncmp(symbol, "nvml", 4) != 0))
-        return -1;
+    bool cuda = is_cuda_name(symbol);
     int end = cuda ? CUDA_ROWS : ALL_ROWS, row = lower_bound(symbol, cuda ? 0 : CUDA_ROWS, end);
     return row < end && strcmp(rows[row].symbol, symbol) == 0 ? row : -1;
 }
@@ -252,11 +256,8 @@ static void *next_after(const void *caller, const char *symbol)
     return found;
 }
 
-/* Is it of the driver's, as far as its name goes? */
-static bool may_be_driver(const char *symbol)
-{
-    return symbol && (is_cuda_name(symbol) || strncmp(symbol, "nvml", 4) == 0);
-}
+/* Is it of the driver's, as far as its name goes? This sorts out nearly every look-up of a process. */
+EARLY static bool may_be_driver(const char *symbol) { return symbol && (is_cuda_name(symbol) || is_nvml_name(symbol)); }
 
 static void *driver_symbol(void *handle, const char *symbol, const void *caller)
 {
@@ -268,15 +269,15 @@ static void *driver_symbol(void *handle, const char *symbol, const void *caller)
  * For every other symbol these must be a jump, not a call: the real one finds RTLD_NEXT and RTLD_DEFAULT by its return
  * address, which has to stay the application's. tests/shim holds the compiler to it.
  */
-__attribute__((optimize("O2", "no-stack-protector"))) API void *dlsym(void *handle, const char *symbol)
+EARLY __attribute__((optimize("O2", "no-stack-protector"))) API void *dlsym(void *handle, const char *symbol)
 {
     if (!may_be_driver(symbol))
         return real_dlsym()(handle, symbol);
     return driver_symbol(handle, symbol, __builtin_return_address(0));
 }
 
-__attribute__((optimize("O2", "no-stack-protector"))) API void *dlvsym(void *handle, const char *symbol,
-                                                                       const char *version)
+EARLY __attribute__((optimize("O2", "no-stack-protector"))) API void *dlvsym(void *handle, const char *symbol,
+                                                                             const char *version)
 {
     if (!may_be_driver(symbol) || handle == RTLD_NEXT)
         return real_dlvsym()(handle, symbol, version);

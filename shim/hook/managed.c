@@ -17,23 +17,22 @@ struct block {
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct block *buckets[BUCKETS];
 static uint64_t total; /* as the daemon knows it */
-static pid_t owner;
 static unsigned count;
 
 static struct block **bucket_of(uint64_t address) { return &buckets[(address >> 12) * 0x9E3779B97F4A7C15ull >> 54]; }
 _Static_assert(BUCKETS == 1u << (64 - 54), "bucket_of");
 
-/* A forked child has its parent's table and none of its memory. Under the mutex. */
-static void be_own(void)
+/* A forked child has none of its parent's memory; and of its threads one, which need not be who held the mutex. */
+static void forget_parent(void)
 {
-    if (owner == getpid())
-        return;
+    pthread_mutex_init(&mutex, NULL);
     for (unsigned i = 0; i < BUCKETS; i++)
-        buckets[i] = NULL; /* the nodes may be half linked, by a thread that is not here: left alone */
+        buckets[i] = NULL; /* the nodes may be half linked: left alone */
     total = 0;
     __atomic_store_n(&count, 0, __ATOMIC_RELAXED);
-    owner = getpid();
 }
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_parent); }
 
 static struct block **find(uint64_t address)
 {
@@ -84,10 +83,11 @@ static uint64_t drop_dead(void)
 
 bool managed_reserve(uint64_t bytes)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     uint64_t wanted;
 
+    pthread_once(&once, watch_forks);
     pthread_mutex_lock(&mutex);
-    be_own();
     bool fits = !__builtin_add_overflow(total, bytes, &wanted) && tell(wanted);
     if (!fits) {
         uint64_t dropped = drop_dead();
@@ -100,7 +100,6 @@ bool managed_reserve(uint64_t bytes)
 void managed_release(uint64_t bytes)
 {
     pthread_mutex_lock(&mutex);
-    be_own();
     tell(total > bytes ? total - bytes : 0);
     pthread_mutex_unlock(&mutex);
 }
@@ -112,7 +111,6 @@ void managed_keep(uint64_t address, uint64_t bytes)
     if (!block) /* it stays on the account until the process ends */
         return;
     pthread_mutex_lock(&mutex);
-    be_own();
     struct block **first = bucket_of(address);
     *block = (struct block){address, bytes, *first};
     *first = block;
@@ -127,7 +125,6 @@ uint64_t managed_take(uint64_t address)
     if (!__atomic_load_n(&count, __ATOMIC_RELAXED)) /* nearly always */
         return 0;
     pthread_mutex_lock(&mutex);
-    be_own();
     struct block **link = find(address), *block = *link;
     if (block) {
         bytes = block->bytes;
@@ -144,7 +141,6 @@ void managed_sweep(void)
     if (!__atomic_load_n(&count, __ATOMIC_RELAXED))
         return;
     pthread_mutex_lock(&mutex);
-    be_own();
     uint64_t dropped = drop_dead();
     if (dropped)
         tell(total > dropped ? total - dropped : 0);
