@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.node import Node, wait_until
+from support.programs import build
 
 from jupyter_vgpu.native import native_dir
 
@@ -21,12 +22,6 @@ CARD, QUOTA = 8 << 30, 1 << 30
 EMULATOR = str(native_dir() / "emulator")
 
 
-def build(target: Path, source: str, *options: str) -> Path:
-    command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "shim" / "hook"), "-o", str(target)]
-    subprocess.run([*command, str(HERE / source), *options, "-ldl"], check=True)
-    return target
-
-
 @pytest.fixture
 def tenant(node: Node) -> dict[str, Any]:
     return node.tenant("1G", 50)
@@ -35,10 +30,10 @@ def tenant(node: Node) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("built")
-    build(directory / "symbols", "symbols.c")
-    build(directory / "layers", "layers.c", "-DPROGRAM")
-    build(directory / "layers.so", "layers.c", "-shared", "-fPIC")
-    build(directory / "libcuda.so.1", "newer.c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
+    build(directory / "symbols", HERE / "symbols.c")
+    build(directory / "layers", HERE / "layers.c", "-DPROGRAM")
+    build(directory / "layers.so", HERE / "layers.c", "-shared", "-fPIC")
+    build(directory / "libcuda.so.1", HERE / "newer.c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     return directory
 
 
