@@ -27,8 +27,15 @@ _ANSWER_SECONDS = 5
 _MESSAGE = 2048
 
 
+PROTOCOL = 2
+
+
 class GuardError(RuntimeError):
     """The guard said no, or is away."""
+
+
+class GuardAway(GuardError):
+    """It is being restarted, or does not answer: ask again."""
 
 
 class Guard:
@@ -98,9 +105,14 @@ class Guard:
             return False
         self._socket = connection
         try:
-            _, self_pid, self.backend = self._ask("hello").split()
+            protocol, self_pid, self.backend = self._ask("hello").split()
         except GuardError:
             return False
+        if int(protocol) != PROTOCOL:
+            raise GuardError(
+                f"vgpu-guard {self_pid} is of another version (protocol {protocol}, not {PROTOCOL}): "
+                f"stop the GPU servers of this node, end it with 'kill {self_pid}', and start again"
+            )
         self.pid = int(self_pid)
         return True
 
@@ -179,7 +191,7 @@ class Guard:
         if not self._socket and text != "hello" and self._pidfd >= 0:
             self._connect()
         if not self._socket:
-            raise GuardError("the guard is being restarted")
+            raise GuardAway("the guard is being restarted")
         try:
             if fd >= 0:
                 socket.send_fds(self._socket, [text.encode()], [fd])
@@ -188,7 +200,7 @@ class Guard:
             answer = self._socket.recv(_MESSAGE).decode()
         except OSError as error:
             self._disconnect()
-            raise GuardError(f"the guard does not answer: {error}") from error
+            raise GuardAway(f"the guard does not answer: {error}") from error
         if answer == "ok" or answer.startswith("ok "):
             return answer[3:]
         raise GuardError(answer.removeprefix("error ") or "the guard went away")

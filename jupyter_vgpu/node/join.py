@@ -7,8 +7,11 @@ beyond that, and what it says wrong is answered in words and hurts nobody else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
+import select
 import socket
 import struct
 import time
@@ -16,12 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..native import layout
-from .guard import GuardError
+from .guard import GuardAway, GuardError
 from .page import SlicePage
 
 log = logging.getLogger("vgpud.join")
 
 _MESSAGE = 256
+_SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
+_RETURN_SECONDS = 5
 _MAX_CONNECTIONS = 512
 MAX_LISTENERS = 64
 
@@ -69,13 +74,14 @@ class JoinServer:
         self._held: dict[socket.socket, int] = {}
         self._pids: dict[socket.socket, int] = {}
         self._strangers: set[socket.socket] = set()
+        self._peers: dict[socket.socket, int] = {}  # a pidfd each
+        self._managed_by: dict[int, socket.socket] = {}  # who speaks for a process' managed memory
         asyncio.get_running_loop().add_reader(self._server, self._accept)
 
     def close(self) -> None:
         loop = asyncio.get_running_loop()
         for connection in self._connections:
-            loop.remove_reader(connection)
-            connection.close()
+            self._forget(connection)
         self._connections.clear()
         loop.remove_reader(self._server)
         self._server.close()
@@ -94,18 +100,45 @@ class JoinServer:
         pid, uid, _ = struct.unpack("3i", credentials)
         if self._owner is not None and uid not in (self._owner, 0):
             self._strangers.add(connection)
+        try:
+            peer = _peer(connection, pid)
+        except OSError:  # it has ended: its number may be another's by now
+            connection.close()
+            return
+        self._peers[connection] = peer
         self._pids[connection] = pid
         self._connections.add(connection)
-        asyncio.get_running_loop().add_reader(connection, self._readable, connection)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(connection, self._readable, connection)
+        loop.add_reader(peer, self._drop, connection)
 
     def _drop(self, connection: socket.socket) -> None:
-        asyncio.get_running_loop().remove_reader(connection)
-        connection.close()
+        if connection not in self._connections:
+            return
+        self._forget(connection)
         self._connections.discard(connection)
-        self._pids.pop(connection, None)
+        pid = self._pids.pop(connection, 0)
+        if self._managed_by.get(pid) is connection:
+            # the process ended, or became another (exec), or closed what it did not open and will say its sum again
+            asyncio.get_running_loop().call_later(_RETURN_SECONDS, self._drop_managed, pid, connection)
         self._strangers.discard(connection)
         if self._held.pop(connection, 0):
             self._publish()
+
+    def _forget(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        peer = self._peers.pop(connection)
+        loop.remove_reader(connection)
+        loop.remove_reader(peer)
+        os.close(peer)
+        connection.close()
+
+    def _drop_managed(self, pid: int, connection: socket.socket) -> None:
+        if self._managed_by.get(pid) is not connection:
+            return
+        del self._managed_by[pid]
+        with contextlib.suppress(GuardError):
+            self._set_managed(pid, 0)
 
     def _readable(self, connection: socket.socket) -> None:
         try:
@@ -119,6 +152,9 @@ class JoinServer:
                 self._drop(connection)
                 return
             answer = self._answer(connection, data, fds)
+        except Exception:  # one tenant's word must neither stop the others nor leave it waiting
+            log.exception("a word on a join socket: %r", data[:80])
+            answer = "refused this went wrong in the daemon: see its log"
         finally:
             for fd in fds:
                 os.close(fd)
@@ -174,7 +210,7 @@ class JoinServer:
         holdings: dict[int, int] = {}
         for connection, amount in self._held.items():
             holdings[self._pids[connection]] = holdings.get(self._pids[connection], 0) + amount
-        self._page.write_shim(holdings, refusal)
+        self._page.write_shim(holdings, self._quota(), refusal)
 
     def _reserve(self, connection: socket.socket, amount: int) -> str:
         free = self._quota() - sum(self._held.values())
@@ -186,16 +222,36 @@ class JoinServer:
         return "ok"
 
     def _managed(self, connection: socket.socket, amount: int) -> str:
+        pid = self._pids[connection]
         try:
-            return "ok" if self._set_managed(self._pids[connection], amount) else "full"
-        except GuardError as error:  # it is being restarted: the shim asks again
+            fits = self._set_managed(pid, amount)
+        except GuardAway as error:  # the shim asks again
             return f"away {error}"
+        except GuardError as error:
+            return f"refused {error}"
+        self._managed_by[pid] = connection
+        return "ok" if fits else "full"
 
     def _release(self, connection: socket.socket, amount: int) -> str:
         held = self._held.get(connection, 0)
         self._held[connection] = max(0, held - amount)
         self._publish()
         return "ok"
+
+
+def _peer(connection: socket.socket, pid: int) -> int:
+    """A pidfd of who connected. Raises OSError when that process has ended."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, struct.calcsize("i"))
+        peer = int(struct.unpack("i", data)[0])
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        peer = os.pidfd_open(pid)
+    if select.select([peer], [], [], 0)[0]:
+        os.close(peer)
+        raise ProcessLookupError(errno.ESRCH, "the peer has ended")
+    return peer
 
 
 def _is_listener(fd: int) -> bool:

@@ -32,7 +32,8 @@ log = logging.getLogger("vgpud")
 Json = dict[str, Any]
 NAME_MAX = 200
 ACTIVE_S = 2.5  # the guard notes once a second who is at work
-MAX_UNKNOWN_SYMBOLS = 1000  # a tenant may say any name
+MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
+REFUSAL_PAUSE_S = 0.05  # each is looked into: a program that is refused all the time must not cost the others
 
 
 class Refused(Exception):
@@ -63,6 +64,8 @@ class _Live:
         self.listeners: list[int] = []
         self.refusals = Refusals()
         self.refusals_seen = page.read().refusals
+        self.refusal_noted = 0.0
+        self.unknown: set[str] = set()
         self.until = -1
 
     def close(self) -> None:
@@ -245,7 +248,7 @@ class Manager:
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self.guard.probe,
             join=lambda fd: self._join(tenant.id, fd),
-            note_unknown=self._note_unknown,
+            note_unknown=lambda symbol: self._note_unknown(live, symbol),
             note_refused=lambda pid, symbol, size: self._note_refused(tenant.id, pid, call_name(symbol), size),
             allow_shim=self.limits.allow_shim_tier,
             owner=tenant.owner,
@@ -282,6 +285,9 @@ class Manager:
     def _note_refused(self, tenant_id: str, pid: int, call: str | None, size: int) -> None:
         """The shim's word, or (call None) the guard's alone: who held what at that moment."""
         live = self._live[tenant_id]
+        if time.monotonic() - live.refusal_noted < REFUSAL_PAUSE_S:
+            return
+        live.refusal_noted = time.monotonic()
         state = live.page.read()
         live.refusals_seen = state.refusals
         guards = state.refused_pid == pid and time.time() - state.refused_at_ns / 1e9 < SAME_WITHIN_S
@@ -307,9 +313,10 @@ class Manager:
         if state.refusals != live.refusals_seen:
             self._note_refused(tenant_id, state.refused_pid, None, state.refused_bytes)
 
-    def _note_unknown(self, symbol: str) -> None:
-        if symbol not in self.unknown_symbols and len(self.unknown_symbols) >= MAX_UNKNOWN_SYMBOLS:
+    def _note_unknown(self, live: _Live, symbol: str) -> None:
+        if symbol not in live.unknown and len(live.unknown) >= MAX_UNKNOWN_SYMBOLS:
             return
+        live.unknown.add(symbol)
         if symbol not in self.unknown_symbols:
             log.warning("the shim does not know %s and let it through: is there a newer jupyter-vgpu?", symbol)
         self.unknown_symbols[symbol] = self.unknown_symbols.get(symbol, 0) + 1
@@ -346,8 +353,11 @@ class Manager:
         indices = {gpu.uuid: gpu.index for gpu in self.gpus}
         for tenant_id, live in self._live.items():
             index = indices.get(self.tenants[tenant_id].gpu, -1)
-            live.page.write_busy(self._usage.get(index, {}), now)
-            self._note_silent_refusals(tenant_id, live)
+            try:
+                live.page.write_busy(self._usage.get(index, {}), now)
+                self._note_silent_refusals(tenant_id, live)
+            except Exception:  # the others' numbers go on
+                log.exception("sampling tenant %s", self.tenants[tenant_id].name)
 
     def describe(self, tenant: Tenant) -> Json:
         """Quota and usage of one tenant; bytes and percent."""
@@ -401,7 +411,8 @@ class Manager:
     def _over_by(self, quota: int, state: PageState) -> int:
         """Bytes that a shrunk quota lacks; managed memory may overflow into host memory as far as the admin allows."""
         device = state.memory_used - state.memory_managed
-        return max(0, device - quota, state.memory_used - int(quota * self.limits.mem_oversubscribe))
+        limit = quota * round(100 * self.limits.mem_oversubscribe) // 100  # as the guard rounds
+        return max(0, device - quota, state.memory_used - limit)
 
     def _describe_launch(self, tenant: Tenant) -> Json:
         """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""
@@ -457,7 +468,7 @@ def _activity(row: ProcessRow, percent: int) -> Json:
 def _holder(row: ProcessRow) -> Holder:
     """Its numbers and bytes, and its name by /proc."""
     try:
-        name = Path(f"/proc/{row.pid}/comm").read_text().strip()
+        name = Path(f"/proc/{row.pid}/comm").read_text(errors="replace").strip()
     except OSError:
         name = "exited"
     return Holder(row.pid, row.pid_inside, name, row.memory)

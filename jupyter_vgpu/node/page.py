@@ -51,7 +51,8 @@ class PageState:
 def pid_inside(pid: int) -> int:
     """A process' number in its innermost pid namespace; `pid` itself where it is gone."""
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        # a process may have any bytes for its name
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
                 return int(line.split()[-1])
     except OSError:
@@ -145,12 +146,15 @@ class SlicePage:
             self._set("busy_percent", busy.get(pid, 0), self._row(i), "process")
         self._set("sampled_at_ns", at_ns)
 
-    def write_shim(self, holdings: dict[int, int], refusal: tuple[int, int, int, int] | None = None) -> None:
+    def write_shim(
+        self, holdings: dict[int, int], quota: int, refusal: tuple[int, int, int, int] | None = None
+    ) -> None:
         """Tier `shim`: publish bytes by process. refusal: pid, bytes asked, bytes free, nanoseconds since 1970."""
         used = sum(holdings.values())
         self._set("sequence", self._get("sequence") | 1)
         self._set("tier", self._layout["tiers"]["shim"])
         self._set("memory_used", used)
+        self._set("memory_free", max(0, quota - used))
         self._set("memory_peak", max(used, self._get("memory_peak")))
         rows = list(holdings.items())[: self._layout["processes_max"]]
         for i in range(max(len(rows), self._get("process_rows"))):

@@ -38,6 +38,7 @@ enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
     FIELD(uint64_t, memory_quota)                                                                 \
     FIELD(uint64_t, memory_used)                                                                  \
     FIELD(uint64_t, memory_managed) /* what of it is managed: it may be in host memory */         \
+    FIELD(uint64_t, memory_free)    /* so much device memory may still be had */                  \
     FIELD(uint64_t, memory_peak)                                                                  \
     FIELD(uint64_t, on_ns) /* time that the tenant's channels were on the GPU */                  \
     FIELD(uint32_t, channels_on)                                                                  \

@@ -31,7 +31,8 @@ static int list_makers(int slot, pid_t *pids, int max, int *gpu)
     tenants[slot].most = tenants[slot].used - tenants[slot].managed;
     for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
-        pids[count++] = root->pid;
+        if (!IS_MANAGED_ROOT(root->root)) /* the driver has no account of it */
+            pids[count++] = root->pid;
     ledger_unlock();
     qsort(pids, (size_t)count, sizeof *pids, by_number);
     for (int i = 0; i < count; i++)

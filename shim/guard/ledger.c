@@ -179,6 +179,35 @@ static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, 
     return spare;
 }
 
+/* How much device and managed memory may be together. */
+static uint64_t limit_of(const struct tenant *tenant)
+{
+    unsigned __int128 limit = (unsigned __int128)tenant->memory * tenant->oversubscribe_percent / 100;
+    return limit > UINT64_MAX ? UINT64_MAX : (uint64_t)limit;
+}
+
+/* So much more may be taken: of managed memory, or of the device's own, which stays within the quota. */
+static uint64_t room_for(const struct tenant *tenant, bool managed)
+{
+    uint64_t device = tenant->used - tenant->managed, limit = limit_of(tenant);
+    uint64_t all = tenant->used < limit ? limit - tenant->used : 0;
+    uint64_t own = device < tenant->memory ? tenant->memory - device : 0;
+
+    return managed || all < own ? all : own;
+}
+
+/* Between page_begin() and page_end(). */
+static void publish_memory(const struct tenant *tenant)
+{
+    struct vgpu_slice_page *page = tenant->page;
+
+    page->memory_used = tenant->used;
+    page->memory_managed = tenant->managed;
+    page->memory_free = room_for(tenant, false);
+    if (page->memory_used > page->memory_peak)
+        page->memory_peak = page->memory_used;
+}
+
 /* Bytes and channels of one object, onto (sign 1) or off (sign -1) its tenant's and process' account. */
 static void account(const struct ledger_object *object, int sign)
 {
@@ -199,10 +228,7 @@ static void account(const struct ledger_object *object, int sign)
     if (!page)
         return;
     page_begin(page);
-    page->memory_used = tenant->used;
-    page->memory_managed = tenant->managed;
-    if (page->memory_used > page->memory_peak)
-        page->memory_peak = page->memory_used;
+    publish_memory(tenant);
     struct vgpu_process_row *row = row_of(page, object->pid, sign > 0);
     if (row) {
         row->memory += (uint64_t)sign * object->bytes;
@@ -304,7 +330,7 @@ static void recount(int slot)
     tenant->first_channel = tenant->first_root = 0;
     tenant->used = tenant->managed = 0;
     page_begin(page);
-    page->memory_used = page->memory_managed = 0;
+    publish_memory(tenant);
     page->process_rows = 0;
     memset(page->processes, 0, sizeof page->processes);
     page_end(page);
@@ -345,6 +371,7 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, const struct quota *qu
     page->core_millipercent = quota->core_millipercent;
     page->policy = quota->policy;
     page->guard_pid = (uint32_t)getpid();
+    publish_memory(tenant);
     page_end(page);
     if (fresh)
         recount(slot);
@@ -372,16 +399,15 @@ void ledger_set_tier(int slot, uint32_t tier)
 
 void ledger_note_active(int slot, pid_t pid)
 {
-    struct vgpu_slice_page *page;
-
     ledger_lock();
-    page = tenants[slot].page;
-    struct vgpu_process_row *row = page ? row_of(page, pid, false) : NULL;
-    if (row) {
-        page_begin(page);
-        row->active_ns = realtime_ns();
-        page_end(page);
-    }
+    struct vgpu_slice_page *page = tenants[slot].page;
+    uint32_t rows = page ? __atomic_load_n(&page->process_rows, __ATOMIC_RELAXED) : 0;
+    for (uint32_t i = 0; i < rows && i < VGPU_PAGE_PROCESSES; i++)
+        if (page->processes[i].pid && (!pid || page->processes[i].pid == (uint32_t)pid)) {
+            page_begin(page);
+            page->processes[i].active_ns = realtime_ns();
+            page_end(page);
+        }
     ledger_unlock();
 }
 
@@ -413,23 +439,6 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
         return false;
     object->state = OBJECT_HELD;
     return true;
-}
-
-/* How much device and managed memory may be together. */
-static uint64_t limit_of(const struct tenant *tenant)
-{
-    unsigned __int128 limit = (unsigned __int128)tenant->memory * tenant->oversubscribe_percent / 100;
-    return limit > UINT64_MAX ? UINT64_MAX : (uint64_t)limit;
-}
-
-/* So much more may be taken: of managed memory, or of the device's own, which stays within the quota. */
-static uint64_t room_for(const struct tenant *tenant, bool managed)
-{
-    uint64_t device = tenant->used - tenant->managed, limit = limit_of(tenant);
-    uint64_t all = tenant->used < limit ? limit - tenant->used : 0;
-    uint64_t own = device < tenant->memory ? tenant->memory - device : 0;
-
-    return managed || all < own ? all : own;
 }
 
 static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes, uint64_t room)

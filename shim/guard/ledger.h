@@ -130,8 +130,9 @@ void ledger_note_ring(struct ledger_object *channel, uint32_t userd, uint64_t of
 uint32_t ledger_device_of(const struct ledger_object *object);
 /* The driver runs a channel, or a group's channels, from now on. True: some of them are new. */
 bool ledger_note_scheduled(uint32_t root, uint32_t handle);
+/* It was seen to hand in work just now; pid 0: any of the tenant's may have. Takes the lock itself. */
+void ledger_note_active(int slot, pid_t pid);
 void ledger_set_tier(int slot, uint32_t tier);
-void ledger_note_active(int slot, pid_t pid);           /* takes the lock: it was seen to hand in work just now */
 void ledger_note_on(int slot, bool on, uint64_t on_ns); /* the scheduler's account of channel time */
 
 #endif

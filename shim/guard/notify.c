@@ -580,7 +580,7 @@ bool notify_set_tenant(int slot)
         if (!find_member(crew, root->pid)) {
             struct member *maker = add_member(crew, root->pid);
             if (maker)
-                maker->uses_gpu = true;
+                maker->uses_gpu = !IS_MANAGED_ROOT(root->root);
         }
     ledger_unlock();
     pthread_mutex_unlock(&crew->lock);

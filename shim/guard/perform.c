@@ -6,7 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "names.h"
 #include "params.h"
+#include "perform_parts.h"
 #include "pieces.h"
 #include "reach.h"
 #include "sched.h"
@@ -22,7 +24,7 @@
 static unsigned lock_of(uint32_t root) { return (root * 2654435761u) >> 26; }
 _Static_assert(HOLDINGS_ROOT_LOCKS == 1u << 6, "lock_of");
 
-static void lock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
+void parts_lock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
 {
     unsigned first = lock_of(a), second = lock_of(b);
 
@@ -36,7 +38,7 @@ static void lock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
         pthread_mutex_lock(&holdings->root_locks[second]);
 }
 
-static void unlock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
+void parts_unlock_roots(struct holdings *holdings, uint32_t a, uint32_t b)
 {
     pthread_mutex_unlock(&holdings->root_locks[lock_of(a)]);
     if (lock_of(a) != lock_of(b))
@@ -50,7 +52,7 @@ static int rm_free(struct job *job, pid_t pid, struct nvos00 *call)
     return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), call);
 }
 
-static int rm_control(struct job *job, pid_t pid, struct nvos54 *call)
+int parts_rm_control(struct job *job, pid_t pid, struct nvos54 *call)
 {
     return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), call);
 }
@@ -67,7 +69,7 @@ static bool undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uin
     return rm_free(job, pid, &call) == 0 && (call.status == NV_OK || call.status == NV_ERR_OBJECT_NOT_FOUND);
 }
 
-static void forget(uint32_t root, uint32_t handle)
+void parts_forget(uint32_t root, uint32_t handle)
 {
     ledger_lock();
     const struct ledger_object *object = ledger_find(root, handle);
@@ -86,14 +88,14 @@ void perform_take_back(struct job *job)
 
     if (!in->root)
         return;
-    lock_roots(job->holdings, in->root, in->root);
+    parts_lock_roots(job->holdings, in->root, in->root);
     /* what can't be undone stays on the account until its client ends */
     if (job->fd >= 0 && undo(job, in->pid, in->root, 0, in->handle))
-        forget(in->root, in->handle);
-    unlock_roots(job->holdings, in->root, in->root);
+        parts_forget(in->root, in->handle);
+    parts_unlock_roots(job->holdings, in->root, in->root);
 }
 
-static void note_making(struct job *job, uint32_t root, uint32_t handle)
+void parts_note_making(struct job *job, uint32_t root, uint32_t handle)
 {
     job->inflight->handle = handle;
     __atomic_store_n(&job->inflight->root, root, __ATOMIC_RELEASE);
@@ -142,8 +144,8 @@ static enum reserve try_reserve(struct job *job, const struct call *call, uint32
 }
 
 /* Reserve under the tenant's quota, for something that the driver is about to be asked for. */
-static uint32_t reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
-                        uint32_t class, uint64_t bytes)
+uint32_t parts_reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle,
+                       uint32_t class, uint64_t bytes)
 {
     uint32_t status;
 
@@ -153,7 +155,7 @@ static uint32_t reserve(struct job *job, const struct call *call, uint32_t root,
         try_reserve(job, call, root, parent, handle, class, bytes, &status);
     }
     if (status != NV_OK) /* nothing is being made: a successor must not unmake what has that number already */
-        note_making(job, 0, 0);
+        parts_note_making(job, 0, 0);
     return status;
 }
 
@@ -186,7 +188,7 @@ static bool is_on_file(struct job *job, pid_t pid, uint32_t root)
     uint32_t ids[NV0000_PROBED_IDS_WORDS];
     struct nvos54 question = client_question(root, ids);
 
-    return rm_control(job, pid, &question) == 0 && question.status == NV_OK;
+    return parts_rm_control(job, pid, &question) == 0 && question.status == NV_OK;
 }
 
 /* The driver says that the client is on this tenant's file; a tenant that has ended claims nothing. */
@@ -198,7 +200,7 @@ static bool claim(struct job *job, const struct call *call, uint32_t root)
     return claimed;
 }
 
-static void watch_root(uint32_t root)
+void parts_watch_root(uint32_t root)
 {
     ledger_lock();
     struct ledger_object *object = ledger_find(root, root);
@@ -259,7 +261,7 @@ static bool has_other_client(struct job *job, const struct call *call, uint32_t 
         if (!is_on_file(job, call->pid, roots[i]))
             continue;
         remember_file(job, roots[i]); /* a killed predecessor's set is lost */
-        watch_root(roots[i]);
+        parts_watch_root(roots[i]);
         return true;
     }
     return false;
@@ -283,7 +285,7 @@ void perform_claim(struct job *job, const struct call *call)
     /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
     remember_file(job, root);
     if (claim(job, call, root))
-        watch_root(root);
+        parts_watch_root(root);
 }
 
 /*
@@ -319,13 +321,13 @@ static int perform_root(struct job *job, const struct call *call)
     if (reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object, sizeof mine.object))
         return answer_status(call, call->alloc_status_offset, mine.status);
     undo(job, call->pid, mine.object, 0, mine.object);
-    forget(mine.object, mine.object);
+    parts_forget(mine.object, mine.object);
     return EFAULT;
 }
 
 /* --- allocations --- */
 
-static uint32_t free_number(void)
+uint32_t parts_free_number(void)
 {
     static uint32_t last;
 
@@ -358,7 +360,8 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
 
     if (mine->class == NV01_DEVICE_0)
         gpu = backend->gpu_of_device(job->fd, params);
-    mine->status = reserve(job, call, mine->root, mine->parent, mine->object, mine->class, counts ? memory->size : 0);
+    mine->status = parts_reserve(job, call, mine->root, mine->parent, mine->object, mine->class,
+                                 counts ? memory->size : 0);
     if (mine->status != NV_OK)
         return 0;
     int rc = rm_alloc(job, call->pid, mine);
@@ -387,11 +390,11 @@ static int perform_alloc(struct job *job, const struct call *call)
     if (!mine.params && mine.class == NV01_MEMORY_LOCAL_USER)
         return answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ARGUMENT);
     if (!mine.object)
-        mine.object = free_number();
+        mine.object = parts_free_number();
     mine.params = mine.params ? (uintptr_t)params : 0;
     mine.rights = 0;
-    lock_roots(job->holdings, mine.root, mine.root);
-    note_making(job, mine.root, mine.object);
+    parts_lock_roots(job->holdings, mine.root, mine.root);
+    parts_note_making(job, mine.root, mine.object);
     int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
     bool made = !error && mine.status == NV_OK;
     bool told = !error &&
@@ -402,9 +405,9 @@ static int perform_alloc(struct job *job, const struct call *call)
                 reach_write(call->tid, call->address + call->alloc_status_offset, &mine.status, sizeof mine.status);
     if (made && !told) { /* the tenant will never learn the number */
         undo(job, call->pid, mine.root, mine.parent, mine.object);
-        forget(mine.root, mine.object);
+        parts_forget(mine.root, mine.object);
     }
-    unlock_roots(job->holdings, mine.root, mine.root);
+    parts_unlock_roots(job->holdings, mine.root, mine.root);
     return error ? error : told ? 0 : EFAULT;
 }
 
@@ -434,12 +437,12 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
     int error = 0;
 
     if (!(heap.flags & NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED))
-        heap.memory = free_number();
+        heap.memory = parts_free_number();
     heap.flags |= NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED;
-    lock_roots(job->holdings, heap.root, heap.root);
-    note_making(job, heap.root, heap.memory);
-    uint32_t handle = heap.memory, status = reserve(job, call, heap.root, heap.parent, handle, NV01_MEMORY_LOCAL_USER,
-                                                    counts ? *heap_size(&heap) : 0);
+    parts_lock_roots(job->holdings, heap.root, heap.root);
+    parts_note_making(job, heap.root, heap.memory);
+    uint32_t handle = heap.memory, status = parts_reserve(job, call, heap.root, heap.parent, handle,
+                                                          NV01_MEMORY_LOCAL_USER, counts ? *heap_size(&heap) : 0);
     heap.status = status;
     if (status == NV_OK) {
         error = -ask_heap(job, call, &heap);
@@ -453,9 +456,9 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
     int answered = answer_heap(call, &heap, error);
     if (answered && !error && heap.status == NV_OK) {
         undo(job, call->pid, heap.root, heap.parent, handle);
-        forget(heap.root, handle);
+        parts_forget(heap.root, handle);
     }
-    unlock_roots(job->holdings, heap.root, heap.root);
+    parts_unlock_roots(job->holdings, heap.root, heap.root);
     return answered;
 }
 
@@ -463,11 +466,11 @@ static int perform_heap(struct job *job, const struct call *call)
 {
     struct nvos32 heap = call->args.heap;
 
-    lock_roots(job->holdings, heap.root, heap.root);
+    parts_lock_roots(job->holdings, heap.root, heap.root);
     int error = -ask_heap(job, call, &heap);
     if (!error && heap.status == NV_OK && heap.function == NVOS32_FUNCTION_FREE)
-        forget(heap.root, heap.memory);
-    unlock_roots(job->holdings, heap.root, heap.root);
+        parts_forget(heap.root, heap.memory);
+    parts_unlock_roots(job->holdings, heap.root, heap.root);
     return answer_heap(call, &heap, error);
 }
 
@@ -476,231 +479,20 @@ static int perform_free(struct job *job, const struct call *call)
     struct nvos00 mine = call->args.free;
     bool root = mine.object == mine.root;
 
-    lock_roots(job->holdings, mine.root, mine.root);
+    parts_lock_roots(job->holdings, mine.root, mine.root);
     int rc = rm_free(job, call->pid, &mine);
     if (rc == 0 && job->redoing && !root && mine.status == NV_ERR_OBJECT_NOT_FOUND) /* it had come that far */
         mine.status = NV_OK;
     if (rc == 0 && mine.status == NV_OK) {
-        forget(mine.root, mine.object);
+        parts_forget(mine.root, mine.object);
         if (root)
             forget_file(job);
     }
-    unlock_roots(job->holdings, mine.root, mine.root);
+    parts_unlock_roots(job->holdings, mine.root, mine.root);
     return rc < 0 ? -rc : answer_status(call, offsetof(struct nvos00, status), mine.status);
 }
 
-/* --- names of memory that is there already --- */
-
-/* Another name takes no bytes of its own. Under the locks of both roots. */
-static uint32_t reserve_twin(struct job *job, const struct call *call, uint32_t root, uint32_t parent, uint32_t handle)
-{
-    return reserve(job, call, root, parent, handle, NV01_MEMORY_LOCAL_USER, 0);
-}
-
-static void settle_twin(struct job *job, uint32_t root, uint32_t handle, uint32_t source_root, uint32_t source)
-{
-    ledger_lock();
-    struct ledger_object *object = ledger_find(root, handle), *of = ledger_find(source_root, source);
-    if (object && of && !job->holdings->ended)
-        ledger_join_twins(object, of);
-    ledger_unlock();
-}
-
-static bool is_memory(uint32_t root, uint32_t handle)
-{
-    ledger_lock();
-    const struct ledger_object *object = ledger_find(root, handle);
-    bool memory = object && object->class == NV01_MEMORY_LOCAL_USER;
-    ledger_unlock();
-    return memory;
-}
-
-static int perform_dup(struct job *job, const struct call *call)
-{
-    struct nvos55 mine = call->args.dup;
-    int rc = 0;
-
-    if (!mine.object)
-        mine.object = free_number();
-    lock_roots(job->holdings, mine.client, mine.client_source);
-    note_making(job, mine.client, mine.object);
-    bool memory = is_memory(mine.client_source, mine.object_source);
-    mine.status = memory ? reserve_twin(job, call, mine.client, mine.parent, mine.object) : NV_OK;
-    if (mine.status == NV_OK) {
-        rc = backend->perform(job->fd, call->pid, NV_REQUEST(NV_ESC_RM_DUP_OBJECT, struct nvos55), &mine);
-        if (memory && rc == 0 && mine.status == NV_OK)
-            settle_twin(job, mine.client, mine.object, mine.client_source, mine.object_source);
-        else if (memory)
-            forget(mine.client, mine.object);
-    }
-    unlock_roots(job->holdings, mine.client, mine.client_source);
-    if (rc < 0)
-        return -rc;
-    return reach_write_changes(call->tid, call->address, &call->args.dup, &mine, sizeof mine) ? 0 : EFAULT;
-}
-
-static bool sum_of_alive(const struct files *files, uint64_t *sum)
-{
-    uint32_t tags[FILES_MAX];
-    int count = files_alive(files, tags);
-
-    *sum = 0;
-    for (int i = 0; i < count; i++)
-        *sum += tags[i];
-    return count >= 0;
-}
-
-/* A set can't be asked for a file's tag: so the tag is changed, and the one that is missing is it. */
-static uint32_t tag_of(struct files *files, int file)
-{
-    const uint32_t mark = EXPORT_ROOTS - 1;
-    uint64_t before, after;
-
-    for (int attempt = 0; attempt < 3; attempt++) {
-        /* a file that closes in between changes the sum: marked twice, it must come out the same */
-        if (!sum_of_alive(files, &before) || files_retag(files, file, mark) != 0)
-            return 0;
-        if (!sum_of_alive(files, &after))
-            return 0; /* it stays marked, and counts as no tenant's */
-        uint32_t tag = (uint32_t)(before + mark - after);
-        files_retag(files, file, tag);
-        if (IS_EXPORT_ROOT(tag) && sum_of_alive(files, &after) && after == before)
-            return tag;
-    }
-    return 0;
-}
-
-static uint32_t new_export_number(struct job *job, const struct call *call, int file)
-{
-    static uint32_t last;
-    uint32_t number;
-
-    ledger_lock();
-    do /* a predecessor gave numbers too */
-        number = EXPORT_ROOTS | (++last & 0x0FFFFFFF);
-    while (ledger_find(number, number));
-    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, number);
-    ledger_unlock();
-    if (!claimed)
-        return 0;
-    if (files_add(&job->holdings->exports, file, number) == 0) {
-        watch_root(number);
-        return number;
-    }
-    forget(number, number);
-    return 0;
-}
-
-/* The number under which a file's exported memory is kept; 0: the file holds none of this tenant's, nor can it. */
-static uint32_t export_number(struct job *job, const struct call *call, int file, enum param_file use)
-{
-    pthread_mutex_lock(&job->holdings->lock);
-    uint32_t number = tag_of(&job->holdings->exports, file);
-    if (!number && use == FILE_EXPORTS)
-        number = new_export_number(job, call, file);
-    pthread_mutex_unlock(&job->holdings->lock);
-    return number;
-}
-
-/* Which names an export or import adds, and of what: false for what is no memory of the ledger. */
-static bool name_added(const struct carried *carried, enum param_file use, uint32_t client, uint32_t number, uint32_t i,
-                       struct channel *name, struct channel *source)
-{
-    const struct channel in_file = {number, carried->index + i + 1}, in_client = {client, carried->handles[i]};
-
-    *name = use == FILE_EXPORTS ? in_file : in_client;
-    *source = use == FILE_EXPORTS ? in_client : in_file;
-    return is_memory(source->root, source->handle);
-}
-
-static void forget_names(const struct carried *carried, enum param_file use, uint32_t client, uint32_t number,
-                         uint32_t count)
-{
-    struct channel name, source;
-
-    for (uint32_t i = 0; i < count; i++)
-        if (name_added(carried, use, client, number, i, &name, &source))
-            forget(name.root, name.handle);
-}
-
-/* Room for the names, before the driver is asked: what is in a file holds the memory, whatever becomes of the others.
- */
-static uint32_t reserve_names(struct job *job, const struct call *call, const struct carried *carried,
-                              enum param_file use, uint32_t number)
-{
-    uint32_t client = call->args.control.client;
-    struct channel name, source;
-
-    for (uint32_t i = 0; i < carried->count; i++) {
-        if (!name_added(carried, use, client, number, i, &name, &source))
-            continue;
-        uint32_t status = reserve_twin(job, call, name.root, use == FILE_EXPORTS ? number : carried->parent,
-                                       name.handle);
-        if (status != NV_OK) {
-            forget_names(carried, use, client, number, i);
-            return status;
-        }
-    }
-    return NV_OK;
-}
-
-static void settle_names(struct job *job, const struct carried *carried, enum param_file use, uint32_t client,
-                         uint32_t number)
-{
-    struct channel name, source;
-
-    for (uint32_t i = 0; i < carried->count; i++)
-        if (name_added(carried, use, client, number, i, &name, &source))
-            settle_twin(job, name.root, name.handle, source.root, source.handle);
-}
-
 /* --- controls --- */
-
-static void control_as_user(struct job *job, const struct call *call, struct nvos54 *mine, enum param_file use,
-                            uint32_t number, const struct carried *carried)
-{
-    lock_roots(job->holdings, mine->client, number);
-    mine->status = use == FILE_ASKED ? NV_OK : reserve_names(job, call, carried, use, number);
-    if (mine->status == NV_OK) {
-        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
-        /* the driver compares the caller's user with the client's */
-        if (reach_be_user_of(call->tid) && rm_control(job, call->pid, mine) < 0)
-            mine->status = NV_ERR_OPERATING_SYSTEM;
-        reach_be_oneself();
-        if (use != FILE_ASKED && mine->status == NV_OK)
-            settle_names(job, carried, use, mine->client, number);
-        else if (use != FILE_ASKED)
-            forget_names(carried, use, mine->client, number, carried->count);
-    }
-    unlock_roots(job->holdings, mine->client, number);
-}
-
-/* A command that names a descriptor: the guard's copy of it stands in. Exports and imports are accounted. */
-static int control_with_file(struct job *job, const struct call *call, const struct param_descriptor *spec,
-                             struct nvos54 *mine, unsigned char *params)
-{
-    struct carried carried;
-    int32_t theirs, ours;
-    uint32_t number = 0;
-
-    memcpy(&theirs, params + spec->offset, sizeof theirs);
-    CLEANUP_FD int pidfd = reach_pidfd(call->pid);
-    CLEANUP_FD int file = theirs < 0 || pidfd < 0 ? -1 : reach_descriptor(pidfd, call->pid, call->tid, theirs);
-    if (file < 0 || backend->kind(file) != FILE_CONTROL) {
-        mine->status = NV_ERR_INVALID_ARGUMENT;
-        return 0;
-    }
-    ours = file;
-    memcpy(params + spec->offset, &ours, sizeof ours);
-    if (spec->use != FILE_ASKED && params_carried(mine->command, params, &carried))
-        number = export_number(job, call, file, spec->use);
-    if (spec->use != FILE_ASKED && !number) /* another tenant's memory, or more than can be kept */
-        mine->status = NV_ERR_INSUFFICIENT_PERMISSIONS;
-    else
-        control_as_user(job, call, mine, spec->use, number, &carried);
-    memcpy(params + spec->offset, &theirs, sizeof theirs);
-    return 0;
-}
 
 static void note_scheduled(const struct nvos54 *control)
 {
@@ -731,7 +523,7 @@ static int perform_control(struct job *job, const struct call *call)
     if (count < 0 || (descriptor && size != descriptor->size))
         return answer_status(call, offset, NV_ERR_INVALID_ARGUMENT);
     mine.params = size ? (uintptr_t)params : 0;
-    error = descriptor ? control_with_file(job, call, descriptor, &mine, params) : -rm_control(job, call->pid, &mine);
+    error = descriptor ? names_control(job, call, descriptor, &mine, params) : -parts_rm_control(job, call->pid, &mine);
     if (error)
         return error;
     bool written = pieces_write(call->tid, params, pieces, count) &&
@@ -750,7 +542,7 @@ int perform(struct job *job, struct call *call, const struct verdict *verdict)
     case VERDICT_ALLOC: return perform_alloc(job, call);
     case VERDICT_FREE: return perform_free(job, call);
     case VERDICT_CONTROL: return perform_control(job, call);
-    case VERDICT_DUP: return perform_dup(job, call);
+    case VERDICT_DUP: return names_dup(job, call);
     case VERDICT_HEAP_ALLOC: return perform_heap_alloc(job, call);
     case VERDICT_HEAP_FREE:
     case VERDICT_HEAP_ASK: return perform_heap(job, call);

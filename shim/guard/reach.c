@@ -102,7 +102,7 @@ int reach_can(pid_t pid)
 /* A number out of /proc/<tid>/status; -1 when the thread is gone. `column`: 0 is the first after the name. */
 static long status_field(pid_t tid, const char *name, int column)
 {
-    char path[64], text[2048];
+    char path[64], text[16384]; /* who is in many groups has a long one */
 
     snprintf(path, sizeof path, "/proc/%d/status", tid);
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -38,10 +38,11 @@ struct watched {
     uint32_t changes; /* tenants[].channel_changes when last looked at */
     bool fresh;       /* some are too new to be looked at */
     bool complete;    /* all are here: none is too new, nor are there too many */
-    bool seen;        /* and every ring is open */
-    bool asking;      /* an answer is to be taken, though it be about a tenant that is gone */
-    bool busy;        /* so was the last answer */
-    bool left;        /* the tenant went off since it was asked */
+    bool too_many;
+    bool seen;   /* and every ring is open */
+    bool asking; /* an answer is to be taken, though it be about a tenant that is gone */
+    bool busy;   /* so was the last answer */
+    bool left;   /* the tenant went off since it was asked */
     struct asked asked[INQUIRY_MAX];
 };
 
@@ -145,7 +146,7 @@ static void open_line(struct work *work, struct line *line)
         return;
     line->last = *line->ring.put;
     line->used = line->last > 1; /* before this guard looked */
-    line->noted = 0; /* rings begin there: what came before is activity too */
+    line->noted = 0;             /* rings begin there: what came before is activity too */
 }
 
 static bool all_seen(const struct watched *watched)
@@ -172,6 +173,7 @@ static void refresh_tenant(struct work *work, int slot)
     watched->lines = lines;
     watched->count = count < 0 ? 0 : count;
     watched->fresh = fresh;
+    watched->too_many = count < 0;
     watched->complete = count >= 0 && !fresh;
     watched->seen = watched->complete && all_seen(watched);
     if (slot >= work->slots_end)
@@ -385,6 +387,8 @@ bool work_note_activity(struct work *work)
     for (int slot = 0; slot < work->slots_end; slot++) {
         struct watched *watched = &work->tenants[slot];
         all &= !watched->asking || watched->seen;
+        if (watched->too_many)
+            ledger_note_active(slot, 0);
         for (int i = 0; i < watched->count; i++)
             if (was_active(&watched->lines[i]))
                 ledger_note_active(slot, watched->lines[i].pid);

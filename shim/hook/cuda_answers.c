@@ -11,7 +11,6 @@ enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3 };
 #define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
-static uint64_t left(const struct slice *slice) { return slice->quota - smaller(slice->used, slice->quota); }
 
 /* An overcommitted card may have less left than the tenant's quota. */
 API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
@@ -23,7 +22,7 @@ API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
     if (rc != CUDA_SUCCESS || !slice_read(&slice))
         return rc;
     if (free_bytes)
-        *free_bytes = smaller(left(&slice), *free_bytes);
+        *free_bytes = smaller(slice.free, *free_bytes);
     if (total)
         *total = smaller(slice.quota, *total);
     return rc;
@@ -50,7 +49,7 @@ API CUresult cuMemGetInfo(unsigned *free_bytes, unsigned *total)
     if (rc != CUDA_SUCCESS || !slice_read(&slice))
         return rc;
     if (free_bytes)
-        *free_bytes = (unsigned)smaller(left(&slice), *free_bytes);
+        *free_bytes = (unsigned)smaller(slice.free, *free_bytes);
     if (total)
         *total = (unsigned)smaller(slice.quota, *total);
     return rc;

@@ -1,11 +1,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -13,10 +16,13 @@
 
 #define MAX_UNKNOWN 64 /* of a process; so many more are not told */
 #define MAX_MESSAGE 128
+#define PATIENCE_SECONDS 3
+#define HIGH_DESCRIPTOR 512
 
 /* One connection a process. What a process holds is given back when its connection closes, kill -9 included. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int connection = -1;
+static struct stat identity; /* of the connection */
 
 bool ledger_counts(void)
 {
@@ -31,7 +37,7 @@ bool ledger_counts(void)
     return known == 2;
 }
 
-static int connect_daemon(void)
+static int connect_daemon(int flags)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd;
@@ -39,7 +45,7 @@ static int connect_daemon(void)
     if (!slice_directory() || snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", slice_directory(),
                                        VGPU_JOIN_SOCKET) >= (int)sizeof address.sun_path)
         return -1;
-    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | flags, 0);
     if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         close(fd);
         fd = -1;
@@ -47,11 +53,38 @@ static int connect_daemon(void)
     return fd;
 }
 
+/* A program that closes what it did not open may have given our number to a file of its own by now. */
+static bool is_ours(void)
+{
+    struct stat info;
+    return connection >= 0 && fstat(connection, &info) == 0 && info.st_dev == identity.st_dev &&
+           info.st_ino == identity.st_ino;
+}
+
 static void disconnect(void)
 {
-    if (connection >= 0)
+    if (is_ours())
         close(connection);
     connection = -1;
+}
+
+/* Its number is high, where programs that count on the lowest free one don't meet it. */
+static void connect_again(void)
+{
+    const struct timeval patience = {.tv_sec = PATIENCE_SECONDS};
+    int low = connect_daemon(0);
+
+    if (low < 0)
+        return;
+    connection = fcntl(low, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);
+    if (connection < 0)
+        connection = low;
+    else
+        close(low);
+    setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (fstat(connection, &identity) < 0)
+        disconnect();
 }
 
 /* The parent's connection is the parent's account; and the mutex may be held by a thread that is not in the child. */
@@ -63,28 +96,41 @@ static void forget_parent(void)
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_parent); }
 
+/* One question and its answer. A signal must neither ask twice nor leave an answer for the next question. */
+static ssize_t exchange(const char *text, char *answer, size_t room)
+{
+    ssize_t got;
+
+    do
+        got = send(connection, text, strlen(text), MSG_NOSIGNAL);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -1;
+    do
+        got = recv(connection, answer, room, 0);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
 /* Ask the daemon; it answers one line. */
 static enum daemon_answer ask(const char *text)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     char answer[64];
-    ssize_t got;
 
     pthread_once(&once, watch_forks);
     pthread_mutex_lock(&mutex);
+    if (!is_ours())
+        connection = -1;
     if (connection < 0)
-        connection = connect_daemon();
-    do
-        got = connection < 0 || send(connection, text, strlen(text), MSG_NOSIGNAL) < 0
-                  ? -1
-                  : recv(connection, answer, sizeof answer, 0);
-    while (got < 0 && errno == EINTR && connection >= 0);
+        connect_again();
+    ssize_t got = connection < 0 ? -1 : exchange(text, answer, sizeof answer);
     if (got <= 0)
-        disconnect(); /* the daemon restarted: connect anew next time */
+        disconnect(); /* the daemon restarted, or is too slow: a late answer goes with the connection */
     pthread_mutex_unlock(&mutex);
-    return got >= 2 && memcmp(answer, "ok", 2) == 0                   ? DAEMON_YES
-           : got <= 0 || (got >= 4 && memcmp(answer, "away", 4) == 0) ? DAEMON_AWAY
-                                                                      : DAEMON_NO;
+    if (got <= 0 || (got >= 4 && memcmp(answer, "away", 4) == 0))
+        return DAEMON_AWAY;
+    return got >= 2 && memcmp(answer, "ok", 2) == 0 ? DAEMON_YES : DAEMON_NO;
 }
 
 bool ledger_reserve(uint64_t bytes)
@@ -111,7 +157,7 @@ enum daemon_answer daemon_set_managed(uint64_t bytes)
 /* Said and not waited for: a daemon that is busy must not keep the application. */
 static void say_once(const char *text)
 {
-    int fd = connect_daemon();
+    int fd = connect_daemon(SOCK_NONBLOCK);
 
     if (fd < 0)
         return;

@@ -229,8 +229,8 @@ static void note_unknown(const char *symbol, const void *function)
 {
     Dl_info where;
 
-    if (function && slice_directory() && is_cuda_name(symbol) && dladdr(function, &where) && where.dli_fname &&
-        strstr(where.dli_fname, "/libcuda.so"))
+    if (function && slice_directory() && dladdr(function, &where) && where.dli_fname &&
+        strstr(where.dli_fname, is_nvml_name(symbol) ? "/libnvidia-ml.so" : "/libcuda.so"))
         report_unknown(symbol);
 }
 
@@ -261,8 +261,23 @@ EARLY static bool may_be_driver(const char *symbol) { return symbol && (is_cuda_
 
 static void *driver_symbol(void *handle, const char *symbol, const void *caller)
 {
+    int row = row_of(symbol);
     void *found = handle == RTLD_NEXT ? next_after(caller, symbol) : real_dlsym()(handle, symbol);
-    return found_by_name(row_of(symbol), symbol, found);
+
+    if (!found && handle == RTLD_DEFAULT && row >= 0) /* the caller sees libraries that this one does not */
+        found = real((enum row_id)row);
+    return found_by_name(row, symbol, found);
+}
+
+/* Is there something to find instead of the driver's? Where the caller's place matters, all else is left to jump. */
+EARLY static bool is_answered(void *handle, const char *symbol)
+{
+    if (!may_be_driver(symbol))
+        return false;
+    if (handle != RTLD_DEFAULT && handle != RTLD_NEXT)
+        return true;
+    int row = row_of(symbol);
+    return row >= 0 && wrapper_of((enum row_id)row);
 }
 
 /*
@@ -271,7 +286,7 @@ static void *driver_symbol(void *handle, const char *symbol, const void *caller)
  */
 EARLY __attribute__((optimize("O2", "no-stack-protector"))) API void *dlsym(void *handle, const char *symbol)
 {
-    if (!may_be_driver(symbol))
+    if (!is_answered(handle, symbol))
         return real_dlsym()(handle, symbol);
     return driver_symbol(handle, symbol, __builtin_return_address(0));
 }

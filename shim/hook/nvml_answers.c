@@ -125,8 +125,6 @@ struct nvml_memory_v2 {
     unsigned long long total, reserved, free, used;
 };
 
-static uint64_t left(const struct slice *slice) { return slice->used < slice->quota ? slice->quota - slice->used : 0; }
-
 API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory *memory)
 {
     __typeof__(&nvmlDeviceGetMemoryInfo) next = REAL(nvmlDeviceGetMemoryInfo);
@@ -134,7 +132,7 @@ API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory
     struct slice slice;
 
     if (rc == NVML_SUCCESS && is_slice_gpu(device, &slice) && slice.quota < memory->total)
-        *memory = (struct nvml_memory){.total = slice.quota, .free = left(&slice), .used = slice.used};
+        *memory = (struct nvml_memory){.total = slice.quota, .free = slice.free, .used = slice.quota - slice.free};
     return rc;
 }
 
@@ -146,7 +144,7 @@ API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct nvml_mem
 
     if (rc == NVML_SUCCESS && is_slice_gpu(device, &slice) && slice.quota < memory->total)
         *memory = (struct nvml_memory_v2){
-            .version = memory->version, .total = slice.quota, .free = left(&slice), .used = slice.used};
+            .version = memory->version, .total = slice.quota, .free = slice.free, .used = slice.quota - slice.free};
     return rc;
 }
 

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,13 +14,23 @@
 
 static const struct vgpu_slice_page *page;
 
+/* A copy, made before the program runs: one that sets its title writes over its environment. */
+static char directory[256];
+
+static void remember_directory(void)
+{
+    const char *value = getenv(VGPU_ENV_DIR);
+    if (value && strlen(value) < sizeof directory)
+        strcpy(directory, value);
+}
+
+__attribute__((constructor)) static void begin(void) { slice_directory(); }
+
 const char *slice_directory(void)
 {
-    static const char *directory;
-    if (!directory) {
-        const char *value = getenv(VGPU_ENV_DIR);
-        directory = value ? value : "";
-    }
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    pthread_once(&once, remember_directory);
     return *directory ? directory : NULL;
 }
 
@@ -75,7 +86,7 @@ bool slice_read(struct slice *out)
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         uint32_t before = __atomic_load_n(&now->sequence, __ATOMIC_ACQUIRE);
         out->quota = __atomic_load_n(&now->memory_quota, __ATOMIC_RELAXED);
-        out->used = __atomic_load_n(&now->memory_used, __ATOMIC_RELAXED);
+        out->free = __atomic_load_n(&now->memory_free, __ATOMIC_RELAXED);
         out->tier = __atomic_load_n(&now->tier, __ATOMIC_RELAXED);
         out->core_millipercent = __atomic_load_n(&now->core_millipercent, __ATOMIC_RELAXED);
         out->sampled_at_ns = __atomic_load_n(&now->sampled_at_ns, __ATOMIC_RELAXED);

@@ -104,6 +104,21 @@ def test_a_library_that_hooks_the_same_gets_its_calls_and_no_circle(
         assert seen["hooked"] == native["hooked"]
 
 
+def test_a_library_that_nobody_else_sees_finds_the_driver_that_it_is_linked_with(
+    node: Node, tenant: dict[str, Any], tmp_path: Path
+) -> None:
+    library = build(tmp_path / "local.so", HERE / "local.c", "-shared", "-fPIC", "-L", EMULATOR, "-l:libcuda.so.1")
+    code = f"""
+import ctypes, os
+library = ctypes.CDLL({str(library)!r}, mode=os.RTLD_LOCAL)
+library.find.restype = ctypes.c_void_p
+assert not library.begin()
+print([bool(library.find(name)) for name in (b"cuCtxSetCurrent", b"cuMemGetInfo_v2", b"cuTeleport", b"printf")])
+"""
+    assert natively(node, tenant, sys.executable, "-c", code) == ["[True, True, False, True]"]
+    assert output(node.spawn(tenant, sys.executable, "-c", code)) == ["[True, True, False, True]"]
+
+
 def test_what_nobody_here_has_heard_of_is_let_through_and_counted(
     node: Node, tenant: dict[str, Any], built: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from typing import Any
@@ -80,8 +81,9 @@ def test_managed_memory_may_overflow_as_far_as_the_admin_says() -> None:
         context = usage(node)["memory"]
         assert worker.ask("managed", bytes=1500 * MIB) == OK
         assert usage(node)["memory_over_by"] == 0
-        assert worker.ask("info")["free"] == 0
-        assert worker.ask("alloc", bytes=400 * MIB) == OK  # the device's own has its quota still
+        # the device's own has its quota still, as far as both together have room
+        assert worker.ask("info")["free"] == (2 << 30) - context - 1500 * MIB
+        assert worker.ask("alloc", bytes=400 * MIB) == OK
         assert worker.ask("managed", bytes=(2 << 30) - context - 1900 * MIB + 1) == FULL
         assert worker.ask("managed", bytes=(2 << 30) - context - 1900 * MIB) == OK
         assert worker.ask("alloc", bytes=MIB) == FULL
@@ -171,11 +173,157 @@ input()
     process = node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
     assert process.stdout
     answers = eval(process.stdout.readline())
-    assert all(answer.startswith("refused unknown message") for answer in answers[:-1] if answer != "full")
-    assert answers[-1] == "full"
+    full = [False, False, False, False, False, False, False, False, True]  # 20 digits are no number of bytes
+    assert [answer == "full" for answer in answers] == full
+    assert all(answer.startswith("refused unknown message") for answer in answers[:-1])
     assert process.stdout.readline() == "ok\n"
     assert usage(node)["memory_managed"] == MIB
     assert node.show("other")["usage"]["memory"] == 0
     process.communicate("\n", timeout=20)
     wait_until(lambda: usage(node)["memory"] == 0, 5, "nothing on the account")
     assert Worker(node, other).ask("alloc", bytes=MIB) == OK
+
+
+def test_freeing_waits_for_nobody_and_is_known_when_the_daemon_is_back(node: Node, tenant: dict[str, Any]) -> None:
+    worker = Worker(node, tenant)
+    assert worker.ask("managed", bytes=200 * MIB) == OK
+    node.kill()
+    began = time.monotonic()
+    assert worker.ask("free") == OK
+    assert time.monotonic() - began < 2
+    node.start()
+    assert worker.ask("managed", bytes=MIB) == OK
+    assert usage(node)["memory_managed"] == MIB
+    assert worker.close() == 0
+
+
+def test_a_process_that_becomes_another_holds_no_managed_memory(node: Node, tenant: dict[str, Any]) -> None:
+    code = f"""
+import ctypes, os
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+assert not driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t({256 * MIB}), 1)
+os.execvp("sleep", ["sleep", "30"])
+"""
+    process = node.spawn(tenant, "python3", "-c", code)
+    wait_until(lambda: usage(node)["memory_managed"] == 256 * MIB, 10, "it is counted")
+    wait_until(lambda: usage(node)["memory_managed"] == 0, 15, "and given back")
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+
+def test_a_signal_while_the_daemon_is_slow_mixes_up_no_answers(node: Node, tenant: dict[str, Any]) -> None:
+    code = f"""
+import ctypes, os, signal, threading, time
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+def managed(size): return driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1)
+assert not managed({MIB})
+signal.signal(signal.SIGUSR1, lambda *_: None)
+main = threading.main_thread().ident
+def knock():
+    for _ in range(20):
+        time.sleep(0.05); signal.pthread_kill(main, signal.SIGUSR1)
+threading.Thread(target=knock).start()
+print("asking", flush=True)
+first = managed({MIB})
+print([first] + [managed({800 * MIB}) for _ in range(4)], flush=True)
+input()
+"""
+    process = node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "asking\n"
+    assert node.process
+    node.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    node.process.send_signal(signal.SIGCONT)
+    assert process.stdout.readline() in ("[0, 0, 2, 2, 2]\n",)
+    assert usage(node)["memory_managed"] == 802 * MIB
+    process.communicate("\n", timeout=20)
+
+
+def test_a_process_that_writes_over_its_environment_or_closes_all_files_stays_in_the_slice(
+    node: Node, tenant: dict[str, Any]
+) -> None:
+    code = f"""
+import ctypes, os, socket
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+def managed(size): return driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1)
+def total():
+    free, all_ = ctypes.c_size_t(), ctypes.c_size_t()
+    assert not driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(all_)); return all_.value
+assert not managed({MIB})
+for fd in range(3, 2000):
+    try:
+        if os.readlink(f"/proc/self/fd/{{fd}}").startswith("socket"): os.close(fd)
+    except OSError: pass
+ours, theirs = socket.socketpair()
+for fd in range(500, 530):
+    os.dup2(ours.fileno(), fd)
+theirs.send(b"ok")
+refused = managed(1 << 40)
+ours.setblocking(False)
+print(refused, ours.recv(9), total())
+value = os.environ["VGPU_SLICE_DIR"]
+libc = ctypes.CDLL(None); libc.getenv.restype = ctypes.c_void_p
+ctypes.memset(libc.getenv(b"VGPU_SLICE_DIR"), 0, len(value))
+print(managed(2 << 30), managed({MIB}), total(), flush=True)
+"""
+    process = node.spawn(tenant, "python3", "-c", code)
+    out, err = process.communicate(timeout=30)
+    assert out.splitlines() == [f"2 b'ok' {1 << 30}", f"2 0 {1 << 30}"], err
+
+
+def test_a_name_of_any_bytes_blinds_nobody(node: Node, tenant: dict[str, Any]) -> None:
+    code = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"\\xff\\xfe")
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+assert not driver.cuCtxSetCurrent(context)
+assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2 << 30)) == 2
+print("refused", flush=True)
+input()
+"""
+    process = node.spawn(tenant, "env", "-u", "LD_PRELOAD", "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "refused\n"
+    wait_until(lambda: node.show("tenant")["refusals"]["recent"], 5, "the refusal is recorded")
+    assert len(node.client.request("GET", "/api/tenants")["tenants"]) == 1
+    worker = Worker(node, tenant)
+    time.sleep(0.1)
+    assert worker.ask("alloc", bytes=2 << 30) == FULL
+    wait_until(lambda: len(node.show("tenant")["refusals"]["recent"]) == 2, 5, "the next one too")
+    process.communicate("\n", timeout=20)
+
+
+def test_who_speaks_for_a_process_that_has_ended_is_not_heard(node: Node, tenant: dict[str, Any]) -> None:
+    """Its number may be another tenant's by now."""
+    code = """
+import os, socket, sys
+path = os.environ["VGPU_SLICE_DIR"] + "/join.sock"
+def say(s, text):
+    try:
+        s.send(text); return s.recv(256)
+    except OSError as error: return type(error).__name__.encode()
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+child = os.fork()
+if not child:
+    s.connect(path); print(say(s, b"managed 4096"), flush=True); os._exit(0)
+os.waitpid(child, 0)
+import time; time.sleep(1)
+print(say(s, b"managed 8192"), flush=True)
+"""
+    process = node.spawn(tenant, "python3", "-c", code)
+    out, err = process.communicate(timeout=30)
+    assert out.splitlines() == ["b'ok'", "b'BrokenPipeError'"], (out, err)
+    assert usage(node)["memory_managed"] == 0
