@@ -19,6 +19,7 @@
 #include "backend.h"
 #include "judge.h"
 #include "ledger.h"
+#include "members.h"
 #include "perform.h"
 #include "reach.h"
 #include "sched.h"
@@ -34,13 +35,6 @@
 
 bool notify_trace;
 
-/* A process that made a judged call: kept to notice its exit, and to take its descriptors. */
-struct member {
-    pid_t pid; /* 0: free */
-    int pidfd;
-    bool uses_gpu; /* else its call was a terminal's that looks like ours */
-};
-
 struct listener {
     int fd;              /* -1: free */
     bool gone;           /* no process is left under the filter, or the tenant ended: its receivers end */
@@ -52,9 +46,9 @@ struct listener {
 struct crew {
     int slot, epoll, bell; /* bell: rung at the end */
     pthread_mutex_t lock;  /* over the tables below */
-    struct member members[CREW_PROCESSES];
+    struct members members;
     struct listener listeners[CREW_LISTENERS];
-    int member_end, receivers;
+    int receivers;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
     uint64_t swept_ns;          /* this and the next two: the housekeeper's */
     bool orphans;
@@ -99,54 +93,6 @@ static bool has_ended(struct crew *crew)
     return ended;
 }
 
-/* --- members --- */
-
-static struct member *find_member(struct crew *crew, pid_t pid)
-{
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid == pid)
-            return &crew->members[i];
-    return NULL;
-}
-
-static struct member *add_member(struct crew *crew, pid_t pid)
-{
-    struct member *place = find_member(crew, 0);
-
-    if (!place && crew->member_end < CREW_PROCESSES)
-        place = &crew->members[crew->member_end++];
-    CLEANUP_FD int pidfd = place ? reach_pidfd(pid) : -1;
-    if (pidfd < 0 || !watch(crew, pidfd, EPOLLIN | EPOLLONESHOT, EVENT(EVENT_MEMBER, place - crew->members)))
-        return NULL;
-    *place = (struct member){.pid = pid, .pidfd = pidfd};
-    pidfd = -1; /* the table's now */
-    return place;
-}
-
-/*
- * The calling thread's process, its descriptor `fd` taken, and of what kind that is; -1 when it is gone or the table is
- * full.
- */
-static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum file_kind *kind)
-{
-    pthread_mutex_lock(&crew->lock);
-    struct member *member = find_member(crew, tid);
-    pid_t pid = member ? tid : reach_process_of(tid);
-    if (!member && pid > 0)
-        member = find_member(crew, pid);
-    if (!member && pid > 0)
-        member = add_member(crew, pid);
-    errno = ESRCH;
-    *taken = member ? reach_descriptor(member->pidfd, pid, tid, fd) : -1;
-    int error = errno;
-    *kind = *taken < 0 ? FILE_OTHER : backend->kind(*taken);
-    if (*kind != FILE_OTHER)
-        member->uses_gpu = true;
-    pthread_mutex_unlock(&crew->lock);
-    errno = error;
-    return member ? pid : -1;
-}
-
 /* The housekeeper's alone: when it looked last, and whether clients outlive their makers. */
 static void sweep(struct crew *crew)
 {
@@ -157,12 +103,7 @@ static void sweep(struct crew *crew)
 static void member_exited(struct crew *crew, int index)
 {
     pthread_mutex_lock(&crew->lock);
-    struct member *member = &crew->members[index];
-    if (member->pid) {
-        unwatch(crew, member->pidfd);
-        close(member->pidfd);
-        member->pid = 0;
-    }
+    members_remove(&crew->members, index);
     pthread_mutex_unlock(&crew->lock);
     sweep(crew);
 }
@@ -229,6 +170,16 @@ static struct verdict leave_to_kernel(struct job *job, const struct call *call)
     return (struct verdict){.kind = VERDICT_STATUS,
                             .status = NV_ERR_INSUFFICIENT_RESOURCES,
                             .status_offset = object ? offsetof(struct nvos05, status) : call->alloc_status_offset};
+}
+
+static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum file_kind *kind)
+{
+    pthread_mutex_lock(&crew->lock);
+    pid_t pid = members_take(&crew->members, tid, fd, taken, kind);
+    int error = errno;
+    pthread_mutex_unlock(&crew->lock);
+    errno = error;
+    return pid;
 }
 
 /* Answer the notification in job->inflight. */
@@ -469,9 +420,7 @@ static bool knock_at_the_gone(struct crew *crew)
 
 static void end_crew(struct crew *crew)
 {
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid)
-            close(crew->members[i].pidfd);
+    members_close(&crew->members);
     cleanup_fd(&crew->epoll);
     cleanup_fd(&crew->bell);
     holdings_close(&crew->holdings);
@@ -479,24 +428,13 @@ static void end_crew(struct crew *crew)
     free(crew);
 }
 
-/* Under the crew's lock. */
-static void kill_members(struct crew *crew)
-{
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid && crew->members[i].uses_gpu)
-            syscall(SYS_pidfd_send_signal, crew->members[i].pidfd, SIGKILL, NULL, 0);
-}
-
 /* What the driver gave and nobody counted can't be taken back but with its holders. */
 static void check_account(struct crew *crew)
 {
     pid_t members[CREW_PROCESSES];
-    int count = 0;
 
     pthread_mutex_lock(&crew->lock);
-    for (int i = 0; i < crew->member_end; i++)
-        if (crew->members[i].pid)
-            members[count++] = crew->members[i].pid;
+    int count = members_list(&crew->members, members);
     pthread_mutex_unlock(&crew->lock);
     uint64_t excess = audit_tenant(&crew->audit, crew->slot, __atomic_load_n(&crew->holdings.unsure, __ATOMIC_RELAXED),
                                    members, count, monotonic_ns());
@@ -506,7 +444,7 @@ static void check_account(struct crew *crew)
     say("tenant %s has %llu MiB of GPU memory that it was not given: its processes are killed", tenants[crew->slot].id,
         (unsigned long long)(excess >> 20));
     pthread_mutex_lock(&crew->lock);
-    kill_members(crew);
+    members_kill(&crew->members);
     pthread_mutex_unlock(&crew->lock);
 }
 
@@ -565,6 +503,8 @@ bool notify_set_tenant(int slot)
         crew->listeners[i].fd = -1;
     crew->epoll = epoll_create1(EPOLL_CLOEXEC);
     crew->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    crew->members.epoll = crew->epoll;
+    crew->members.event = EVENT(EVENT_MEMBER, 0);
     pthread_mutex_init(&crew->lock, NULL);
     if (!holdings_open(&crew->holdings) || crew->epoll < 0 || crew->bell < 0 ||
         !watch(crew, crew->bell, EPOLLIN, EVENT(EVENT_BELL, 0))) {
@@ -576,12 +516,11 @@ bool notify_set_tenant(int slot)
     /* processes of a predecessor's time: their end is to be noticed */
     pthread_mutex_lock(&crew->lock);
     ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(slot); root; root = ledger_next_listed(root))
-        if (!find_member(crew, root->pid)) {
-            struct member *maker = add_member(crew, root->pid);
-            if (maker)
-                maker->uses_gpu = !IS_MANAGED_ROOT(root->root);
-        }
+    for (const struct ledger_object *root = ledger_first_root(slot); root; root = ledger_next_listed(root)) {
+        struct member *maker = members_note(&crew->members, root->pid);
+        if (maker)
+            maker->uses_gpu |= !IS_MANAGED_ROOT(root->root);
+    }
     ledger_unlock();
     pthread_mutex_unlock(&crew->lock);
     if (!start_detached(keep_house, crew))
@@ -596,7 +535,7 @@ bool notify_note_process(int slot, pid_t pid)
     if (!crew)
         return false;
     pthread_mutex_lock(&crew->lock);
-    bool noted = find_member(crew, pid) || add_member(crew, pid);
+    bool noted = members_note(&crew->members, pid) != NULL;
     pthread_mutex_unlock(&crew->lock);
     return noted;
 }
@@ -645,7 +584,7 @@ void notify_remove_tenant(int slot)
     crews[slot] = NULL;
     pthread_mutex_lock(&crew->lock);
     /* what it holds on the GPU would be nobody's, and be promised to another: it ends with its slice */
-    kill_members(crew);
+    members_kill(&crew->members);
     ledger_lock();
     crew->holdings.ended = true;
     ledger_unlock();

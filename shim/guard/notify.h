@@ -13,7 +13,6 @@
 #define CREW_LISTENERS 64
 #define LISTENER_RECEIVERS 4
 #define CREW_RECEIVERS 96
-#define CREW_PROCESSES 1024
 
 extern bool notify_trace; /* say every judged call on stderr */
 
