@@ -248,7 +248,9 @@ def _peer(connection: socket.socket, pid: int) -> int:
         if error.errno != errno.ENOPROTOOPT:
             raise
         peer = os.pidfd_open(pid)
-    if select.select([peer], [], [], 0)[0]:
+    poller = select.poll()  # select() knows no descriptor above 1,023
+    poller.register(peer, select.POLLIN)
+    if poller.poll(0):
         os.close(peer)
         raise ProcessLookupError(errno.ESRCH, "the peer has ended")
     return peer
