@@ -12,56 +12,38 @@ enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3 };
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-/* An overcommitted card may have less left than the tenant's quota. */
-API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
-{
-    __typeof__(&cuMemGetInfo_v2) next = REAL(cuMemGetInfo_v2);
-    CUresult rc = next ? next(free_bytes, total) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
+/*
+ * Each in two forms: CUDA 2 had 32-bit sizes. An overcommitted card may have less left than the tenant's quota, so the
+ * smaller number is the answer.
+ */
+#define MEMORY_INFO(symbol, size_type)                                             \
+    API CUresult symbol(size_type *free_bytes, size_type *total)                   \
+    {                                                                              \
+        __typeof__(&symbol) next = REAL(symbol);                                   \
+        CUresult rc = next ? next(free_bytes, total) : CUDA_ERROR_NOT_INITIALIZED; \
+        struct slice slice;                                                        \
+                                                                                   \
+        if (rc != CUDA_SUCCESS || !slice_read(&slice))                             \
+            return rc;                                                             \
+        if (free_bytes)                                                            \
+            *free_bytes = (size_type)smaller(slice.free, *free_bytes);             \
+        if (total)                                                                 \
+            *total = (size_type)smaller(slice.quota, *total);                      \
+        return rc;                                                                 \
+    }
+MEMORY_INFO(cuMemGetInfo, unsigned)
+MEMORY_INFO(cuMemGetInfo_v2, size_t)
 
-    if (rc != CUDA_SUCCESS || !slice_read(&slice))
-        return rc;
-    if (free_bytes)
-        *free_bytes = smaller(slice.free, *free_bytes);
-    if (total)
-        *total = smaller(slice.quota, *total);
-    return rc;
-}
-
-API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
-{
-    __typeof__(&cuDeviceTotalMem_v2) next = REAL(cuDeviceTotalMem_v2);
-    CUresult rc = next ? next(bytes, device) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
-
-    if (rc == CUDA_SUCCESS && bytes && slice_read(&slice))
-        *bytes = smaller(slice.quota, *bytes);
-    return rc;
-}
-
-/* The forms of CUDA 2, with 32-bit sizes. */
-API CUresult cuMemGetInfo(unsigned *free_bytes, unsigned *total)
-{
-    __typeof__(&cuMemGetInfo) next = REAL(cuMemGetInfo);
-    CUresult rc = next ? next(free_bytes, total) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
-
-    if (rc != CUDA_SUCCESS || !slice_read(&slice))
-        return rc;
-    if (free_bytes)
-        *free_bytes = (unsigned)smaller(slice.free, *free_bytes);
-    if (total)
-        *total = (unsigned)smaller(slice.quota, *total);
-    return rc;
-}
-
-API CUresult cuDeviceTotalMem(unsigned *bytes, CUdevice device)
-{
-    __typeof__(&cuDeviceTotalMem) next = REAL(cuDeviceTotalMem);
-    CUresult rc = next ? next(bytes, device) : CUDA_ERROR_NOT_INITIALIZED;
-    struct slice slice;
-
-    if (rc == CUDA_SUCCESS && bytes && slice_read(&slice))
-        *bytes = (unsigned)smaller(slice.quota, *bytes);
-    return rc;
-}
+#define TOTAL_MEMORY(symbol, size_type)                                        \
+    API CUresult symbol(size_type *bytes, CUdevice device)                     \
+    {                                                                          \
+        __typeof__(&symbol) next = REAL(symbol);                               \
+        CUresult rc = next ? next(bytes, device) : CUDA_ERROR_NOT_INITIALIZED; \
+        struct slice slice;                                                    \
+                                                                               \
+        if (rc == CUDA_SUCCESS && bytes && slice_read(&slice))                 \
+            *bytes = (size_type)smaller(slice.quota, *bytes);                  \
+        return rc;                                                             \
+    }
+TOTAL_MEMORY(cuDeviceTotalMem, unsigned)
+TOTAL_MEMORY(cuDeviceTotalMem_v2, size_t)
