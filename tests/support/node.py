@@ -54,7 +54,12 @@ class Node:
         self.log = self.root / "log"
         self.client = Client(self.run_dir / "vgpud.sock")
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # nobody will stop it
+            if self.process:
+                self.process.terminate()
+            raise
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
