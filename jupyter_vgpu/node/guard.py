@@ -27,9 +27,6 @@ _ANSWER_SECONDS = 5
 _MESSAGE = 2048
 
 
-PROTOCOL = 2
-
-
 class GuardError(RuntimeError):
     """The guard said no, or is away."""
 
@@ -108,9 +105,9 @@ class Guard:
             protocol, self_pid, self.backend = self._ask("hello").split()
         except GuardError:
             return False
-        if int(protocol) != PROTOCOL:
+        if int(protocol) != layout()["protocol"]:
             raise GuardError(
-                f"vgpu-guard {self_pid} is of another version (protocol {protocol}, not {PROTOCOL}): "
+                f"vgpu-guard {self_pid} is of another version (protocol {protocol}, not {layout()['protocol']}): "
                 f"stop the GPU servers of this node, end it with 'kill {self_pid}', and start again"
             )
         self.pid = int(self_pid)

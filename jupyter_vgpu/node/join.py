@@ -16,11 +16,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..native import layout
 from .guard import GuardAway, GuardError
-from .page import SlicePage
+from .page import ProcessRow, SlicePage, pid_inside
 
 log = logging.getLogger("vgpud.join")
 
@@ -29,6 +31,27 @@ _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
 _RETURN_SECONDS = 5
 _MAX_CONNECTIONS = 512
 MAX_LISTENERS = 64
+
+
+@dataclass(eq=False)
+class _Peer:
+    """Who is at the other end of a connection. held: bytes, in tier `shim`."""
+
+    connection: socket.socket
+    pid: int
+    pidfd: int
+    stranger: bool
+    held: int = 0
+
+    @cached_property
+    def pid_inside(self) -> int:
+        return pid_inside(self.pid)
+
+    def hang_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.connection)
+        loop.remove_reader(self.pidfd)
+        self.connection.close()
 
 
 class JoinServer:
@@ -69,21 +92,19 @@ class JoinServer:
         self._server.bind(str(self._path))
         self._path.chmod(0o666)
         self._server.listen(128)
-        self._connections: set[socket.socket] = set()
         self._guarded = False
-        self._held: dict[socket.socket, int] = {}
-        self._pids: dict[socket.socket, int] = {}
-        self._strangers: set[socket.socket] = set()
-        self._peers: dict[socket.socket, int] = {}  # a pidfd each
-        self._managed_by: dict[int, socket.socket] = {}  # who speaks for a process' managed memory
+        self._publishes = False
+        self._peers: set[_Peer] = set()
+        self._managed_by: dict[int, _Peer] = {}  # who speaks for a process' managed memory
         asyncio.get_running_loop().add_reader(self._server, self._accept)
 
     def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        for connection in self._connections:
-            self._forget(connection)
-        self._connections.clear()
-        loop.remove_reader(self._server)
+        for peer in self._peers:
+            peer.hang_up()
+            os.close(peer.pidfd)
+        self._peers.clear()
+        self._managed_by.clear()
+        asyncio.get_running_loop().remove_reader(self._server)
         self._server.close()
         self._path.unlink(missing_ok=True)
 
@@ -92,66 +113,53 @@ class JoinServer:
             connection, _ = self._server.accept()
         except OSError:
             return
-        if len(self._connections) >= _MAX_CONNECTIONS:
+        if len(self._peers) >= _MAX_CONNECTIONS:
             connection.close()
             return
         connection.setblocking(False)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
-        if self._owner is not None and uid not in (self._owner, 0):
-            self._strangers.add(connection)
+        stranger = self._owner is not None and uid not in (self._owner, 0)
         try:
-            peer = _peer(connection, pid)
+            peer = _Peer(connection, pid, _pidfd(connection, pid), stranger)
         except OSError:  # it has ended: its number may be another's by now
             connection.close()
             return
-        self._peers[connection] = peer
-        self._pids[connection] = pid
-        self._connections.add(connection)
+        self._peers.add(peer)
         loop = asyncio.get_running_loop()
-        loop.add_reader(connection, self._readable, connection)
-        loop.add_reader(peer, self._drop, connection)
+        loop.add_reader(connection, self._readable, peer)
+        loop.add_reader(peer.pidfd, self._drop, peer)
 
-    def _drop(self, connection: socket.socket) -> None:
-        if connection not in self._connections:
+    def _drop(self, peer: _Peer) -> None:
+        if peer not in self._peers:
             return
-        self._forget(connection)
-        self._connections.discard(connection)
-        pid = self._pids.pop(connection, 0)
-        if self._managed_by.get(pid) is connection:
-            # the process ended, or became another (exec), or closed what it did not open and will say its sum again
-            asyncio.get_running_loop().call_later(_RETURN_SECONDS, self._drop_managed, pid, connection)
-        self._strangers.discard(connection)
-        if self._held.pop(connection, 0):
+        self._peers.discard(peer)
+        peer.hang_up()
+        # it ended, which the guard sees; or became another (exec), or closed what it did not open and will say it again
+        asyncio.get_running_loop().call_later(_RETURN_SECONDS, self._drop_managed, peer)
+        if peer.held:
             self._publish()
 
-    def _forget(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        peer = self._peers.pop(connection)
-        loop.remove_reader(connection)
-        loop.remove_reader(peer)
-        os.close(peer)
-        connection.close()
+    def _drop_managed(self, peer: _Peer) -> None:
+        if self._managed_by.get(peer.pid) is peer:
+            del self._managed_by[peer.pid]
+            if not _has_ended(peer.pidfd):  # else its number may be another's
+                with contextlib.suppress(GuardError):
+                    self._set_managed(peer.pid, 0)
+        os.close(peer.pidfd)
 
-    def _drop_managed(self, pid: int, connection: socket.socket) -> None:
-        if self._managed_by.get(pid) is not connection:
-            return
-        del self._managed_by[pid]
-        with contextlib.suppress(GuardError):
-            self._set_managed(pid, 0)
-
-    def _readable(self, connection: socket.socket) -> None:
+    def _readable(self, peer: _Peer) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(connection, _MESSAGE, 4)
+            data, fds, _, _ = socket.recv_fds(peer.connection, _MESSAGE, 4)
         except BlockingIOError:
             return
         except OSError:
             data, fds = b"", []
         try:
             if not data:
-                self._drop(connection)
+                self._drop(peer)
                 return
-            answer = self._answer(connection, data, fds)
+            answer = self._answer(peer, data, fds)
         except Exception:  # one tenant's word must neither stop the others nor leave it waiting
             log.exception("a word on a join socket: %r", data[:80])
             answer = "refused this went wrong in the daemon: see its log"
@@ -159,17 +167,17 @@ class JoinServer:
             for fd in fds:
                 os.close(fd)
         try:
-            connection.send(answer.encode())
+            peer.connection.send(answer.encode())
         except OSError:
-            self._drop(connection)
+            self._drop(peer)
 
-    def _answer(self, connection: socket.socket, data: bytes, fds: list[int]) -> str:
-        if connection in self._strangers:
+    def _answer(self, peer: _Peer, data: bytes, fds: list[int]) -> str:
+        if peer.stranger:
             return "refused this slice is another user's"
         words = data.decode("ascii", "replace").split()
         match words:
             case ["probe"]:
-                reason = self._probe(self._pids[connection])
+                reason = self._probe(peer.pid)
                 return "guard" if reason is None else self._shim(reason)
             case ["join"] if len(fds) == 1 and _is_listener(fds[0]):
                 refusal = self._join(os.dup(fds[0]))
@@ -182,14 +190,14 @@ class JoinServer:
             case ["shim", *reason]:
                 return self._shim(" ".join(reason))
             case ["reserve", amount] if amount.isdigit() and len(amount) < 20:
-                return self._reserve(connection, int(amount))
+                return self._reserve(peer, int(amount))
             case ["release", amount] if amount.isdigit() and len(amount) < 20:
-                return self._release(connection, int(amount))
+                return self._release(peer, int(amount))
             case ["refused", symbol, amount] if symbol.isidentifier() and amount.isdigit() and len(amount) < 21:
-                self._note_refused(self._pids[connection], symbol, int(amount))
+                self._note_refused(peer.pid, symbol, int(amount))
                 return "ok"
             case ["managed", amount] if amount.isdigit() and len(amount) < 20:
-                return self._managed(connection, int(amount))
+                return self._managed(peer, int(amount))
             case ["unknown", symbol] if symbol.isidentifier():
                 self._note_unknown(symbol)
                 return "ok"
@@ -206,54 +214,64 @@ class JoinServer:
         self._publish()
         return "shim"
 
-    def _publish(self, refusal: tuple[int, int, int, int] | None = None) -> None:
-        holdings: dict[int, int] = {}
-        for connection, amount in self._held.items():
-            holdings[self._pids[connection]] = holdings.get(self._pids[connection], 0) + amount
-        self._page.write_shim(holdings, self._quota(), refusal)
+    def refresh(self) -> None:
+        """The guard wrote its own numbers on the page: in tier `shim` it has none."""
+        if self._publishes:
+            self._publish()
 
-    def _reserve(self, connection: socket.socket, amount: int) -> str:
-        free = self._quota() - sum(self._held.values())
+    def _publish(self, refusal: tuple[int, int, int, int] | None = None) -> None:
+        self._publishes = True
+        rows: dict[int, ProcessRow] = {}
+        for peer in self._peers:
+            before = rows[peer.pid].memory if peer.pid in rows else 0
+            if peer.held:
+                rows[peer.pid] = ProcessRow(peer.pid, peer.pid_inside, before + peer.held, 0)
+        self._page.write_shim(list(rows.values()), self._quota(), refusal)
+
+    def _reserve(self, peer: _Peer, amount: int) -> str:
+        free = self._quota() - sum(other.held for other in self._peers)
         if amount > free:
-            self._publish((self._pids[connection], amount, max(0, free), time.time_ns()))
+            self._publish((peer.pid, amount, max(0, free), time.time_ns()))
             return "full"
-        self._held[connection] = self._held.get(connection, 0) + amount
+        peer.held += amount
         self._publish()
         return "ok"
 
-    def _managed(self, connection: socket.socket, amount: int) -> str:
-        pid = self._pids[connection]
+    def _managed(self, peer: _Peer, amount: int) -> str:
         try:
-            fits = self._set_managed(pid, amount)
+            fits = self._set_managed(peer.pid, amount)
         except GuardAway as error:  # the shim asks again
             return f"away {error}"
         except GuardError as error:
             return f"refused {error}"
-        self._managed_by[pid] = connection
+        self._managed_by[peer.pid] = peer
         return "ok" if fits else "full"
 
-    def _release(self, connection: socket.socket, amount: int) -> str:
-        held = self._held.get(connection, 0)
-        self._held[connection] = max(0, held - amount)
+    def _release(self, peer: _Peer, amount: int) -> str:
+        peer.held = max(0, peer.held - amount)
         self._publish()
         return "ok"
 
 
-def _peer(connection: socket.socket, pid: int) -> int:
-    """A pidfd of who connected. Raises OSError when that process has ended."""
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()  # select() knows no descriptor above 1,023
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _pidfd(connection: socket.socket, pid: int) -> int:
+    """Of who connected. Raises OSError when that process has ended."""
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, struct.calcsize("i"))
-        peer = int(struct.unpack("i", data)[0])
+        pidfd = int(struct.unpack("i", data)[0])
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-        peer = os.pidfd_open(pid)
-    poller = select.poll()  # select() knows no descriptor above 1,023
-    poller.register(peer, select.POLLIN)
-    if poller.poll(0):
-        os.close(peer)
+        pidfd = os.pidfd_open(pid)
+    if _has_ended(pidfd):
+        os.close(pidfd)
         raise ProcessLookupError(errno.ESRCH, "the peer has ended")
-    return peer
+    return pidfd
 
 
 def _is_listener(fd: int) -> bool:

@@ -63,7 +63,7 @@ class _Live:
         self.stop_api: Callable[[], None] = lambda: None
         self.listeners: list[int] = []
         self.refusals = Refusals()
-        self.refusals_seen = page.read().refusals
+        self.refusals_seen = page.refusals
         self.refusal_noted = 0.0
         self.unknown: set[str] = set()
         self.until = -1
@@ -309,8 +309,8 @@ class Manager:
 
     def _note_silent_refusals(self, tenant_id: str, live: _Live) -> None:
         """Of programs without the shim: the guard's page alone tells."""
-        state = live.page.read()
-        if state.refusals != live.refusals_seen:
+        if live.page.refusals != live.refusals_seen:
+            state = live.page.read()
             self._note_refused(tenant_id, state.refused_pid, None, state.refused_bytes)
 
     def _note_unknown(self, live: _Live, symbol: str) -> None:
@@ -340,6 +340,8 @@ class Manager:
             self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
         except GuardError as error:
             log.warning("telling the guard of %s: %s", tenant.name, error)
+        if join := self._live[tenant.id].join:
+            join.refresh()
 
     # --- numbers ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,11 @@ class SlicePage:
         offset, size = self._layout[fields][name]
         struct.pack_into(_FORMATS[size], self._map, base + offset, value)
 
+    @property
+    def refusals(self) -> int:
+        """How many there were so far."""
+        return self._get("refusals")
+
     def read(self) -> PageState:
         """Retries while the guard writes; a guard killed in mid-write leaves the last values."""
         for _ in range(100):
@@ -147,21 +152,21 @@ class SlicePage:
         self._set("sampled_at_ns", at_ns)
 
     def write_shim(
-        self, holdings: dict[int, int], quota: int, refusal: tuple[int, int, int, int] | None = None
+        self, rows: Sequence[ProcessRow], quota: int, refusal: tuple[int, int, int, int] | None = None
     ) -> None:
         """Tier `shim`: publish bytes by process. refusal: pid, bytes asked, bytes free, nanoseconds since 1970."""
-        used = sum(holdings.values())
+        used = sum(row.memory for row in rows)
         self._set("sequence", self._get("sequence") | 1)
         self._set("tier", self._layout["tiers"]["shim"])
         self._set("memory_used", used)
         self._set("memory_free", max(0, quota - used))
         self._set("memory_peak", max(used, self._get("memory_peak")))
-        rows = list(holdings.items())[: self._layout["processes_max"]]
+        rows = rows[: self._layout["processes_max"]]
         for i in range(max(len(rows), self._get("process_rows"))):
-            pid, memory = rows[i] if i < len(rows) else (0, 0)
-            self._set("pid", pid, self._row(i), "process")
-            self._set("pid_inside", pid_inside(pid) if pid else 0, self._row(i), "process")
-            self._set("memory", memory, self._row(i), "process")
+            row = rows[i] if i < len(rows) else ProcessRow(0, 0, 0, 0)
+            self._set("pid", row.pid, self._row(i), "process")
+            self._set("pid_inside", row.pid_inside, self._row(i), "process")
+            self._set("memory", row.memory, self._row(i), "process")
         self._set("process_rows", len(rows))
         if refusal:
             pid, asked, free, at = refusal

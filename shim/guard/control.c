@@ -14,7 +14,6 @@
 #include "sched.h"
 #include "util.h"
 
-#define PROTOCOL 2
 #define PATIENCE_MS 1000
 
 static bool ending;
@@ -155,7 +154,7 @@ void control_message(int controller, char *text, int fd)
     } else if (strcmp(text, "listeners") == 0) {
         give_listeners(controller);
     } else if (strcmp(text, "hello") == 0) {
-        reply(controller, "ok %d %d %s", PROTOCOL, (int)getpid(), backend->name);
+        reply(controller, "ok %d %d %s", CONTROL_PROTOCOL, (int)getpid(), backend->name);
     } else if (strcmp(text, "end") == 0) {
         ending = true;
         reply(controller, "ok");

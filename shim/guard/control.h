@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define CONTROL_PROTOCOL 2
+
 /* Carry out one message; fd came with it (or -1) and is consumed. The answer goes to `controller`. */
 void control_message(int controller, char *text, int fd);
 /* True once the controller asked the guard to end. */

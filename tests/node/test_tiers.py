@@ -67,6 +67,10 @@ def test_where_the_guard_cannot_reach_the_shim_holds_and_says_so(users_node: Nod
     first.kill()
     wait_until(lambda: users_node.used("tenant") == 0, 2, "kill -9 gives everything back")
     assert second.ask("alloc", bytes=512 * MIB) == {"error": "CUDA_SUCCESS"}
+    # the guard is told of a new quota too, and has no numbers of its own here
+    users_node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"memory": "2G"})
+    assert users_node.used("tenant") == 512 * MIB
+    assert second.ask("info") == {"free": 2 * GIB - 512 * MIB, "total": 2 * GIB, "device_total": 2 * GIB}
     second.ask("free")
     assert users_node.used("tenant") == 0
     assert second.close() == 0
