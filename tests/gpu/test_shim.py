@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.gpu import nvml_process_bytes, nvml_used
 from support.node import Node, left_out, wait_until
-from support.programs import build
+from support.programs import CONTEXT, build
 
 pytestmark = pytest.mark.gpu
 
@@ -21,20 +21,19 @@ MIB, GIB = 1 << 20, 1 << 30
 SHIM_TESTS = Path(__file__).parents[1] / "shim"
 
 # A process with a context, a device allocation and a managed one, of so many bytes; waits for a line before it ends.
-HOLD = """
-import ctypes, json, sys
-driver = ctypes.CDLL("libcuda.so.1")
-context, address = ctypes.c_void_p(), ctypes.c_uint64()
+HOLD = (
+    CONTEXT
+    + """
+import json, sys
 def alloc(size): return driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)) if size else 0
 def managed(size):
     rc = driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1) if size else 0
     if size and not rc: driver.cuMemsetD8_v2(address, ctypes.c_ubyte(1), ctypes.c_size_t(size)); driver.cuCtxSynchronize()
     return rc
-assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-assert not driver.cuCtxSetCurrent(context)
 print(json.dumps([alloc(int(sys.argv[1])), managed(int(sys.argv[2]))]), flush=True)
 sys.stdin.readline()
 """
+)
 
 
 @pytest.fixture

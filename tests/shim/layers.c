@@ -58,6 +58,7 @@ int main(void)
     /* what is not the driver's is found as without the shim: behind the caller, not behind the shim */
     void *next = dlsym(RTLD_NEXT, "malloc");
     printf("malloc %d\n", next == dlsym(RTLD_DEFAULT, "malloc"));
+    printf("behind %d\n", dlsym(RTLD_NEXT, "layers_calls") != NULL);
     next = dlsym(driver, "cuNoSuchThing");
     printf("absent %d %d\n", next == NULL, dlerror() != NULL);
     return 0;

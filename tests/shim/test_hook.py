@@ -100,6 +100,8 @@ def test_a_library_that_hooks_the_same_gets_its_calls_and_no_circle(
     # natively the program's own look-ups by name in the global scope are what such a library hooks
     native = ways(natively(node, tenant, program, LD_PRELOAD=hook))
     assert native["hooked"][0] > 0
+    # it lies between this program and the shim, or behind both: looked for behind the shim, it would not be found first
+    assert seen["behind"] == native["behind"] == [1]
     if order == "before":
         assert seen["hooked"] == native["hooked"]
 

@@ -9,16 +9,9 @@ from typing import Any
 
 import pytest
 from support.node import Node, Worker, wait_until
+from support.programs import CONTEXT
 
 MIB = 1 << 20
-# The start of a program without bindings: a context.
-BEGIN = """
-import ctypes
-driver = ctypes.CDLL("libcuda.so.1")
-context, address = ctypes.c_void_p(), ctypes.c_uint64()
-assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-assert not driver.cuCtxSetCurrent(context)
-"""
 OK, FULL = {"error": "CUDA_SUCCESS"}, {"error": "CUDA_ERROR_OUT_OF_MEMORY"}
 
 
@@ -105,7 +98,7 @@ def test_managed_memory_may_overflow_as_far_as_the_admin_says() -> None:
 def test_a_forked_child_does_not_touch_its_parents_account(node: Node, tenant: dict[str, Any]) -> None:
     code = f"""
 import os
-{BEGIN}
+{CONTEXT}
 assert not driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t({256 * MIB}), 1)
 child = os.fork()
 if not child:
@@ -145,7 +138,7 @@ def test_a_refused_allocation_says_who_asked_what_was_free_and_who_holds_the_res
 
 def test_a_refusal_of_a_program_without_the_shim_is_recorded_too(node: Node, tenant: dict[str, Any]) -> None:
     code = f"""
-{BEGIN}
+{CONTEXT}
 assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2 << 30)) == 2
 print("refused", flush=True)
 input()
@@ -201,7 +194,7 @@ def test_freeing_waits_for_nobody_and_is_known_when_the_daemon_is_back(node: Nod
 def test_a_process_that_becomes_another_holds_no_managed_memory(node: Node, tenant: dict[str, Any]) -> None:
     code = f"""
 import os
-{BEGIN}
+{CONTEXT}
 assert not driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t({256 * MIB}), 1)
 os.execvp("sleep", ["sleep", "30"])
 """
@@ -216,7 +209,7 @@ os.execvp("sleep", ["sleep", "30"])
 def test_a_signal_while_the_daemon_is_slow_mixes_up_no_answers(node: Node, tenant: dict[str, Any]) -> None:
     code = f"""
 import os, signal, threading, time
-{BEGIN}
+{CONTEXT}
 def managed(size): return driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1)
 assert not managed({MIB})
 signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -247,7 +240,7 @@ def test_a_process_that_writes_over_its_environment_or_closes_all_files_stays_in
 ) -> None:
     code = f"""
 import os, socket
-{BEGIN}
+{CONTEXT}
 def managed(size): return driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1)
 def total():
     free, all_ = ctypes.c_size_t(), ctypes.c_size_t()
@@ -278,7 +271,7 @@ def test_a_name_of_any_bytes_blinds_nobody(node: Node, tenant: dict[str, Any]) -
     code = f"""
 import ctypes
 ctypes.CDLL(None).prctl(15, b"\\xff\\xfe")
-{BEGIN}
+{CONTEXT}
 assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(2 << 30)) == 2
 print("refused", flush=True)
 input()

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from support.node import Node, Worker, left_out, wait_until
+from support.programs import CONTEXT
 
 MIB = 1 << 20
 QUOTA = 1 << 30
@@ -119,11 +120,9 @@ def test_processes_have_the_numbers_of_their_own_container(node: Node) -> None:
         left_out("only root may make a pid namespace")
     tenant = node.tenant("1G", 50, "mine")
     code = f"""
-import ctypes, json, os, subprocess, sys
-driver = ctypes.CDLL("libcuda.so.1")
-context, address = ctypes.c_void_p(), ctypes.c_uint64()
-assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-assert not driver.cuCtxSetCurrent(context) and not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({64 * MIB}))
+import json, os, subprocess, sys
+{CONTEXT}
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({64 * MIB}))
 print(json.dumps([os.getpid(), json.loads(subprocess.run([sys.executable, "-c", {NVML!r}], capture_output=True).stdout)]))
 """
     process = node.spawn(tenant, sys.executable, "-c", code, prefix=["unshare", "--pid", "--fork", "--mount-proc"])
