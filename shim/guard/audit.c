@@ -28,7 +28,7 @@ static int list_makers(int slot, pid_t *pids, int max, int *gpu)
 
     ledger_lock();
     *gpu = tenants[slot].gpu;
-    tenants[slot].most = tenants[slot].used - tenants[slot].managed;
+    tenants[slot].most = device_bytes(&tenants[slot]);
     for (const struct ledger_object *root = ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
         if (!IS_MANAGED_ROOT(root->root)) /* the driver has no account of it */

@@ -189,7 +189,7 @@ static uint64_t limit_of(const struct tenant *tenant)
 /* So much more may be taken: of managed memory, or of the device's own, which stays within the quota. */
 static uint64_t room_for(const struct tenant *tenant, bool managed)
 {
-    uint64_t device = tenant->used - tenant->managed, limit = limit_of(tenant);
+    uint64_t device = device_bytes(tenant), limit = limit_of(tenant);
     uint64_t all = tenant->used < limit ? limit - tenant->used : 0;
     uint64_t own = device < tenant->memory ? tenant->memory - device : 0;
 
@@ -219,8 +219,8 @@ static void account(const struct ledger_object *object, int sign)
     tenant->used += (uint64_t)sign * object->bytes;
     if (IS_MANAGED_ROOT(object->root))
         tenant->managed += (uint64_t)sign * object->bytes;
-    if (tenant->used - tenant->managed > tenant->most)
-        tenant->most = tenant->used - tenant->managed;
+    if (device_bytes(tenant) > tenant->most)
+        tenant->most = device_bytes(tenant);
     if (channel) {
         tenant->channels += (uint32_t)sign;
         tenant->channel_changes++;
@@ -506,7 +506,7 @@ bool ledger_commit(struct ledger_object *object, uint64_t bytes)
     if (bytes != object->bytes) /* the driver rounds up to its granule, and says by how much */
         set_bytes(object, bytes);
     object->state = OBJECT_HELD;
-    if (!grew || (tenant->used - tenant->managed <= tenant->memory && tenant->used <= limit_of(tenant)))
+    if (!grew || (device_bytes(tenant) <= tenant->memory && tenant->used <= limit_of(tenant)))
         return true;
     note_refusal(tenant, object->pid, bytes, 0);
     return false;

@@ -73,7 +73,7 @@ struct tenant {
     uint64_t memory;
     uint32_t core_millipercent, policy;
     uint32_t oversubscribe_percent; /* of `memory`: so much device and managed memory together; 100 or more */
-    uint64_t most;                  /* that `used` without `managed` was since somebody set this to it */
+    uint64_t most;                  /* that device_bytes() were since somebody set this to it */
     uint64_t used;    /* the truth; the page shows a copy, and who shares the tenant's user may scribble on that */
     uint64_t managed; /* of `used`: memory that the driver may move to the host */
     struct vgpu_slice_page *page;
@@ -82,6 +82,9 @@ struct tenant {
     uint32_t channel_changes;           /* how often one came, went or was scheduled */
     uint32_t first_channel, first_root; /* positions + 1: see ledger_next_listed() */
 };
+
+/* What of `used` is the device's own. */
+static inline uint64_t device_bytes(const struct tenant *tenant) { return tenant->used - tenant->managed; }
 
 extern struct ledger_file *ledger;
 extern struct tenant tenants[LEDGER_TENANTS];

@@ -54,13 +54,12 @@ static const struct row {
     const char *symbol, *name; /* name: as cuGetProcAddress knows it */
     int since;
     enum stream_kind stream;
-    enum symbol_class class;
     wrapper_function wrapper;
 } rows[ALL_ROWS] = {
-#define S(symbol, name, since, stream, class) {#symbol, #name, since, stream, class, CUDA_##class(symbol)},
+#define S(symbol, name, since, stream, class) {#symbol, #name, since, stream, CUDA_##class(symbol)},
 #include "cuda_symbols.def"
 #undef S
-#define S(symbol, class) {#symbol, NULL, 0, ANY, class, NVML_##class(symbol)},
+#define S(symbol, class) {#symbol, NULL, 0, ANY, NVML_##class(symbol)},
 #include "nvml_symbols.def"
 #undef S
 };
@@ -83,30 +82,27 @@ static void *reals[ALL_ROWS];
 typedef void *(*dlsym_function)(void *, const char *);
 typedef void *(*dlvsym_function)(void *, const char *, const char *);
 
+EARLY static void *remembered(void **place, const char *symbol)
+{
+    void *found = __atomic_load_n(place, __ATOMIC_RELAXED);
+
+    if (!found) {
+        found = libc_symbol(symbol);
+        __atomic_store_n(place, found, __ATOMIC_RELAXED);
+    }
+    return found;
+}
+
 EARLY static dlsym_function real_dlsym(void)
 {
-    static dlsym_function found;
-    dlsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
-
-    if (!now) {
-        void *symbol = libc_symbol("dlsym");
-        memcpy(&now, &symbol, sizeof now);
-        __atomic_store_n(&found, now, __ATOMIC_RELAXED);
-    }
-    return now;
+    static void *found;
+    return (dlsym_function)remembered(&found, "dlsym");
 }
 
 EARLY static dlvsym_function real_dlvsym(void)
 {
-    static dlvsym_function found;
-    dlvsym_function now = __atomic_load_n(&found, __ATOMIC_RELAXED);
-
-    if (!now) {
-        void *symbol = libc_symbol("dlvsym");
-        memcpy(&now, &symbol, sizeof now);
-        __atomic_store_n(&found, now, __ATOMIC_RELAXED);
-    }
-    return now;
+    static void *found;
+    return (dlvsym_function)remembered(&found, "dlvsym");
 }
 
 void *real_symbol(const char *library, const char *symbol)
@@ -212,14 +208,12 @@ static bool in_same_object(const void *a, const void *b)
  */
 static void *wrapped(enum row_id row, void *function)
 {
-    wrapper_function found = function ? wrapper_of(row) : NULL;
-    void *wrapper;
+    wrapper_function wrapper = function ? wrapper_of(row) : NULL;
 
-    memcpy(&wrapper, &found, sizeof wrapper);
     if (!wrapper)
         return function;
     const void *driver = real(row);
-    return driver && in_same_object(function, driver) ? wrapper : function;
+    return driver && in_same_object(function, driver) ? (void *)wrapper : function;
 }
 
 /* --- what applications call --- */

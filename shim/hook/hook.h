@@ -18,7 +18,7 @@ void *next_symbol(const char *symbol); /* of the libraries behind this one */
 /* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
 struct slice {
     uint64_t quota, free, sampled_at_ns; /* free: of device memory */
-    uint32_t tier, core_millipercent;
+    uint32_t core_millipercent;
     char gpu_uuid[VGPU_UUID_LENGTH];
 };
 bool slice_read(struct slice *out);

@@ -87,7 +87,6 @@ bool slice_read(struct slice *out)
         uint32_t before = __atomic_load_n(&now->sequence, __ATOMIC_ACQUIRE);
         out->quota = __atomic_load_n(&now->memory_quota, __ATOMIC_RELAXED);
         out->free = __atomic_load_n(&now->memory_free, __ATOMIC_RELAXED);
-        out->tier = __atomic_load_n(&now->tier, __ATOMIC_RELAXED);
         out->core_millipercent = __atomic_load_n(&now->core_millipercent, __ATOMIC_RELAXED);
         out->sampled_at_ns = __atomic_load_n(&now->sampled_at_ns, __ATOMIC_RELAXED);
         if (is_consistent(now, before))

@@ -1,17 +1,15 @@
 /*
  * Every symbol of the driver's two libraries, and what becomes of it in a slice. The lists are cuda_symbols.def and
- * nvml_symbols.def; symbols.py holds them against the vendor's headers when this is built.
+ * nvml_symbols.def; symbols.py holds them against the vendor's headers when this is built. Their classes, for hook.c:
+ *
+ * PASSES    the driver's own answer is right in a slice
+ * ANSWERS   the driver's would speak of the whole card or of others: the shim's wrapper answers
+ * ACCOUNTS  takes or gives back device memory: the guard counts; in tier `shim`, and managed memory, the wrapper
+ * LAUNCHES  puts work on the GPU: the guard's scheduler holds it; in tier `shim` nothing does yet
+ * REFUSES   tells of other tenants, or gets memory past every account: "not supported"
  */
 #ifndef VGPU_HOOK_SYMBOLS_H
 #define VGPU_HOOK_SYMBOLS_H
-
-enum symbol_class {
-    PASSES,   /* the driver's own answer is right in a slice */
-    ANSWERS,  /* the driver's would speak of the whole card or of others: the shim's wrapper answers */
-    ACCOUNTS, /* takes or gives back device memory: the guard counts; in tier `shim`, and managed memory, the wrapper */
-    LAUNCHES, /* puts work on the GPU: the guard's scheduler holds it; in tier `shim` nothing does yet */
-    REFUSES   /* tells of other tenants, or gets memory past every account: "not supported" */
-};
 
 enum stream_kind { ANY, LEGACY, PER_THREAD };
 

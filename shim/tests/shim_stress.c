@@ -13,22 +13,16 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define THREADS 6
 #define MIB (1ull << 20)
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_OUT_OF_MEMORY = 2, MANAGED_GLOBAL = 1 };
 
 typedef int CUresult;
 static void *driver, *nvml, *context;
-static atomic_int failures;
+int failures;
 static atomic_bool over;
-
-#define CHECK(what)                                                    \
-    do {                                                               \
-        if (!(what)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #what); \
-            failures++;                                                \
-        }                                                              \
-    } while (0)
 
 static void *need(void *library, const char *symbol)
 {
