@@ -147,6 +147,14 @@ struct nv2080_fifo_disable_channels {
 };
 _Static_assert(sizeof(struct nv2080_fifo_disable_channels) == 536, "FIFO_DISABLE_CHANNELS layout");
 
+/* Which processes made clients with objects of this class? */
+#define NV2080_CTRL_CMD_GPU_GET_PIDS 0x2080018Du
+#define NV2080_PIDS_MAX 950
+struct nv2080_get_pids {
+    uint32_t id_type, id, count, pids[NV2080_PIDS_MAX];
+};
+_Static_assert(sizeof(struct nv2080_get_pids) == 3812, "NV2080_CTRL_GPU_GET_PIDS_PARAMS layout");
+
 /* How much video memory do the clients have that these processes made? */
 #define NV2080_CTRL_CMD_GPU_GET_PID_INFO 0x2080018Eu
 #define NV2080_PID_INFO_MAX 200

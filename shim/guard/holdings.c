@@ -26,7 +26,8 @@ void holdings_close(struct holdings *holdings)
 struct candidate {
     uint32_t root;
     pid_t pid;
-    bool watched;
+    uint32_t file;   /* as the sets number it; 0: not watched */
+    uint64_t serial; /* the number may have become another's */
 };
 
 /* Roots, as they were before the files were asked: one that comes later is not looked at. */
@@ -38,9 +39,18 @@ static int list_roots(const struct holdings *holdings, int slot, struct candidat
     /* of a tenant that has ended nothing is left, and its slot may be another's */
     for (const struct ledger_object *root = holdings->ended ? NULL : ledger_first_root(slot); root && count < max;
          root = ledger_next_listed(root))
-        out[count++] = (struct candidate){root->root, root->pid, ledger_is_watched(root)};
+        out[count++] = (struct candidate){root->root, root->pid, ledger_file_of(root), ledger_serial(root)};
     ledger_unlock();
     return count;
+}
+
+static void give_back(const struct holdings *holdings, const struct candidate *dead)
+{
+    ledger_lock();
+    const struct ledger_object *root = holdings->ended ? NULL : ledger_find(dead->root, dead->root);
+    if (root && ledger_serial(root) == dead->serial && ledger_file_of(root) == dead->file)
+        ledger_free(dead->root, dead->root);
+    ledger_unlock();
 }
 
 bool holdings_sweep(struct holdings *holdings, int slot)
@@ -65,18 +75,15 @@ bool holdings_sweep(struct holdings *holdings, int slot)
         if (IS_MANAGED_ROOT(roots[i].root))
             lives = !gone;
         else if (IS_EXPORT_ROOT(roots[i].root))
-            lives = roots[i].watched ? is_among(roots[i].root, exported, (size_t)exports) : clients > 0;
+            lives = roots[i].file ? is_among(roots[i].file, exported, (size_t)exports) : clients > 0;
         else if (backend->client_lives)
             lives = backend->client_lives(roots[i].root);
         else /* a predecessor's, and not heard of since: it lives as long as its maker */
-            lives = roots[i].watched ? is_among(roots[i].root, tags, (size_t)files) : !gone;
+            lives = roots[i].file ? is_among(roots[i].file, tags, (size_t)files) : !gone;
         orphans |= lives && gone;
         alive += lives;
         if (!lives) {
-            ledger_lock();
-            if (!holdings->ended)
-                ledger_free(roots[i].root, roots[i].root);
-            ledger_unlock();
+            give_back(holdings, &roots[i]);
         }
     }
     if (alive < count)

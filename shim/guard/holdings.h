@@ -12,9 +12,10 @@
 /* One a tenant. */
 struct holdings {
     pthread_mutex_t lock;          /* over both sets */
-    struct files clients, exports; /* tags: clients' handles; export numbers */
+    struct files clients, exports; /* tags: numbers of the files that hold clients; export numbers */
+    uint32_t last_file;
     pthread_mutex_t root_locks[HOLDINGS_ROOT_LOCKS];
-    bool unsure; /* a client was made by the door that gives memory too: see perform_admit_root() */
+    bool unsure; /* a client was made by the door that gives memory too: see clients_admit() */
     bool ended;  /* the tenant is gone: written and read under ledger_lock() */
 };
 

@@ -29,7 +29,7 @@ struct links {
     uint32_t list_next, list_previous;
     uint32_t previous_twin; /* its position; of one alone its own */
     uint64_t serial;        /* no two objects of this guard's time have the same */
-    bool watched;           /* roots */
+    uint32_t file;          /* roots: as the holdings number it; 0: not known */
 };
 static struct links links[LEDGER_OBJECTS];
 static uint64_t last_serial;
@@ -72,8 +72,8 @@ struct ledger_object *ledger_find(uint32_t root, uint32_t handle)
 static uint32_t position(const struct ledger_object *object) { return (uint32_t)(object - ledger->objects); }
 static struct ledger_object *at(uint32_t link) { return link ? &ledger->objects[link - 1] : NULL; }
 
-void ledger_watch(struct ledger_object *root) { links[position(root)].watched = true; }
-bool ledger_is_watched(const struct ledger_object *root) { return links[position(root)].watched; }
+void ledger_watch(struct ledger_object *root, uint32_t file) { links[position(root)].file = file; }
+uint32_t ledger_file_of(const struct ledger_object *root) { return links[position(root)].file; }
 uint64_t ledger_serial(const struct ledger_object *object) { return links[position(object)].serial; }
 
 static void link_child(uint32_t i)

@@ -106,9 +106,9 @@ struct ledger_object *ledger_find(uint32_t root, uint32_t handle);
 int ledger_root_owner(uint32_t root);
 /* The client is this tenant's, the driver says so. False: it is another's. */
 bool ledger_claim_root(int slot, pid_t pid, uint32_t root);
-/* Is the client's open file watched by this guard? A successor does not know, and finds it anew. */
-void ledger_watch(struct ledger_object *root);
-bool ledger_is_watched(const struct ledger_object *root);
+/* The number of the root's open file, under which this guard watches it; 0: a predecessor's, to be found anew. */
+void ledger_watch(struct ledger_object *root, uint32_t file);
+uint32_t ledger_file_of(const struct ledger_object *root);
 /* Tells an object from another that had its place and number before. */
 uint64_t ledger_serial(const struct ledger_object *object);
 /* A tenant's channels, or its roots, one after the other: NULL at the end. */

@@ -90,6 +90,15 @@ static uint32_t tag_of(struct files *files, int file)
     return 0;
 }
 
+static void watch(uint32_t number)
+{
+    ledger_lock();
+    struct ledger_object *root = ledger_find(number, number);
+    if (root)
+        ledger_watch(root, number);
+    ledger_unlock();
+}
+
 static uint32_t new_export_number(struct job *job, const struct call *call, int file)
 {
     static uint32_t last;
@@ -104,7 +113,7 @@ static uint32_t new_export_number(struct job *job, const struct call *call, int 
     if (!claimed)
         return 0;
     if (files_add(&job->holdings->exports, file, number) == 0) {
-        parts_watch_root(number);
+        watch(number);
         return number;
     }
     parts_forget(number, number);

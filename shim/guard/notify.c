@@ -17,6 +17,7 @@
 
 #include "audit.h"
 #include "backend.h"
+#include "clients.h"
 #include "judge.h"
 #include "ledger.h"
 #include "members.h"
@@ -165,7 +166,7 @@ static struct verdict leave_to_kernel(struct job *job, const struct call *call)
 {
     bool object = call->nr == NV_ESC_RM_ALLOC_OBJECT;
 
-    if (perform_admit_root(job, call))
+    if (clients_admit(job, call))
         return (struct verdict){.kind = VERDICT_CONTINUE};
     return (struct verdict){.kind = VERDICT_STATUS,
                             .status = NV_ERR_INSUFFICIENT_RESOURCES,
@@ -208,7 +209,7 @@ static void handle(struct crew *crew, struct job *job, int listener)
     }
     job->fd = fd;
     if (call.file == FILE_CONTROL)
-        perform_claim(job, &call);
+        clients_claim(job, &call);
     ledger_lock();
     struct verdict verdict = crew->holdings.ended ? (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM}
                                                   : judge(&call);

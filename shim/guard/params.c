@@ -52,6 +52,8 @@ static const uint32_t refused_commands[] = {
     0x00000285, /* PUSH_UCODE_IMAGE */
     0x00000602, /* NVD_GET_DUMP */
     0x00000608, /* NVD_GET_DPC_ISR_TS */
+    0x00000B03, /* GPUACCT_GET_PROC_ACCOUNTING_INFO: of any process */
+    0x00000B04, /* GPUACCT_GET_ACCOUNTING_PIDS */
     0x00E00101, /* EXPORT_MEM: to another node, with a descriptor */
     0x00FD0104, /* multicast: ATTACH_GPU, with a descriptor */
     0x003E0103, /* GET_SURFACE_PHYS_PAGES */
@@ -69,7 +71,8 @@ static const uint32_t refused_commands[] = {
     0x20801336, /* FB_GET_AMAP_CONF */
     0x20801349, /* FB_GET_CLIENT_ALLOCATION_INFO */
     0x20802002, /* PERF_GET_LEVEL_INFO */
-    0x20802083, /* PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES */
+    0x20802083, /* PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES: of all processes */
+    0x20802096, /* PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2 */
     0x20802204, /* RC_READ_VIRTUAL_MEM */
     0x20802402, /* NVD_GET_DUMP */
     0x402C0102, /* I2C_INDEXED */

@@ -6,15 +6,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clients.h"
 #include "names.h"
 #include "params.h"
 #include "perform_parts.h"
 #include "pieces.h"
+#include "processes.h"
 #include "reach.h"
 #include "sched.h"
 #include "util.h"
-
-#define UNTAGGED 0u /* a client whose number the guard has not seen yet */
 
 /*
  * What the driver did and what the ledger says must not come apart, or a freed number that is taken anew meanwhile
@@ -57,12 +57,12 @@ int parts_rm_control(struct job *job, pid_t pid, struct nvos54 *call)
     return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_CONTROL, struct nvos54), call);
 }
 
-static int rm_alloc(struct job *job, pid_t pid, struct nvos64 *call)
+int parts_rm_alloc(struct job *job, pid_t pid, struct nvos64 *call)
 {
     return backend->perform(job->fd, pid, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), call);
 }
 
-static bool undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle)
+bool parts_undo(struct job *job, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle)
 {
     struct nvos00 call = {.root = root, .parent = parent, .object = handle};
 
@@ -90,7 +90,7 @@ void perform_take_back(struct job *job)
         return;
     parts_lock_roots(job->holdings, in->root, in->root);
     /* what can't be undone stays on the account until its client ends */
-    if (job->fd >= 0 && undo(job, in->pid, in->root, 0, in->handle))
+    if (job->fd >= 0 && parts_undo(job, in->pid, in->root, 0, in->handle))
         parts_forget(in->root, in->handle);
     parts_unlock_roots(job->holdings, in->root, in->root);
 }
@@ -103,7 +103,7 @@ void parts_note_making(struct job *job, uint32_t root, uint32_t handle)
 
 /* --- answers --- */
 
-static int answer_status(const struct call *call, uint32_t offset, uint32_t status)
+int parts_answer_status(const struct call *call, uint32_t offset, uint32_t status)
 {
     return reach_write(call->tid, call->address + offset, &status, sizeof status) ? 0 : EFAULT;
 }
@@ -180,151 +180,6 @@ static bool settle(struct job *job, uint32_t root, uint32_t handle, bool made, u
     return fits;
 }
 
-/* --- clients --- */
-
-/* Is the client on this file? The driver says so: it ties each client to the file that it was made on. */
-static bool is_on_file(struct job *job, pid_t pid, uint32_t root)
-{
-    uint32_t ids[NV0000_PROBED_IDS_WORDS];
-    struct nvos54 question = client_question(root, ids);
-
-    return parts_rm_control(job, pid, &question) == 0 && question.status == NV_OK;
-}
-
-/* The driver says that the client is on this tenant's file; a tenant that has ended claims nothing. */
-static bool claim(struct job *job, const struct call *call, uint32_t root)
-{
-    ledger_lock();
-    bool claimed = !job->holdings->ended && ledger_claim_root(call->slot, call->pid, root);
-    ledger_unlock();
-    return claimed;
-}
-
-void parts_watch_root(uint32_t root)
-{
-    ledger_lock();
-    struct ledger_object *object = ledger_find(root, root);
-    if (object)
-        ledger_watch(object);
-    ledger_unlock();
-}
-
-static void remember_file(struct job *job, uint32_t root)
-{
-    if (backend->client_lives)
-        return;
-    pthread_mutex_lock(&job->holdings->lock);
-    int error = files_add(&job->holdings->clients, job->fd, root);
-    if (error == EEXIST)
-        error = files_retag(&job->holdings->clients, job->fd, root);
-    pthread_mutex_unlock(&job->holdings->lock);
-    if (error)
-        say("client 0x%08x: its file can't be watched: %s", root, strerror(error));
-}
-
-static void forget_file(struct job *job)
-{
-    if (backend->client_lives)
-        return;
-    pthread_mutex_lock(&job->holdings->lock);
-    files_remove(&job->holdings->clients, job->fd);
-    pthread_mutex_unlock(&job->holdings->lock);
-}
-
-static bool is_claimed(const struct call *call, uint32_t root)
-{
-    ledger_lock();
-    const struct ledger_object *object = ledger_find(root, root);
-    bool claimed = object && (int)object->tenant == call->slot && (backend->client_lives || ledger_is_watched(object));
-    ledger_unlock();
-    return claimed;
-}
-
-/*
- * Does one of the tenant's clients, other than `but`, live on this file? Files are known by a client each, so that
- * those of closed files are given back: a second would make the first look dead.
- */
-static bool has_other_client(struct job *job, const struct call *call, uint32_t but)
-{
-    uint32_t roots[FILES_MAX];
-    int count = 0;
-
-    if (backend->client_lives) /* it tells by itself */
-        return false;
-    ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < FILES_MAX;
-         root = ledger_next_listed(root))
-        if (root->root != but && !IS_LEDGER_ROOT(root->root))
-            roots[count++] = root->root;
-    ledger_unlock();
-    for (int i = 0; i < count; i++) {
-        if (!is_on_file(job, call->pid, roots[i]))
-            continue;
-        remember_file(job, roots[i]); /* a killed predecessor's set is lost */
-        parts_watch_root(roots[i]);
-        return true;
-    }
-    return false;
-}
-
-void perform_claim(struct job *job, const struct call *call)
-{
-    uint32_t root = judge_client(call);
-    bool makes_root = (call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class)) ||
-                      call->nr == NV_ESC_RM_ALLOC_OBJECT;
-
-    if (!root || makes_root || IS_LEDGER_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
-        return;
-    ledger_lock();
-    int owner = ledger_root_owner(root);
-    ledger_unlock();
-    if (owner >= 0 && owner != call->slot)
-        return;
-    if (has_other_client(job, call, root)) /* made by winning a race: it can't be used */
-        return;
-    /* first the file, then the account: what is in the ledger and not among the files is taken for dead */
-    remember_file(job, root);
-    if (claim(job, call, root))
-        parts_watch_root(root);
-}
-
-/*
- * A client has to be made by the kernel for the tenant: it is its maker's, for NVML, and the driver maps memory for
- * its maker alone. The shim has it made by a door that gives no memory, whatever a racing thread makes of the call. A
- * program without the shim comes by the common door: one that wins two races at once, for the arguments and for the
- * descriptor, would have memory that nobody counted. audit.c finds that out.
- */
-bool perform_admit_root(struct job *job, const struct call *call)
-{
-    if (call->nr == NV_ESC_RM_ALLOC)
-        __atomic_store_n(&job->holdings->unsure, true, __ATOMIC_RELAXED);
-    if (backend->client_lives)
-        return true;
-    pthread_mutex_lock(&job->holdings->lock);
-    int error = files_add(&job->holdings->clients, job->fd, UNTAGGED);
-    pthread_mutex_unlock(&job->holdings->lock);
-    return error == 0 && !has_other_client(job, call, 0);
-}
-
-static int perform_root(struct job *job, const struct call *call)
-{
-    struct nvos64 mine = call->alloc;
-
-    mine.params = mine.rights = 0;
-    int rc = rm_alloc(job, call->pid, &mine);
-    if (rc < 0)
-        return -rc;
-    if (mine.status == NV_OK && !claim(job, call, mine.object)) {
-        undo(job, call->pid, mine.object, 0, mine.object);
-        mine.status = NV_ERR_INSUFFICIENT_RESOURCES;
-    }
-    if (reach_write(call->tid, call->address + offsetof(struct nvos64, object), &mine.object, sizeof mine.object))
-        return answer_status(call, call->alloc_status_offset, mine.status);
-    undo(job, call->pid, mine.object, 0, mine.object);
-    parts_forget(mine.object, mine.object);
-    return EFAULT;
-}
-
 /* --- allocations --- */
 
 uint32_t parts_free_number(void)
@@ -364,11 +219,11 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
                                  counts ? memory->size : 0);
     if (mine->status != NV_OK)
         return 0;
-    int rc = rm_alloc(job, call->pid, mine);
+    int rc = parts_rm_alloc(job, call->pid, mine);
     bool made = rc == 0 && mine->status == NV_OK;
     uint64_t bytes = made && counts && judge_takes_video_memory(memory->attr, memory->flags) ? memory->size : 0;
     if (!settle(job, mine->root, mine->object, made, bytes, gpu)) {
-        undo(job, call->pid, mine->root, mine->parent, mine->object);
+        parts_undo(job, call->pid, mine->root, mine->parent, mine->object);
         mine->status = NV_ERR_NO_MEMORY;
     } else if (made && NV_CLASS_IS_CHANNEL(mine->class)) {
         note_ring(call, mine, params);
@@ -384,18 +239,18 @@ static int perform_alloc(struct job *job, const struct call *call)
     size_t size = mine.params ? reach_read_some(call->tid, mine.params, before, CLASS_PARAMS_MAX) : 0;
 
     if (mine.params && !size)
-        return answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ADDRESS);
+        return parts_answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ADDRESS);
     memset(before + size, 0, CLASS_PARAMS_MAX - size);
     memcpy(params, before, CLASS_PARAMS_MAX);
     if (!mine.params && mine.class == NV01_MEMORY_LOCAL_USER)
-        return answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ARGUMENT);
+        return parts_answer_status(call, call->alloc_status_offset, NV_ERR_INVALID_ARGUMENT);
     if (!mine.object)
         mine.object = parts_free_number();
     mine.params = mine.params ? (uintptr_t)params : 0;
     mine.rights = 0;
     parts_lock_roots(job->holdings, mine.root, mine.root);
     parts_note_making(job, mine.root, mine.object);
-    int error = tracked ? alloc_tracked(job, call, &mine, params) : -rm_alloc(job, call->pid, &mine);
+    int error = tracked ? alloc_tracked(job, call, &mine, params) : -parts_rm_alloc(job, call->pid, &mine);
     bool made = !error && mine.status == NV_OK;
     bool told = !error &&
                 (mine.object == call->alloc.object || !made ||
@@ -404,7 +259,7 @@ static int perform_alloc(struct job *job, const struct call *call)
                 reach_write_changes(call->tid, call->alloc.params, before, params, size) &&
                 reach_write(call->tid, call->address + call->alloc_status_offset, &mine.status, sizeof mine.status);
     if (made && !told) { /* the tenant will never learn the number */
-        undo(job, call->pid, mine.root, mine.parent, mine.object);
+        parts_undo(job, call->pid, mine.root, mine.parent, mine.object);
         parts_forget(mine.root, mine.object);
     }
     parts_unlock_roots(job->holdings, mine.root, mine.root);
@@ -449,13 +304,13 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
         bool made = !error && heap.status == NV_OK;
         uint64_t bytes = counts && judge_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
         if (!settle(job, heap.root, handle, made, bytes, -1)) {
-            undo(job, call->pid, heap.root, heap.parent, handle);
+            parts_undo(job, call->pid, heap.root, heap.parent, handle);
             heap.status = NV_ERR_NO_MEMORY;
         }
     }
     int answered = answer_heap(call, &heap, error);
     if (answered && !error && heap.status == NV_OK) {
-        undo(job, call->pid, heap.root, heap.parent, handle);
+        parts_undo(job, call->pid, heap.root, heap.parent, handle);
         parts_forget(heap.root, handle);
     }
     parts_unlock_roots(job->holdings, heap.root, heap.root);
@@ -477,19 +332,16 @@ static int perform_heap(struct job *job, const struct call *call)
 static int perform_free(struct job *job, const struct call *call)
 {
     struct nvos00 mine = call->args.free;
-    bool root = mine.object == mine.root;
 
     parts_lock_roots(job->holdings, mine.root, mine.root);
     int rc = rm_free(job, call->pid, &mine);
-    if (rc == 0 && job->redoing && !root && mine.status == NV_ERR_OBJECT_NOT_FOUND) /* it had come that far */
+    bool client = mine.object == mine.root;
+    if (rc == 0 && job->redoing && !client && mine.status == NV_ERR_OBJECT_NOT_FOUND) /* it had come that far */
         mine.status = NV_OK;
-    if (rc == 0 && mine.status == NV_OK) {
+    if (rc == 0 && mine.status == NV_OK)
         parts_forget(mine.root, mine.object);
-        if (root)
-            forget_file(job);
-    }
     parts_unlock_roots(job->holdings, mine.root, mine.root);
-    return rc < 0 ? -rc : answer_status(call, offsetof(struct nvos00, status), mine.status);
+    return rc < 0 ? -rc : parts_answer_status(call, offsetof(struct nvos00, status), mine.status);
 }
 
 /* --- controls --- */
@@ -516,29 +368,34 @@ static int perform_control(struct job *job, const struct call *call)
     int count = 0, error;
 
     if (!reach_read(call->tid, mine.params, before, size))
-        return answer_status(call, offset, NV_ERR_INVALID_ADDRESS);
+        return parts_answer_status(call, offset, NV_ERR_INVALID_ADDRESS);
     memcpy(params, before, size);
     if (pointers && size)
         count = pieces_copy(call->tid, pointers, params, size, job->scratch + 2 * (size_t)PARAMS_MAX, pieces);
     if (count < 0 || (descriptor && size != descriptor->size))
-        return answer_status(call, offset, NV_ERR_INVALID_ARGUMENT);
+        return parts_answer_status(call, offset, NV_ERR_INVALID_ARGUMENT);
     mine.params = size ? (uintptr_t)params : 0;
-    error = descriptor ? names_control(job, call, descriptor, &mine, params) : -parts_rm_control(job, call->pid, &mine);
+    if (descriptor)
+        error = names_control(job, call, descriptor, &mine, params);
+    else if (processes_asked(mine.command))
+        error = processes_control(job, call, &mine, params);
+    else
+        error = -parts_rm_control(job, call->pid, &mine);
     if (error)
         return error;
     bool written = pieces_write(call->tid, params, pieces, count) &&
                    reach_write_changes(call->tid, call->args.control.params, before, params, size);
     if (mine.status == NV_OK)
         note_scheduled(&mine);
-    return written ? answer_status(call, offset, mine.status) : EFAULT;
+    return written ? parts_answer_status(call, offset, mine.status) : EFAULT;
 }
 
 int perform(struct job *job, struct call *call, const struct verdict *verdict)
 {
     switch (verdict->kind) {
-    case VERDICT_STATUS: return answer_status(call, verdict->status_offset, verdict->status);
+    case VERDICT_STATUS: return parts_answer_status(call, verdict->status_offset, verdict->status);
     case VERDICT_ERRNO: return verdict->error;
-    case VERDICT_ROOT: return perform_root(job, call);
+    case VERDICT_ROOT: return clients_perform_root(job, call);
     case VERDICT_ALLOC: return perform_alloc(job, call);
     case VERDICT_FREE: return perform_free(job, call);
     case VERDICT_CONTROL: return perform_control(job, call);

@@ -24,13 +24,9 @@ struct job {
 };
 #define JOB_SCRATCH ((size_t)2 * (1 + PARAM_POINTERS_MAX) * PARAMS_MAX)
 
-/* The client proves itself on the tenant's file, if it is not known yet. */
-void perform_claim(struct job *job, const struct call *call);
 /* Does what the verdict says; not for CONTINUE. 0 or the errno that the tenant gets. */
 int perform(struct job *job, struct call *call, const struct verdict *verdict);
 /* Undo on the tenant's file what a killed predecessor was making there. */
 void perform_take_back(struct job *job);
-/* May a client be made on this file now? At most one lives on each: see perform.c. */
-bool perform_admit_root(struct job *job, const struct call *call);
 
 #endif

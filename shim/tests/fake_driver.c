@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "clients.h"
 #include "reach.h"
 
 struct fake_driver fake;
@@ -75,12 +76,32 @@ static void answer_idle(struct nvos54 *call)
     call->status = channel->done == channel->put ? NV_OK : NV_ERR_TIMEOUT;
 }
 
-static void fake_control(struct nvos54 *call)
+static void answer_whether_at_home(int fd, struct nvos54 *call)
 {
+    call->status = NV_ERR_INVALID_CLIENT;
+    for (int i = 0; i < FAKE_HOMES; i++)
+        if (fake.homes[i].root == call->client && fake.homes[i].fd == fd)
+            call->status = NV_OK;
+}
+
+static void fake_control(int fd, struct nvos54 *call)
+{
+    if (call->command == NV0000_CTRL_CMD_GPU_GET_PROBED_IDS && fake.homes[0].root) {
+        answer_whether_at_home(fd, call);
+        return;
+    }
     if (call->command == NV0000_CTRL_CMD_IDLE_CHANNELS) {
         answer_idle(call);
         return;
     }
+    if (call->command == NV2080_CTRL_CMD_GPU_GET_PIDS) {
+        struct nv2080_get_pids *answer = (void *)(uintptr_t)call->params;
+        *answer = (struct nv2080_get_pids){.count = 2, .pids = {(uint32_t)getppid(), (uint32_t)getpid()}};
+        call->status = NV_OK;
+        return;
+    }
+    if (call->command == NV2080_CTRL_CMD_GPU_GET_PID_INFO)
+        fake.last_pid = ((struct nv2080_get_pid_info *)(uintptr_t)call->params)->list[0].pid;
     const struct param_pointers *pointers = params_pointers(call->command);
     unsigned char *params = (void *)(uintptr_t)call->params;
 
@@ -106,11 +127,10 @@ static void fake_control(struct nvos54 *call)
 
 static int fake_perform(int fd, pid_t pid, unsigned long request, void *arg)
 {
-    (void)fd;
     (void)pid;
     switch (request & 0xFF) {
     case NV_ESC_RM_ALLOC: fake_alloc(arg); return 0;
-    case NV_ESC_RM_CONTROL: fake_control(arg); return 0;
+    case NV_ESC_RM_CONTROL: fake_control(fd, arg); return 0;
     case NV_ESC_RM_FREE:
         fake.frees++;
         ((struct nvos00 *)arg)->status = fake.status;
@@ -179,7 +199,7 @@ void fake_close(void)
 
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args)
 {
-    struct job job = {.holdings = &holdings, .inflight = &inflight, .scratch = scratch, .fd = 0};
+    struct job job = {.holdings = &holdings, .inflight = &inflight, .scratch = scratch, .fd = fake.fd};
     pid_t tenant = fake.tenant ? fake.tenant : getpid();
     struct call call = {.slot = slot,
                         .pid = tenant,
@@ -191,9 +211,11 @@ int fake_call(int slot, uint32_t nr, uint32_t size, void *args)
 
     if (!reach_read(call.tid, call.address, call.args.bytes, judge_wants(nr, size)))
         return EFAULT;
-    perform_claim(&job, &call);
+    clients_claim(&job, &call);
     ledger_lock();
     struct verdict verdict = judge(&call);
     ledger_unlock();
     return verdict.kind == VERDICT_CONTINUE ? -1 : perform(&job, &call, &verdict);
 }
+
+bool fake_sweep(int slot) { return holdings_sweep(&holdings, slot); }

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "fake_driver.h"
+#include "reach.h"
 #include "scene.h"
 
 enum { ALICE = 5, ROOT = 0xC1D00100, OTHER_ROOT = 0xC1D00101, DEVICE = 0x100 };
@@ -136,6 +137,29 @@ static void the_driver_never_sees_a_tenants_pointer(void)
     CHECK(call.status == NV_ERR_INSUFFICIENT_PERMISSIONS && fake.controls == controls);
 }
 
+static void the_driver_tells_a_tenant_of_its_own_processes_alone(void)
+{
+    struct nv2080_get_pids who = {.count = 0};
+    struct nv2080_get_pid_info each = {.count = 1, .list[0].pid = (uint32_t)getppid()};
+    struct nvos54 call = {.client = ROOT,
+                          .object = ROOT,
+                          .command = NV2080_CTRL_CMD_GPU_GET_PIDS,
+                          .params = (uintptr_t)&who,
+                          .params_size = sizeof who};
+
+    CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && call.status == NV_OK);
+    CHECK(who.count == 1 && who.pids[0] == (uint32_t)reach_pid_inside(getpid()) && who.pids[1] == 0);
+    call.command = NV2080_CTRL_CMD_GPU_GET_PID_INFO;
+    call.params = (uintptr_t)&each;
+    call.params_size = sizeof each;
+    CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && fake.last_pid == UINT32_MAX);
+    CHECK(each.list[0].pid == (uint32_t)getppid()); /* another's: as it was */
+    each.list[0].pid = (uint32_t)reach_pid_inside(getpid());
+    CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && fake.last_pid == (uint32_t)getpid());
+    each.count = 0xFFFFFFFF;
+    CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && call.status == NV_ERR_INVALID_ARGUMENT);
+}
+
 static void a_second_name_is_no_second_charge(void)
 {
     uint64_t used = tenants[ALICE].used;
@@ -182,6 +206,7 @@ void test_perform(void)
     parameters_at_the_edge_of_what_is_mapped_are_read_as_far_as_they_go();
     an_answer_that_cant_be_told_is_undone();
     the_driver_never_sees_a_tenants_pointer();
+    the_driver_tells_a_tenant_of_its_own_processes_alone();
     a_second_name_is_no_second_charge();
     the_older_door_counts_too();
     fake_close();

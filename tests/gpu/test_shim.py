@@ -108,10 +108,10 @@ def test_nvidia_smi_shows_the_slice(gpu_node: Node, tenant: dict[str, Any]) -> N
 
 def test_managed_memory_counts(gpu_node: Node, tenant: dict[str, Any]) -> None:
     before = nvml_used()
-    process, results = hold(gpu_node, tenant, GIB, 2 * GIB)
+    process, results = hold(gpu_node, tenant, GIB, GIB)
     assert results == [0, 0]
-    context = gpu_node.used("mine") - 3 * GIB
-    assert gpu_node.show("mine")["usage"]["memory_managed"] == 2 * GIB
+    context = gpu_node.used("mine") - 2 * GIB
+    assert gpu_node.show("mine")["usage"]["memory_managed"] == GIB
     print(
         "context", context / MIB, "NVML", (nvml_used() - before) / MIB, "of it", nvml_process_bytes().get(process.pid)
     )

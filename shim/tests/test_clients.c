@@ -1,0 +1,86 @@
+/* Several clients on one open file of the driver, as OpenGL has them, and files that are closed without a word. */
+#define _GNU_SOURCE
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "fake_driver.h"
+#include "scene.h"
+
+enum { BOB = 6, FIRST = 0xC1D00200, DEVICE = 0x100 };
+
+static struct backend without_word; /* a driver that does not say when a client ends */
+
+static uint32_t ask(uint32_t root)
+{
+    struct nvos54 call = {.client = root, .object = root, .command = 0x0214};
+
+    CHECK(fake_call(BOB, NV_ESC_RM_CONTROL, sizeof call, &call) == 0);
+    return call.status;
+}
+
+static void settle_in(int place, uint32_t root, int fd)
+{
+    fake.homes[place].root = root;
+    fake.homes[place].fd = fake.fd = fd;
+    ask(root);
+}
+
+static void clients_of_one_file_live_and_end_with_it(void)
+{
+    int one = eventfd(0, 0), other = eventfd(0, 0);
+
+    settle_in(0, FIRST, one);
+    settle_in(1, FIRST + 1, one);
+    settle_in(2, FIRST + 2, other);
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK(ledger_root_owner(FIRST + i) == BOB);
+    fake_sweep(BOB);
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK(ledger_root_owner(FIRST + i) == BOB);
+    close(one);
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(FIRST) == -1 && ledger_root_owner(FIRST + 1) == -1);
+    CHECK(ledger_root_owner(FIRST + 2) == BOB);
+    close(other);
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(FIRST + 2) == -1);
+}
+
+static void a_file_outlives_its_first_client(void)
+{
+    int fd = eventfd(0, 0);
+    struct nvos00 gone = {.root = FIRST + 3, .object = FIRST + 3};
+
+    settle_in(3, FIRST + 3, fd);
+    settle_in(4, FIRST + 4, fd);
+    CHECK(fake_call(BOB, NV_ESC_RM_FREE, sizeof gone, &gone) == 0 && ledger_root_owner(FIRST + 3) == -1);
+    fake.homes[3].fd = -1;
+    settle_in(5, FIRST + 5, fd); /* known by its neighbour */
+    gone = (struct nvos00){.root = FIRST + 4, .object = FIRST + 4};
+    CHECK(fake_call(BOB, NV_ESC_RM_FREE, sizeof gone, &gone) == 0);
+    gone = (struct nvos00){.root = FIRST + 5, .object = FIRST + 5};
+    CHECK(fake_call(BOB, NV_ESC_RM_FREE, sizeof gone, &gone) == 0);
+    fake.homes[4].fd = fake.homes[5].fd = -1;
+    settle_in(6, FIRST + 6, fd); /* known by nobody, on a file that is */
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(FIRST + 6) == BOB);
+    close(fd);
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(FIRST + 6) == -1);
+}
+
+void test_clients(void)
+{
+    open_test_ledger();
+    make_test_tenant(BOB, 1 << 20);
+    fake_open();
+    without_word = fake_backend;
+    without_word.client_lives = NULL;
+    backend = &without_word;
+    clients_of_one_file_live_and_end_with_it();
+    a_file_outlives_its_first_client();
+    fake_close();
+    close_test_ledger();
+}
