@@ -126,6 +126,16 @@ class NodeApp(JupyterApp):
             c.NodeApp.gpu_mem_oversubscribe = 2.0
         """,
     ).tag(config=True)
+    force_shim_tier = Bool(
+        False,
+        help="""
+        Hold every slice by the shim alone, also where the guard could.
+
+        For comparing the two: a program that goes round the shim is noticed in this tier, not held::
+
+            c.NodeApp.force_shim_tier = True
+        """,
+    ).tag(config=True)
     allow_shim_tier = Bool(
         help="""
         Let a server start in the weaker tier where the guard can't hold it.
@@ -207,7 +217,13 @@ class NodeApp(JupyterApp):
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
 
-        limits = Limits(self.memory_overcommit, self.core_overcommit, self.gpu_mem_oversubscribe, self.allow_shim_tier)
+        limits = Limits(
+            self.memory_overcommit,
+            self.core_overcommit,
+            self.gpu_mem_oversubscribe,
+            self.allow_shim_tier or self.force_shim_tier,
+            self.force_shim_tier,
+        )
         manager = Manager(
             run_dir,
             Store(Path(self.data_dir_path) / "vgpud.sqlite"),

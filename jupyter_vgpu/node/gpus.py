@@ -85,6 +85,15 @@ def _describe(index: int) -> Gpu:
     )
 
 
+def process_bytes(index: int) -> dict[int, int]:
+    """Memory of the GPU by process, as the driver counts it. Empty where it does not tell."""
+    try:
+        rows = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return {}
+    return {int(row.pid): int(row.usedGpuMemory or 0) for row in rows}
+
+
 def utilisation(index: int, since_us: int) -> dict[int, int]:
     """Percent of the GPU's compute by process since a time. Empty where the driver does not tell."""
     try:

@@ -1,4 +1,4 @@
-"""A tenant's join socket: launchers hand over their listener here, and the shim tier keeps its ledger here.
+"""A tenant's join socket: launchers hand over their listener here, and the shim tier gets its account here.
 
 Whoever can connect is the tenant: its directory is mounted into no other. Nothing that it says is believed
 beyond that, and what it says wrong is answered in words and hurts nobody else.
@@ -14,38 +14,33 @@ import os
 import select
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from ..native import layout
+from .account import AccountFull
 from .guard import GuardAway, GuardError
-from .page import ProcessRow, SlicePage, pid_inside
+from .page import SlicePage
+from .shim_tier import RETURN_SECONDS, ShimTier
 
 log = logging.getLogger("vgpud.join")
 
 _MESSAGE = 256
 _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
-_RETURN_SECONDS = 5
 _MAX_CONNECTIONS = 512
 MAX_LISTENERS = 64
 
 
 @dataclass(eq=False)
 class _Peer:
-    """Who is at the other end of a connection. held: bytes, in tier `shim`."""
+    """Who is at the other end of a connection. attached: it has a row in the account of tier `shim`."""
 
     connection: socket.socket
     pid: int
     pidfd: int
     stranger: bool
-    held: int = 0
-
-    @cached_property
-    def pid_inside(self) -> int:
-        return pid_inside(self.pid)
+    attached: bool = False
 
     def hang_up(self) -> None:
         loop = asyncio.get_running_loop()
@@ -57,10 +52,10 @@ class _Peer:
 class JoinServer:
     """The join socket of one tenant.
 
-    quota() is its memory. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no.
-    probe(pid) says why the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is
-    told of a driver function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an
-    allocation that failed for want of memory.
+    quota() is its memory, and how much that may be with managed memory. set_managed(pid, bytes) puts a process' managed
+    memory on the guard's account: False is no. probe(pid) says why the guard can't hold that process, or None. join(fd)
+    takes a listener. note_unknown(symbol) is told of a driver function that the shim has never heard of and let
+    through, note_refused(pid, symbol, bytes) of an allocation that failed for want of memory.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
 
@@ -68,7 +63,7 @@ class JoinServer:
         self,
         directory: Path,
         page: SlicePage,
-        quota: Callable[[], int],
+        quota: Callable[[], tuple[int, int]],
         set_managed: Callable[[int, int], bool],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
@@ -78,6 +73,7 @@ class JoinServer:
         owner: int | None = None,
     ) -> None:
         self._owner = owner
+        self._directory = directory
         self._page = page
         self._quota = quota
         self._set_managed = set_managed
@@ -93,7 +89,7 @@ class JoinServer:
         self._path.chmod(0o666)
         self._server.listen(128)
         self._guarded = False
-        self._publishes = False
+        self._shim: ShimTier | None = ShimTier(directory, page) if ShimTier.has_one(directory) else None
         self._peers: set[_Peer] = set()
         self._managed_by: dict[int, _Peer] = {}  # who speaks for a process' managed memory
         asyncio.get_running_loop().add_reader(self._server, self._accept)
@@ -104,6 +100,8 @@ class JoinServer:
             os.close(peer.pidfd)
         self._peers.clear()
         self._managed_by.clear()
+        if self._shim:
+            self._shim.close()
         asyncio.get_running_loop().remove_reader(self._server)
         self._server.close()
         self._path.unlink(missing_ok=True)
@@ -136,11 +134,13 @@ class JoinServer:
         self._peers.discard(peer)
         peer.hang_up()
         # it ended, which the guard sees; or became another (exec), or closed what it did not open and will say it again
-        asyncio.get_running_loop().call_later(_RETURN_SECONDS, self._drop_managed, peer)
-        if peer.held:
-            self._publish()
+        if peer.attached and self._shim and _has_ended(peer.pidfd):
+            self._shim.detach(peer.pid)
+        asyncio.get_running_loop().call_later(RETURN_SECONDS, self._drop_later, peer)
 
-    def _drop_managed(self, peer: _Peer) -> None:
+    def _drop_later(self, peer: _Peer) -> None:
+        if peer.attached and self._shim and not any(other.pid == peer.pid for other in self._peers if other.attached):
+            self._shim.detach(peer.pid)
         if self._managed_by.get(peer.pid) is peer:
             del self._managed_by[peer.pid]
             if not _has_ended(peer.pidfd):  # else its number may be another's
@@ -159,40 +159,46 @@ class JoinServer:
             if not data:
                 self._drop(peer)
                 return
-            answer = self._answer(peer, data, fds)
+            answer, given = self._answer(peer, data, fds)
         except Exception:  # one tenant's word must neither stop the others nor leave it waiting
             log.exception("a word on a join socket: %r", data[:80])
-            answer = "refused this went wrong in the daemon: see its log"
+            answer, given = "refused this went wrong in the daemon: see its log", []
         finally:
             for fd in fds:
                 os.close(fd)
         try:
-            peer.connection.send(answer.encode())
+            socket.send_fds(peer.connection, [answer.encode()], given)
         except OSError:
             self._drop(peer)
 
-    def _answer(self, peer: _Peer, data: bytes, fds: list[int]) -> str:
+    def _answer(self, peer: _Peer, data: bytes, fds: list[int]) -> tuple[str, list[int]]:
+        """A line, and descriptors to give with it."""
+        if data == b"account" and self.shim and not peer.stranger:
+            return self._attach(peer, self.shim)
+        return self._answer_in_words(peer, data, fds), []
+
+    def _answer_in_words(self, peer: _Peer, data: bytes, fds: list[int]) -> str:
         if peer.stranger:
             return "refused this slice is another user's"
         words = data.decode("ascii", "replace").split()
         match words:
             case ["probe"]:
                 reason = self._probe(peer.pid)
-                return "guard" if reason is None else self._shim(reason)
+                return "guard" if reason is None else self._enter_shim(peer, reason)
             case ["join"] if len(fds) == 1 and _is_listener(fds[0]):
                 refusal = self._join(os.dup(fds[0]))
-                self._guarded = self._guarded or refusal is None
+                if refusal is None:
+                    self._be_guarded()
                 return "guard" if refusal is None else f"refused {refusal}"
             case ["join"]:
                 return "refused join comes with one seccomp listener"
-            case ["shim" | "reserve" | "release", *_] if self._guarded or (not self._allow_shim and words[0] != "shim"):
+            case ["shim" | "full", *_] if self._guarded:
                 return "refused this slice is held by the guard"
             case ["shim", *reason]:
-                return self._shim(" ".join(reason))
-            case ["reserve", amount] if amount.isdigit() and len(amount) < 20:
-                return self._reserve(peer, int(amount))
-            case ["release", amount] if amount.isdigit() and len(amount) < 20:
-                return self._release(peer, int(amount))
+                return self._enter_shim(peer, " ".join(reason))
+            case ["full", amount] if amount.isdigit() and len(amount) < 21 and self._shim:
+                self._shim.publish(*self._quota(), (peer.pid, int(amount)))
+                return "ok"
             case ["refused", symbol, amount] if symbol.isidentifier() and amount.isdigit() and len(amount) < 21:
                 self._note_refused(peer.pid, symbol, int(amount))
                 return "ok"
@@ -204,38 +210,42 @@ class JoinServer:
             case _:
                 return "refused unknown message: this socket speaks with vgpu-run and libvgpu.so"
 
-    def _shim(self, reason: str) -> str:
+    def _enter_shim(self, peer: _Peer, reason: str) -> str:
         if not self._allow_shim:
             return (
                 f"refused the guard can't hold this process ({reason}), and this node allows no weaker tier. "
                 "Run the node daemon as root, or allow it with --allow-shim-tier"
             )
-        log.warning("tier shim: the guard can't hold process (%s)", reason)
-        self._publish()
+        log.warning("tier shim: the guard can't hold process %d (%s)", peer.pid, reason)
+        if not self._shim:
+            self._shim = ShimTier(self._directory, self._page)
+        self._shim.enter(peer.pid)
+        self.refresh()
         return "shim"
 
+    def _be_guarded(self) -> None:
+        self._guarded = True
+        if self._shim:  # it was in the weaker tier once
+            self._shim.remove()
+            self._shim = None
+
+    def _attach(self, peer: _Peer, shim: ShimTier) -> tuple[str, list[int]]:
+        try:
+            place, account = shim.attach(peer.pid)
+        except AccountFull as error:
+            return f"refused {error}", []
+        peer.attached = True
+        return f"ok {place}", [account]
+
+    @property
+    def shim(self) -> ShimTier | None:
+        """Where the tenant is in tier `shim`."""
+        return None if self._guarded else self._shim
+
     def refresh(self) -> None:
-        """The guard wrote its own numbers on the page: in tier `shim` it has none."""
-        if self._publishes:
-            self._publish()
-
-    def _publish(self, refusal: tuple[int, int, int, int] | None = None) -> None:
-        self._publishes = True
-        rows: dict[int, ProcessRow] = {}
-        for peer in self._peers:
-            before = rows[peer.pid].memory if peer.pid in rows else 0
-            if peer.held:
-                rows[peer.pid] = ProcessRow(peer.pid, peer.pid_inside, before + peer.held, 0)
-        self._page.write_shim(list(rows.values()), self._quota(), refusal)
-
-    def _reserve(self, peer: _Peer, amount: int) -> str:
-        free = self._quota() - sum(other.held for other in self._peers)
-        if amount > free:
-            self._publish((peer.pid, amount, max(0, free), time.time_ns()))
-            return "full"
-        peer.held += amount
-        self._publish()
-        return "ok"
+        """In tier `shim` the page is the daemon's to write, also after the guard wrote its own numbers there."""
+        if self.shim:
+            self.shim.publish(*self._quota())
 
     def _managed(self, peer: _Peer, amount: int) -> str:
         try:
@@ -246,11 +256,6 @@ class JoinServer:
             return f"refused {error}"
         self._managed_by[peer.pid] = peer
         return "ok" if fits else "full"
-
-    def _release(self, peer: _Peer, amount: int) -> str:
-        peer.held = max(0, peer.held - amount)
-        self._publish()
-        return "ok"
 
 
 def _has_ended(pidfd: int) -> bool:

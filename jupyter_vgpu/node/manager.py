@@ -25,6 +25,7 @@ from .join import MAX_LISTENERS, JoinServer
 from .page import PageState, ProcessRow, SlicePage, pid_inside
 from .placement import NoRoom, Room, place
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
+from .shim_tier import ShimTier
 from .store import Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
@@ -52,6 +53,7 @@ class Limits:
     core_overcommit: float = 1.0
     mem_oversubscribe: float = 1.0
     allow_shim_tier: bool = False
+    force_shim_tier: bool = False
 
 
 class _Live:
@@ -104,6 +106,7 @@ class Manager:
         self.tenants: dict[str, Tenant] = {}
         self._live: dict[str, _Live] = {}
         self._usage: dict[int, dict[int, int]] = {}
+        self._held: dict[int, dict[int, int]] = {}
         self.unknown_symbols: dict[str, int] = {}
 
     # --- life of the daemon ---
@@ -244,9 +247,9 @@ class Manager:
         live.join = JoinServer(
             directory,
             page,
-            quota=lambda: self.tenants[tenant.id].quota.memory,
+            quota=lambda: self._memory_limits(self.tenants[tenant.id].quota.memory),
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
-            probe=self.guard.probe,
+            probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=lambda symbol: self._note_unknown(live, symbol),
             note_refused=lambda pid, symbol, size: self._note_refused(tenant.id, pid, call_name(symbol), size),
@@ -256,6 +259,9 @@ class Manager:
         live.stop_api = self._serve_tenant(tenant.id, directory / TENANT_SOCKET)
         if tenant.until_pid:
             self._watch(tenant, live)
+
+    def _probe(self, pid: int) -> str | None:
+        return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
 
     def _watch(self, tenant: Tenant, live: _Live) -> None:
         loop = asyncio.get_running_loop()
@@ -348,6 +354,8 @@ class Manager:
     def sample(self, since_us: int) -> None:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
         self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self.gpus}
+        if any(live.join and live.join.shim for live in list(self._live.values())):
+            self._held = {gpu.index: gpu_module.process_bytes(gpu.index) for gpu in self.gpus}
 
     def publish_sample(self) -> None:
         """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
@@ -358,12 +366,26 @@ class Manager:
             try:
                 live.page.write_busy(self._usage.get(index, {}), now)
                 self._note_silent_refusals(tenant_id, live)
+                if live.join and live.join.shim:
+                    self._witness(live.join.shim, tenant_id, self._held.get(index, {}))
+                    live.join.refresh()
             except Exception:  # the others' numbers go on
                 log.exception("sampling tenant %s", self.tenants[tenant_id].name)
+
+    def _witness(self, shim: ShimTier, tenant_id: str, held: dict[int, int]) -> None:
+        others = {
+            row.pid for other, live in self._live.items() if other != tenant_id for row in live.page.read().processes
+        }
+        shim.witness(
+            {pid: size for pid, size in held.items() if pid not in others}, self.tenants[tenant_id].quota.memory
+        )
 
     def describe(self, tenant: Tenant) -> Json:
         """Quota and usage of one tenant; bytes and percent."""
         live = self._live[tenant.id]
+        shim = live.join.shim if live.join else None
+        if live.join:
+            live.join.refresh()
         state = live.page.read()
         gpu = next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
         busy = self._usage.get(gpu.index, {}) if gpu else {}
@@ -373,6 +395,7 @@ class Manager:
             "name": tenant.name,
             "created": tenant.created,
             "tier": state.tier,
+            "outside": shim.outside if shim else [],
             "gpu": {
                 "uuid": tenant.gpu,
                 "index": gpu.index if gpu else None,
@@ -413,8 +436,11 @@ class Manager:
     def _over_by(self, quota: int, state: PageState) -> int:
         """Bytes that a shrunk quota lacks; managed memory may overflow into host memory as far as the admin allows."""
         device = state.memory_used - state.memory_managed
-        limit = quota * round(100 * self.limits.mem_oversubscribe) // 100  # as the guard rounds
-        return max(0, device - quota, state.memory_used - limit)
+        return max(0, device - quota, state.memory_used - self._memory_limits(quota)[1])
+
+    def _memory_limits(self, quota: int) -> tuple[int, int]:
+        """Of device memory, and of device and managed memory together; bytes."""
+        return quota, quota * round(100 * self.limits.mem_oversubscribe) // 100  # as the guard rounds
 
     def _describe_launch(self, tenant: Tenant) -> Json:
         """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""

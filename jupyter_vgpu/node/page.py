@@ -152,14 +152,15 @@ class SlicePage:
         self._set("sampled_at_ns", at_ns)
 
     def write_shim(
-        self, rows: Sequence[ProcessRow], quota: int, refusal: tuple[int, int, int, int] | None = None
+        self, rows: Sequence[ProcessRow], managed: int, free: int, refusal: tuple[int, int, int, int] | None = None
     ) -> None:
         """Tier `shim`: publish bytes by process. refusal: pid, bytes asked, bytes free, nanoseconds since 1970."""
         used = sum(row.memory for row in rows)
         self._set("sequence", self._get("sequence") | 1)
         self._set("tier", self._layout["tiers"]["shim"])
         self._set("memory_used", used)
-        self._set("memory_free", max(0, quota - used))
+        self._set("memory_managed", managed)
+        self._set("memory_free", free)
         self._set("memory_peak", max(used, self._get("memory_peak")))
         rows = rows[: self._layout["processes_max"]]
         for i in range(max(len(rows), self._get("process_rows"))):
@@ -167,6 +168,7 @@ class SlicePage:
             self._set("pid", row.pid, self._row(i), "process")
             self._set("pid_inside", row.pid_inside, self._row(i), "process")
             self._set("memory", row.memory, self._row(i), "process")
+            self._set("active_ns", row.active_ns, self._row(i), "process")
         self._set("process_rows", len(rows))
         if refusal:
             pid, asked, free, at = refusal

@@ -118,6 +118,13 @@ _Static_assert(sizeof(struct nv_memory_allocation_params) == 128, "NV_MEMORY_ALL
 #define NVOS32_ATTR_LOCATION_PCI 1            /* host memory */
 #define NVOS32_ALLOC_FLAGS_VIRTUAL 0x00080000 /* an address range without memory behind it */
 
+/* Is an allocation so described, as asked or as made, one of the GPU's own memory? */
+static inline int nv_takes_video_memory(uint32_t attr, uint32_t flags)
+{
+    /* "anywhere" may be video memory too */
+    return NVOS32_ATTR_LOCATION(attr) != NVOS32_ATTR_LOCATION_PCI && !(flags & NVOS32_ALLOC_FLAGS_VIRTUAL);
+}
+
 struct nv0080_alloc_params {
     uint32_t device_id, client_share, target_client, target_device;
     int32_t flags;

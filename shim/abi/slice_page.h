@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define VGPU_PAGE_MAGIC 0x55504756u /* "VGPU" */
-#define VGPU_PAGE_VERSION 2u
+#define VGPU_PAGE_VERSION 3u
 #define VGPU_PAGE_PROCESSES 512u
 #define VGPU_UUID_LENGTH 48
 
@@ -36,6 +36,7 @@ enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
     FIELD(uint32_t, policy)                                                                       \
     FIELD(uint32_t, core_millipercent) /* 25000 is a quarter of the GPU */                        \
     FIELD(uint64_t, memory_quota)                                                                 \
+    FIELD(uint64_t, memory_limit) /* device and managed memory together; the quota or more */     \
     FIELD(uint64_t, memory_used)                                                                  \
     FIELD(uint64_t, memory_managed) /* what of it is managed: it may be in host memory */         \
     FIELD(uint64_t, memory_free)    /* so much device memory may still be had */                  \

@@ -34,6 +34,20 @@ static uint32_t rm_ioctl(struct gpu *gpu, unsigned long request, void *arg, cons
     return *status;
 }
 
+/* For libvgpu.so, which counts what it lets through: see hook/driver_calls.c. Returns 0 or -1 with errno. */
+API int vgpu_emulated_ioctl(int fd, unsigned long request, void *arg)
+{
+    for (int i = 0; i < gpu_count; i++) {
+        if (gpus[i].driver.fd != fd)
+            continue;
+        int rc = emu_ioctl(&gpus[i].driver, fd, getpid(), request, arg);
+        errno = -rc;
+        return rc < 0 ? -1 : 0;
+    }
+    errno = ENOTTY;
+    return -1;
+}
+
 uint32_t rm_alloc(struct gpu *gpu, uint32_t parent, uint32_t *handle, uint32_t class, void *params, uint32_t size)
 {
     struct nvos64 call = {

@@ -23,12 +23,6 @@ bool judge_is_tracked(uint32_t class)
            class == NV20_SUBDEVICE_0 || class == NV01_MEMORY_LOCAL_USER;
 }
 
-bool judge_takes_video_memory(uint32_t attr, uint32_t flags)
-{
-    /* "anywhere" may be video memory too */
-    return NVOS32_ATTR_LOCATION(attr) != NVOS32_ATTR_LOCATION_PCI && !(flags & NVOS32_ALLOC_FLAGS_VIRTUAL);
-}
-
 /* Under which parents memory and channels may lie: known ones, on the tenant's own GPU. */
 static bool on_own_gpu(const struct call *call, uint32_t root, uint32_t parent)
 {

@@ -69,6 +69,5 @@ struct verdict judge(struct call *call);
 /* Objects that the ledger keeps: what carries bytes, what the scheduler switches, and their parents. */
 bool judge_is_tracked(uint32_t class);
 /* Does an allocation with these attributes take video memory? */
-bool judge_takes_video_memory(uint32_t attr, uint32_t flags);
 
 #endif

@@ -203,6 +203,7 @@ static void publish_memory(const struct tenant *tenant)
 
     page->memory_used = tenant->used;
     page->memory_managed = tenant->managed;
+    page->memory_limit = limit_of(tenant);
     page->memory_free = room_for(tenant, false);
     if (page->memory_used > page->memory_peak)
         page->memory_peak = page->memory_used;

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include "account.h"
 #include "backend.h"
 #include "control.h"
 #include "ledger.h"
@@ -63,6 +64,19 @@ static void print_layout(void)
     comma = "";
 #define STRUCT vgpu_process_row
     VGPU_PROCESS_FIELDS(FIELD)
+#undef STRUCT
+    printf("},\n \"account_file\": \"%s\", \"account_magic\": %u, \"account_version\": %u, \"account_size\": %zu, "
+           "\"account_rows_offset\": %zu, \"account_row_size\": %zu, \"account_rows\": %u,\n \"account\": {",
+           VGPU_ACCOUNT_FILE, VGPU_ACCOUNT_MAGIC, VGPU_ACCOUNT_VERSION, sizeof(struct vgpu_account),
+           offsetof(struct vgpu_account, rows), sizeof(struct vgpu_account_row), VGPU_ACCOUNT_ROWS);
+    comma = "";
+#define STRUCT vgpu_account
+    VGPU_ACCOUNT_FIELDS(FIELD)
+#undef STRUCT
+    printf("},\n \"account_row\": {");
+    comma = "";
+#define STRUCT vgpu_account_row
+    VGPU_ACCOUNT_ROW_FIELDS(FIELD)
 #undef STRUCT
     printf("}}\n");
 }
@@ -195,7 +209,7 @@ static void usage(FILE *out)
           "[--trace]\n"
           "       vgpu-guard --layout\n"
           "WHERE is a PCI bus id (nvidia) or a device file (emulated). "
-          "--layout prints the slice page's layout as JSON.\n"
+          "--layout prints the layouts shared with Python as JSON.\n"
           "--trace says every judged call on stderr: what to send with a report about a new driver.\n",
           out);
 }

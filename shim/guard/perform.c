@@ -210,7 +210,7 @@ static void note_ring(const struct call *call, const struct nvos64 *mine, const 
 static int alloc_tracked(struct job *job, const struct call *call, struct nvos64 *mine, void *params)
 {
     struct nv_memory_allocation_params *memory = mine->class == NV01_MEMORY_LOCAL_USER ? params : NULL;
-    bool counts = memory && judge_takes_video_memory(memory->attr, memory->flags);
+    bool counts = memory && nv_takes_video_memory(memory->attr, memory->flags);
     int gpu = -1; /* a device of a GPU that is not the guard's stays nobody's: nothing lies under it */
 
     if (mine->class == NV01_DEVICE_0)
@@ -221,7 +221,7 @@ static int alloc_tracked(struct job *job, const struct call *call, struct nvos64
         return 0;
     int rc = parts_rm_alloc(job, call->pid, mine);
     bool made = rc == 0 && mine->status == NV_OK;
-    uint64_t bytes = made && counts && judge_takes_video_memory(memory->attr, memory->flags) ? memory->size : 0;
+    uint64_t bytes = made && counts && nv_takes_video_memory(memory->attr, memory->flags) ? memory->size : 0;
     if (!settle(job, mine->root, mine->object, made, bytes, gpu)) {
         parts_undo(job, call->pid, mine->root, mine->parent, mine->object);
         mine->status = NV_ERR_NO_MEMORY;
@@ -288,7 +288,7 @@ static int answer_heap(const struct call *call, const struct nvos32 *heap, int e
 static int perform_heap_alloc(struct job *job, const struct call *call)
 {
     struct nvos32 heap = call->args.heap;
-    bool counts = judge_takes_video_memory(heap.attr, heap.flags);
+    bool counts = nv_takes_video_memory(heap.attr, heap.flags);
     int error = 0;
 
     if (!(heap.flags & NVOS32_ALLOC_FLAGS_MEMORY_HANDLE_PROVIDED))
@@ -302,7 +302,7 @@ static int perform_heap_alloc(struct job *job, const struct call *call)
     if (status == NV_OK) {
         error = -ask_heap(job, call, &heap);
         bool made = !error && heap.status == NV_OK;
-        uint64_t bytes = counts && judge_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
+        uint64_t bytes = counts && nv_takes_video_memory(heap.attr, heap.flags) ? *heap_size(&heap) : 0;
         if (!settle(job, heap.root, handle, made, bytes, -1)) {
             parts_undo(job, call->pid, heap.root, heap.parent, handle);
             heap.status = NV_ERR_NO_MEMORY;

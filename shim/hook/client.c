@@ -14,10 +14,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "driver_calls.h"
 #include "hook.h"
 #include "rm_abi.h"
-
-typedef int (*ioctl_function)(int, unsigned long, void *);
 
 static ioctl_function real_ioctl(void)
 {
@@ -36,6 +35,13 @@ static bool is_driver(int fd)
 {
     struct stat info;
     return fstat(fd, &info) == 0 && S_ISCHR(info.st_mode) && major(info.st_rdev) == NV_MAJOR;
+}
+
+/* The emulated card's are plain files. */
+static bool may_be_driver(int fd)
+{
+    struct stat info;
+    return is_driver(fd) || (fstat(fd, &info) == 0 && S_ISREG(info.st_mode));
 }
 
 /* Both forms of the call begin alike. Read so that a bad pointer is the kernel's to speak of. */
@@ -65,12 +71,16 @@ API int ioctl(int fd, unsigned long request, ...)
     va_start(arguments, request);
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
+    if (_IOC_TYPE((uint32_t)request) != NV_IOCTL_MAGIC || !slice_directory())
+        return real_ioctl()(fd, request, argument);
+    if (tier_is_shim())
+        return may_be_driver(fd) ? driver_call(fd, (uint32_t)request, argument, real_ioctl())
+                                 : real_ioctl()(fd, request, argument);
     /* callers may hand over a signed number */
     bool longer = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64);
     bool shorter = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos21);
     struct nvos21 asked;
-    if (!(longer || shorter) || !slice_directory() || ledger_counts() || !is_driver(fd) ||
-        !asks_for_client(argument, &asked))
+    if (!(longer || shorter) || !is_driver(fd) || !asks_for_client(argument, &asked))
         return real_ioctl()(fd, request, argument);
     return make_client(fd, &asked, argument,
                        longer ? offsetof(struct nvos64, status) : offsetof(struct nvos21, status));

@@ -16,6 +16,7 @@
 
 #define MAX_UNKNOWN 64 /* of a process; so many more are not told */
 #define MAX_MESSAGE 128
+#define MAX_ANSWER 64
 #define PATIENCE_SECONDS 3
 #define HIGH_DESCRIPTOR 512
 
@@ -23,19 +24,6 @@
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int connection = -1;
 static struct stat identity; /* of the connection */
-
-bool ledger_counts(void)
-{
-    static int counts; /* 1: no, 2: yes; two threads may both find out */
-    int known = __atomic_load_n(&counts, __ATOMIC_RELAXED);
-
-    if (!known) {
-        const char *tier = getenv(VGPU_ENV_TIER);
-        known = tier && strcmp(tier, "shim") == 0 ? 2 : 1;
-        __atomic_store_n(&counts, known, __ATOMIC_RELAXED);
-    }
-    return known == 2;
-}
 
 static int connect_daemon(int flags)
 {
@@ -96,55 +84,90 @@ static void forget_parent(void)
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_parent); }
 
+/* One answer, with up to one descriptor; *fd is -1 where none came. */
+static ssize_t receive(char *answer, size_t room, int *fd)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {answer, room};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t got;
+
+    *fd = -1;
+    do
+        got = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    const struct cmsghdr *header = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(header), sizeof *fd);
+    return got;
+}
+
 /* One question and its answer. A signal must neither ask twice nor leave an answer for the next question. */
-static ssize_t exchange(const char *text, char *answer, size_t room)
+static ssize_t exchange(const char *text, char *answer, size_t room, int *fd)
 {
     ssize_t got;
 
     do
         got = send(connection, text, strlen(text), MSG_NOSIGNAL);
     while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return -1;
-    do
-        got = recv(connection, answer, room, 0);
-    while (got < 0 && errno == EINTR);
-    return got;
+    return got < 0 ? -1 : receive(answer, room, fd);
 }
 
-/* Ask the daemon; it answers one line. */
-static enum daemon_answer ask(const char *text)
+/* Ask the daemon; it answers one line, which is left in `answer`, and may give a descriptor. */
+static enum daemon_answer ask_for(const char *text, char answer[MAX_ANSWER], int *fd)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    char answer[64];
 
+    *fd = -1;
     pthread_once(&once, watch_forks);
     pthread_mutex_lock(&mutex);
     if (!is_ours())
         connection = -1;
     if (connection < 0)
         connect_again();
-    ssize_t got = connection < 0 ? -1 : exchange(text, answer, sizeof answer);
+    ssize_t got = connection < 0 ? -1 : exchange(text, answer, MAX_ANSWER - 1, fd);
     if (got <= 0)
         disconnect(); /* the daemon restarted, or is too slow: a late answer goes with the connection */
     pthread_mutex_unlock(&mutex);
+    answer[got > 0 ? got : 0] = 0;
     if (got <= 0 || (got >= 4 && memcmp(answer, "away", 4) == 0))
         return DAEMON_AWAY;
     return got >= 2 && memcmp(answer, "ok", 2) == 0 ? DAEMON_YES : DAEMON_NO;
 }
 
-bool ledger_reserve(uint64_t bytes)
+static enum daemon_answer ask(const char *text)
 {
-    char text[64];
-    snprintf(text, sizeof text, "reserve %" PRIu64, bytes);
-    return ask(text) == DAEMON_YES; /* nobody there is no too */
+    char answer[MAX_ANSWER];
+    int fd;
+    enum daemon_answer said = ask_for(text, answer, &fd);
+
+    if (fd >= 0)
+        close(fd);
+    return said;
 }
 
-void ledger_release(uint64_t bytes)
+bool daemon_is_connected(void)
 {
-    char text[64];
-    snprintf(text, sizeof text, "release %" PRIu64, bytes);
-    ask(text);
+    pthread_mutex_lock(&mutex);
+    bool connected = is_ours();
+    pthread_mutex_unlock(&mutex);
+    return connected;
+}
+
+int daemon_open_account(unsigned *place)
+{
+    char answer[MAX_ANSWER];
+    int fd;
+
+    if (ask_for("account", answer, &fd) == DAEMON_YES && sscanf(answer, "ok %u", place) == 1)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
 }
 
 enum daemon_answer daemon_set_managed(uint64_t bytes)
@@ -179,6 +202,14 @@ void report_unknown(const char *symbol)
     if (place >= MAX_UNKNOWN || snprintf(text, sizeof text, "unknown %s", symbol) >= (int)sizeof text)
         return;
     told[place] = symbol;
+    say_once(text);
+}
+
+void report_full(uint64_t bytes)
+{
+    char text[MAX_MESSAGE];
+
+    snprintf(text, sizeof text, "full %" PRIu64, bytes);
     say_once(text);
 }
 

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "account.h"
 #include "slice_page.h"
 #include "symbols.h"
 
@@ -17,7 +18,7 @@ void *next_symbol(const char *symbol); /* of the libraries behind this one */
 
 /* slice.c: a consistent copy of what the tenant may use. False: this process is in no slice. */
 struct slice {
-    uint64_t quota, free, sampled_at_ns; /* free: of device memory */
+    uint64_t quota, limit, free, sampled_at_ns; /* of device memory; limit: with managed memory */
     uint32_t core_millipercent;
     char gpu_uuid[VGPU_UUID_LENGTH];
 };
@@ -26,17 +27,25 @@ bool slice_read(struct slice *out);
 unsigned slice_processes(struct vgpu_process_row *out, unsigned room);
 const char *slice_directory(void); /* NULL outside a slice */
 
-/* daemon.c: a word to the daemon. The ledger is the daemon's where the guard does not count (tier `shim`). */
-bool ledger_counts(void);
-bool ledger_reserve(uint64_t bytes);
-void ledger_release(uint64_t bytes);
+/* account.c: where the guard does not count (tier `shim`), the tenant's processes do, together. */
+bool tier_is_shim(void);
+enum memory_kind { MEMORY_DEVICE, MEMORY_MANAGED };
+bool account_take(uint64_t bytes, enum memory_kind kind); /* false: over the quota, or nobody is there to ask */
+void account_give(uint64_t bytes, enum memory_kind kind);
+void account_correct(struct slice *slice); /* what is free, to the byte */
+
+/* daemon.c: a word to the daemon. */
 void report_unknown(const char *symbol);
 void report_refused(const char *call, uint64_t bytes); /* the driver was out of memory */
+void report_full(uint64_t bytes);                      /* the tenant's account was */
+bool daemon_is_connected(void);
+/* The tenant's account, to map, and this process' place in it; -1: the daemon is away, or knows of no such tier. */
+int daemon_open_account(unsigned *place);
 enum daemon_answer { DAEMON_YES, DAEMON_NO, DAEMON_AWAY };
 /* This process has so much managed memory in all (tier `guard`). */
 enum daemon_answer daemon_set_managed(uint64_t bytes);
 
-/* managed.c: this process' managed memory in tier `guard`, whose driver calls tell nothing of it. */
+/* managed.c: this process' managed memory, of which the driver's calls tell nothing. */
 bool managed_reserve(uint64_t bytes); /* waits while the daemon is away; false: over the quota */
 void managed_release(uint64_t bytes); /* what was reserved, or kept and taken */
 void managed_keep(uint64_t address, uint64_t bytes);

@@ -49,10 +49,21 @@ static time_t now(void)
     return t.tv_sec;
 }
 
+/* Under `account`. */
+static enum daemon_answer say(uint64_t bytes)
+{
+    if (!tier_is_shim())
+        return daemon_set_managed(bytes);
+    if (bytes > told)
+        return account_take(bytes - told, MEMORY_MANAGED) ? DAEMON_YES : DAEMON_NO;
+    account_give(told - bytes, MEMORY_MANAGED);
+    return DAEMON_YES;
+}
+
 /* Under `account`. The sum is said, not the change: so it may be said twice, or once for several changes. */
 static enum daemon_answer tell(uint64_t bytes)
 {
-    enum daemon_answer answer = daemon_set_managed(bytes);
+    enum daemon_answer answer = say(bytes);
 
     if (answer == DAEMON_YES)
         told = bytes;

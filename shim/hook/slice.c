@@ -86,6 +86,7 @@ bool slice_read(struct slice *out)
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         uint32_t before = __atomic_load_n(&now->sequence, __ATOMIC_ACQUIRE);
         out->quota = __atomic_load_n(&now->memory_quota, __ATOMIC_RELAXED);
+        out->limit = __atomic_load_n(&now->memory_limit, __ATOMIC_RELAXED);
         out->free = __atomic_load_n(&now->memory_free, __ATOMIC_RELAXED);
         out->core_millipercent = __atomic_load_n(&now->core_millipercent, __ATOMIC_RELAXED);
         out->sampled_at_ns = __atomic_load_n(&now->sampled_at_ns, __ATOMIC_RELAXED);
@@ -94,6 +95,7 @@ bool slice_read(struct slice *out)
     }
     memcpy(out->gpu_uuid, now->gpu_uuid, sizeof out->gpu_uuid);
     out->gpu_uuid[sizeof out->gpu_uuid - 1] = 0;
+    account_correct(out);
     return true;
 }
 

@@ -1,0 +1,275 @@
+"""Tier `shim`: the tenant's processes count together, exactly; who goes round them is noticed and charged."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.node import Node, Worker, wait_until
+from support.programs import CONTEXT, build
+
+MIB, GIB = 1 << 20, 1 << 30
+CONTEXT_BYTES = 64 * MIB
+REFUSED = {"error": "CUDA_ERROR_OUT_OF_MEMORY"}
+DONE = {"error": "CUDA_SUCCESS"}
+
+
+@pytest.fixture(scope="module")
+def shim_node() -> Iterator[Node]:
+    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.force_shim_tier=True", "--mem-oversubscribe=2")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def tenant(shim_node: Node) -> Iterator[dict[str, Any]]:
+    made = shim_node.tenant("1G", 50)
+    yield made
+    shim_node.client.request("DELETE", f"/api/tenants/{made['id']}")
+
+
+@pytest.fixture(scope="module")
+def evade(tmp_path_factory: pytest.TempPathFactory) -> str:
+    source = Path(__file__).parents[1] / "shim" / "evade.c"
+    return str(build(tmp_path_factory.mktemp("evade") / "evade", source))
+
+
+def test_racing_processes_never_have_more_than_the_quota_and_nearly_all_of_it(
+    shim_node: Node, tenant: dict[str, Any]
+) -> None:
+    workers = [Worker(shim_node, tenant) for _ in range(6)]
+    for worker in workers:
+        worker.send("fill", bytes=2 * MIB)
+    most = 0
+    while any(row["memory"] > most for row in shim_node.show("tenant")["processes"]) or most == 0:
+        most = max(most, shim_node.used("tenant"))
+    answers = [worker.answer() for worker in workers]
+    assert {answer["error"] for answer in answers} == {"CUDA_ERROR_OUT_OF_MEMORY"}
+    got = sum(answer["blocks"] for answer in answers) * 2 * MIB
+    assert GIB - 6 * CONTEXT_BYTES - 6 * 2 * MIB <= got <= GIB - 6 * CONTEXT_BYTES
+    assert most <= GIB
+    assert shim_node.used("tenant") == got + 6 * CONTEXT_BYTES
+    assert workers[0].ask("info")["free"] == GIB - got - 6 * CONTEXT_BYTES
+    for worker in workers:
+        assert worker.close() == 0
+    wait_until(lambda: shim_node.used("tenant") == 0, 2, "nothing on the account")
+
+
+def test_what_a_context_held_comes_back_with_it(shim_node: Node, tenant: dict[str, Any]) -> None:
+    worker = Worker(shim_node, tenant)
+    worker.ask("alloc", bytes=100 * MIB)
+    assert worker.ask("managed", bytes=50 * MIB) == DONE
+    assert shim_node.show("tenant")["usage"]["memory_managed"] == 50 * MIB
+    worker.ask("reset")
+    wait_until(lambda: shim_node.used("tenant") <= CONTEXT_BYTES, 2, "the reset context's memory is back")
+    assert worker.close() == 0
+
+
+def test_managed_memory_may_overflow_as_far_as_the_admin_allows(shim_node: Node, tenant: dict[str, Any]) -> None:
+    worker = Worker(shim_node, tenant)
+    assert worker.ask("managed", bytes=1536 * MIB) == DONE
+    assert worker.ask("managed", bytes=512 * MIB) == REFUSED  # with the context above twice the quota
+    assert worker.ask("alloc", bytes=448 * MIB) == DONE
+    assert worker.ask("alloc", bytes=2 * MIB) == REFUSED
+    last = wait_until(lambda: shim_node.show("tenant")["refusals"]["recent"], 5, "the refusal is recorded")
+    assert (last[0]["bytes"], last[0]["process"]["pid"]) == (512 * MIB, worker.pid)
+    assert worker.close() == 0
+
+
+def test_kill_9_at_any_moment_leaves_nothing_on_the_account(
+    shim_node: Node, tenant: dict[str, Any], evade: str
+) -> None:
+    seed = random.Random(4)
+    for _ in range(60):
+        processes = [shim_node.spawn(tenant, evade, "plain", stdin=subprocess.PIPE) for _ in range(4)]
+        time.sleep(seed.uniform(0, 0.03))
+        for process in processes:
+            process.kill()
+            process.communicate()
+        assert shim_node.used("tenant") <= GIB
+    wait_until(lambda: shim_node.used("tenant") == 0, 2, "nothing on the account")
+    assert Worker(shim_node, tenant).ask("fill", bytes=64 * MIB)["blocks"] == 15
+
+
+def test_a_daemon_that_is_killed_finds_who_holds_what(shim_node: Node, tenant: dict[str, Any]) -> None:
+    stays, goes = Worker(shim_node, tenant), Worker(shim_node, tenant)
+    for worker in (stays, goes):
+        assert worker.ask("alloc", bytes=256 * MIB) == DONE
+    shim_node.kill()
+    assert stays.ask("alloc", bytes=128 * MIB) == DONE  # nobody is asked
+    assert stays.ask("alloc", bytes=512 * MIB) == REFUSED
+    goes.kill()
+    shim_node.start()
+    wait_until(lambda: shim_node.used("tenant") == 384 * MIB + CONTEXT_BYTES, 2, "the one that lives, alone")
+    assert shim_node.show("tenant")["tier"] == "shim"
+    assert stays.ask("alloc", bytes=512 * MIB) == DONE
+    stays.kill()
+    wait_until(lambda: shim_node.used("tenant") == 0, 2, "its end is noticed by the new daemon")
+
+
+def test_a_stopped_process_stops_nobody_else(shim_node: Node, tenant: dict[str, Any]) -> None:
+    stopped, other = Worker(shim_node, tenant), Worker(shim_node, tenant)
+    stopped.send("churn", seconds=3)
+    time.sleep(0.3)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    assert other.ask("churn", seconds=0.5)["rounds"] > 10
+    assert other.ask("fill", bytes=32 * MIB)["blocks"] >= 26
+    os.kill(stopped.pid, signal.SIGCONT)
+    stopped.kill()
+    assert other.close() == 0
+
+
+def test_a_program_that_becomes_another_gives_back_what_it_held(
+    shim_node: Node, tenant: dict[str, Any], evade: str
+) -> None:
+    process = shim_node.spawn(tenant, evade, "exec", stdin=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    assert shim_node.used("tenant") == GIB
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+    wait_until(lambda: shim_node.used("tenant") == 0, 10, "nothing on the account")
+    process.kill()
+    process.communicate()
+
+
+def test_a_program_that_closes_what_it_did_not_open_stays_counted(shim_node: Node, tenant: dict[str, Any]) -> None:
+    code = (
+        CONTEXT
+        + f"""
+import os, sys, time
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({256 * MIB}))
+for fd in range(500, 600):
+    try: os.close(fd)
+    except OSError: pass
+time.sleep(6)  # the daemon has given up on it meanwhile
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({128 * MIB}))
+print("done", flush=True)
+sys.stdin.readline()
+"""
+    )
+    process = shim_node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "done\n", process.communicate()[1]
+    assert shim_node.used("tenant") == 384 * MIB + CONTEXT_BYTES
+    process.communicate("\n", timeout=20)
+    wait_until(lambda: shim_node.used("tenant") == 0, 2, "nothing on the account")
+
+
+@pytest.mark.parametrize("way", ["unset", "deepbind", "namespace"])
+def test_who_goes_round_the_shim_is_charged_and_above_the_quota_ended(
+    shim_node: Node, tenant: dict[str, Any], evade: str, way: str
+) -> None:
+    prefix = ["env", "-u", "LD_PRELOAD"] if way == "unset" else []
+    process = shim_node.spawn(tenant, *prefix, evade, way, stdin=subprocess.PIPE)
+    assert process.stdout
+    got = int(process.stdout.readline().split()[0])
+    assert got > 2 * GIB  # nothing held it
+    wait_until(lambda: shim_node.used("tenant") > 2 * GIB or process.poll() is not None, 2, "it is noticed")
+    assert process.wait(5) == -signal.SIGKILL
+    process.communicate()
+    wait_until(lambda: shim_node.used("tenant") == 0, 3, "nothing on the account")
+    assert f"ended process {process.pid}" in shim_node.log.read_text()
+
+
+def test_within_the_quota_it_is_charged_and_shown_and_goes_on(shim_node: Node, tenant: dict[str, Any]) -> None:
+    held = Worker(shim_node, tenant)
+    code = (
+        CONTEXT
+        + f"""
+import sys
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({512 * MIB}))
+print("done", flush=True)
+sys.stdin.readline()
+"""
+    )
+    outside = shim_node.spawn(tenant, "env", "-u", "LD_PRELOAD", "python3", "-c", code, stdin=subprocess.PIPE)
+    assert outside.stdout
+    assert outside.stdout.readline() == "done\n"
+    wait_until(lambda: shim_node.show("tenant")["outside"] == [outside.pid], 2, "it is named")
+    assert held.ask("info")["free"] == GIB - 512 * MIB - 2 * CONTEXT_BYTES
+    assert held.ask("alloc", bytes=512 * MIB) == REFUSED
+    assert outside.poll() is None
+    outside.communicate("\n", timeout=20)
+    wait_until(lambda: held.ask("alloc", bytes=512 * MIB) == DONE, 3, "its memory is the tenant's again")
+    assert held.close() == 0
+
+
+SCRIBBLE = (
+    CONTEXT
+    + """
+import os, socket, sys, time
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(int(sys.argv[1])))
+peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+peer.connect(os.environ["VGPU_SLICE_DIR"] + "/join.sock")
+peer.send(b"account")
+answer, (account,), _, _ = socket.recv_fds(peer, 64, 1)
+size = os.fstat(account).st_size
+print("done", flush=True)
+while True:
+    if sys.argv[2] == "cut":
+        os.ftruncate(account, 0)
+        os.ftruncate(account, size)
+    else:
+        os.pwrite(account, bytes(16), 32 + 32 * int(answer.split()[1]) + 8)
+    time.sleep(0.001)
+"""
+)
+
+
+@pytest.mark.parametrize("deed", ["zero", "cut"])
+def test_who_says_that_it_holds_nothing_is_found_out(shim_node: Node, tenant: dict[str, Any], deed: str) -> None:
+    """The account's descriptor is a tenant's to write to; NVML is not."""
+    liar = shim_node.spawn(tenant, "python3", "-c", SCRIBBLE, str(800 * MIB), deed)
+    assert liar.stdout
+    assert liar.stdout.readline() == "done\n", liar.communicate()[1]
+    honest = Worker(shim_node, tenant)
+    honest.ask("alloc", bytes=800 * MIB)
+    assert liar.wait(6) == -signal.SIGKILL
+    liar.communicate()
+    if deed == "zero":
+        assert honest.ask("free") == DONE
+        assert honest.close() == 0
+    else:  # who maps a file that is cut short may die of it: it is the tenant's own
+        honest.kill()
+    wait_until(lambda: shim_node.used("tenant") == 0, 3, "nothing on the account")
+    assert Worker(shim_node, tenant).ask("fill", bytes=64 * MIB)["blocks"] == 15
+
+
+def test_a_storm_of_forks_leaves_the_account_right(shim_node: Node, tenant: dict[str, Any]) -> None:
+    code = f"""
+import ctypes, os, sys
+driver = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+def begin():
+    assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+    assert not driver.cuCtxSetCurrent(context)
+    assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({2 * MIB}))
+for wave in range(6):
+    children = []
+    for _ in range(10):
+        child = os.fork()
+        if not child:
+            begin()
+            os._exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    assert statuses == [0] * 10, statuses
+begin()
+print("done", flush=True)
+sys.stdin.readline()
+"""
+    process = shim_node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "done\n", process.communicate()[1]
+    wait_until(lambda: shim_node.used("tenant") == CONTEXT_BYTES + 2 * MIB, 5, "the parent's own alone")
+    process.communicate("\n", timeout=30)
+    wait_until(lambda: shim_node.used("tenant") == 0, 5, "nothing on the account")
