@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +44,17 @@ class Quota:
 
     def __str__(self) -> str:
         return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"
+
+
+def share_now(quota: Quota, at_work: Sequence[float]) -> float:
+    """Percent of the GPU's time for a tenant, beside others that are at work with these percents of their own.
+
+    Promises above 100 percent shrink in proportion; `burst` takes what nobody at work was promised.
+    """
+    promised = quota.cores + sum(at_work)
+    if promised > 100:
+        return quota.cores * 100 / promised
+    return 100 - sum(at_work) if quota.policy is Policy.BURST else quota.cores
 
 
 def parse_memory(value: object, name: str = "memory") -> int:

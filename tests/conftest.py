@@ -40,3 +40,11 @@ def node() -> Iterator[Node]:
     made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.allow_shim_tier=False")
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="module")
+def shim_node() -> Iterator[Node]:
+    """The same in tier `shim`, where managed memory may overflow into as much again."""
+    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.force_shim_tier=True", "--mem-oversubscribe=2")
+    yield made
+    made.stop()

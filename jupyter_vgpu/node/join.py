@@ -22,7 +22,7 @@ from ..native import layout
 from .account import AccountFull
 from .guard import GuardAway, GuardError
 from .page import SlicePage
-from .shim_tier import RETURN_SECONDS, ShimTier
+from .shim_tier import RETURN_SECONDS, Allowance, ShimTier
 
 log = logging.getLogger("vgpud.join")
 
@@ -52,7 +52,7 @@ class _Peer:
 class JoinServer:
     """The join socket of one tenant.
 
-    quota() is its memory, and how much that may be with managed memory. set_managed(pid, bytes) puts a process' managed
+    allowance() is what it may have in tier `shim`. set_managed(pid, bytes) puts a process' managed
     memory on the guard's account: False is no. probe(pid) says why the guard can't hold that process, or None. join(fd)
     takes a listener. note_unknown(symbol) is told of a driver function that the shim has never heard of and let
     through, note_refused(pid, symbol, bytes) of an allocation that failed for want of memory.
@@ -63,7 +63,7 @@ class JoinServer:
         self,
         directory: Path,
         page: SlicePage,
-        quota: Callable[[], tuple[int, int]],
+        allowance: Callable[[], Allowance],
         set_managed: Callable[[int, int], bool],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
@@ -75,7 +75,7 @@ class JoinServer:
         self._owner = owner
         self._directory = directory
         self._page = page
-        self._quota = quota
+        self._allowance = allowance
         self._set_managed = set_managed
         self._probe = probe
         self._join = join
@@ -197,7 +197,7 @@ class JoinServer:
             case ["shim", *reason]:
                 return self._enter_shim(peer, " ".join(reason))
             case ["full", amount] if amount.isdigit() and len(amount) < 21 and self._shim:
-                self._shim.publish(*self._quota(), (peer.pid, int(amount)))
+                self._shim.publish(self._allowance(), (peer.pid, int(amount)))
                 return "ok"
             case ["refused", symbol, amount] if symbol.isidentifier() and amount.isdigit() and len(amount) < 21:
                 self._note_refused(peer.pid, symbol, int(amount))
@@ -245,7 +245,7 @@ class JoinServer:
     def refresh(self) -> None:
         """In tier `shim` the page is the daemon's to write, also after the guard wrote its own numbers there."""
         if self.shim:
-            self.shim.publish(*self._quota())
+            self.shim.publish(self._allowance())
 
     def _managed(self, peer: _Peer, amount: int) -> str:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..native import layout, native_dir
 from ..paths import TENANT_SOCKET
-from ..quota import Quota
+from ..quota import Quota, share_now
 from . import gpus as gpu_module
 from .gpus import Gpu
 from .guard import Guard, GuardError
@@ -25,7 +25,7 @@ from .join import MAX_LISTENERS, JoinServer
 from .page import PageState, ProcessRow, SlicePage, pid_inside
 from .placement import NoRoom, Room, place
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
-from .shim_tier import ShimTier
+from .shim_tier import Allowance, ShimTier
 from .store import Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
@@ -247,7 +247,7 @@ class Manager:
         live.join = JoinServer(
             directory,
             page,
-            quota=lambda: self._memory_limits(self.tenants[tenant.id].quota.memory),
+            allowance=lambda: self._allowance(self.tenants[tenant.id]),
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
@@ -389,7 +389,6 @@ class Manager:
         state = live.page.read()
         gpu = next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
         busy = self._usage.get(gpu.index, {}) if gpu else {}
-        pids = {row.pid for row in state.processes}
         return {
             "id": tenant.id,
             "name": tenant.name,
@@ -412,7 +411,7 @@ class Manager:
                 "memory_managed": state.memory_managed,
                 "memory_peak": state.memory_peak,
                 "memory_over_by": self._over_by(tenant.quota.memory, state),
-                "cores": sum(percent for pid, percent in busy.items() if pid in pids),
+                "cores": self._cores_used(tenant),
                 "on_gpu_ns": state.on_ns,
             },
             "refusals": {
@@ -441,6 +440,20 @@ class Manager:
     def _memory_limits(self, quota: int) -> tuple[int, int]:
         """Of device memory, and of device and managed memory together; bytes."""
         return quota, quota * round(100 * self.limits.mem_oversubscribe) // 100  # as the guard rounds
+
+    def _allowance(self, tenant: Tenant) -> Allowance:
+        memory, limit = self._memory_limits(tenant.quota.memory)
+        at_work = [
+            other.quota.cores
+            for other in self.tenants.values()
+            if other.gpu == tenant.gpu and other.id != tenant.id and self._cores_used(other) > 0
+        ]
+        return Allowance(memory, limit, share_now(tenant.quota, at_work))
+
+    def _cores_used(self, tenant: Tenant) -> int:
+        """Percent of its GPU's compute, as last sampled."""
+        busy = next((self._usage.get(gpu.index, {}) for gpu in self.gpus if gpu.uuid == tenant.gpu), {})
+        return sum(busy.get(row.pid, 0) for row in self._live[tenant.id].page.read().processes) if busy else 0
 
     def _describe_launch(self, tenant: Tenant) -> Json:
         """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""

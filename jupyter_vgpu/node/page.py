@@ -152,13 +152,22 @@ class SlicePage:
         self._set("sampled_at_ns", at_ns)
 
     def write_shim(
-        self, rows: Sequence[ProcessRow], managed: int, free: int, refusal: tuple[int, int, int, int] | None = None
+        self,
+        rows: Sequence[ProcessRow],
+        core_millipercent: int,
+        managed: int,
+        free: int,
+        refusal: tuple[int, int, int, int] | None = None,
     ) -> None:
-        """Tier `shim`: publish bytes by process. refusal: pid, bytes asked, bytes free, nanoseconds since 1970."""
+        """Tier `shim`: publish bytes by process, and what share may be used now.
+
+        refusal: pid, bytes asked, bytes free, nanoseconds since 1970.
+        """
         used = sum(row.memory for row in rows)
         self._set("sequence", self._get("sequence") | 1)
         self._set("tier", self._layout["tiers"]["shim"])
         self._set("memory_used", used)
+        self._set("core_now", core_millipercent)
         self._set("memory_managed", managed)
         self._set("memory_free", free)
         self._set("memory_peak", max(used, self._get("memory_peak")))

@@ -30,6 +30,15 @@ _MAX_ENTRIES = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What the tenant may have now. memory: bytes; limit: with managed memory; cores: percent of the GPU's time."""
+
+    memory: int
+    limit: int
+    cores: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """A process that entered the slice; its start tells it from another that has its number later."""
 
@@ -113,11 +122,11 @@ class ShimTier:
 
     # --- numbers ---
 
-    def publish(self, quota: int, limit: int, refusal: tuple[int, int] | None = None) -> None:
-        """Onto the page, for who asks the daemon. Bytes; refusal: pid and what it asked for."""
+    def publish(self, allowance: Allowance, refusal: tuple[int, int] | None = None) -> None:
+        """Onto the page, for who asks the daemon. refusal: pid and the bytes that it asked for."""
         rows = self._account.rows()
         device, managed = sum(row.device for row in rows), sum(row.managed for row in rows)
-        free = max(0, min(quota - device, limit - device - managed))
+        free = max(0, min(allowance.memory - device, allowance.limit - device - managed))
         now, clock = time.time_ns(), time.monotonic_ns()
         self._page.write_shim(
             [
@@ -130,6 +139,7 @@ class ShimTier:
                 )
                 for row in rows
             ],
+            round(1000 * allowance.cores),
             managed,
             free,
             (refusal[0], refusal[1], free, now) if refusal else None,

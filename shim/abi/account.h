@@ -23,13 +23,14 @@
     FIELD(uint64_t, managed) /* memory that the driver may move */          \
     FIELD(uint64_t, busy_at) /* when work of it was last on the GPU; 0: never */
 
-#define VGPU_ACCOUNT_FIELDS(FIELD)                                                                     \
-    FIELD(uint32_t, magic)                                                                             \
-    FIELD(uint32_t, version)                                                                           \
-    FIELD(uint32_t, rows_end) /* rows ever used: readers stop here */                                  \
-    FIELD(uint32_t, padding)                                                                           \
-    FIELD(int64_t, budget)     /* time on the GPU that the tenant has saved up; below 0: used ahead */ \
-    FIELD(uint64_t, budget_at) /* when it was last brought up to date */
+#define VGPU_ACCOUNT_FIELDS(FIELD)                                                                         \
+    FIELD(uint32_t, magic)                                                                                 \
+    FIELD(uint32_t, version)                                                                               \
+    FIELD(uint32_t, rows_end) /* rows ever used: readers stop here */                                      \
+    FIELD(uint32_t, padding)                                                                               \
+    FIELD(int64_t, budget)         /* time on the GPU that the tenant has saved up; below 0: used ahead */ \
+    FIELD(uint64_t, covered_until) /* time on the GPU is charged for as far as this */                     \
+    FIELD(uint64_t, budget_at)     /* when it was last brought up to date */
 
 struct vgpu_account_row {
 #define FIELD(type, name) type name;

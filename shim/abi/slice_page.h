@@ -35,6 +35,8 @@ enum vgpu_tier { VGPU_TIER_NONE = 0, VGPU_TIER_GUARD = 1, VGPU_TIER_SHIM = 2 };
     FIELD(uint32_t, tier)                                                                         \
     FIELD(uint32_t, policy)                                                                       \
     FIELD(uint32_t, core_millipercent) /* 25000 is a quarter of the GPU */                        \
+    FIELD(uint32_t, core_now)          /* tier shim: what may be used now, for `burst` more */    \
+    FIELD(uint32_t, padding)                                                                      \
     FIELD(uint64_t, memory_quota)                                                                 \
     FIELD(uint64_t, memory_limit) /* device and managed memory together; the quota or more */     \
     FIELD(uint64_t, memory_used)                                                                  \

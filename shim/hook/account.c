@@ -69,6 +69,15 @@ static bool attach(void)
     return true;
 }
 
+struct vgpu_account *account_map(struct vgpu_account_row **own)
+{
+    pthread_mutex_lock(&mutex);
+    struct vgpu_account *mapped = attach() ? account : NULL;
+    *own = row;
+    pthread_mutex_unlock(&mutex);
+    return mapped;
+}
+
 struct sums {
     uint64_t device, all;
 };

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "hook.h"
+#include "pace.h"
 
 typedef int CUresult, CUdevice;
 typedef uint64_t CUdeviceptr;
@@ -101,6 +102,7 @@ API CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
     API CUresult symbol(type what)                                    \
     {                                                                 \
         __typeof__(&symbol) next = REAL(symbol);                      \
+        pace_forget(NULL);                                            \
         CUresult rc = next ? next(what) : CUDA_ERROR_NOT_INITIALIZED; \
         if (rc == CUDA_SUCCESS)                                       \
             managed_sweep();                                          \

@@ -23,6 +23,7 @@ struct slice {
     char gpu_uuid[VGPU_UUID_LENGTH];
 };
 bool slice_read(struct slice *out);
+uint32_t slice_core_now(void); /* thousandths of a percent of the GPU's time; tier `shim` */
 /* The tenant's processes on the GPU: at most `room` rows; returns how many there are. */
 unsigned slice_processes(struct vgpu_process_row *out, unsigned room);
 const char *slice_directory(void); /* NULL outside a slice */
@@ -32,6 +33,8 @@ bool tier_is_shim(void);
 enum memory_kind { MEMORY_DEVICE, MEMORY_MANAGED };
 bool account_take(uint64_t bytes, enum memory_kind kind); /* false: over the quota, or nobody is there to ask */
 void account_give(uint64_t bytes, enum memory_kind kind);
+/* The account itself and this process' row in it; NULL: it can't be had now. */
+struct vgpu_account *account_map(struct vgpu_account_row **own);
 void account_correct(struct slice *slice); /* what is free, to the byte */
 
 /* daemon.c: a word to the daemon. */

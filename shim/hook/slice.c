@@ -77,6 +77,16 @@ static bool is_consistent(const struct vgpu_slice_page *now, uint32_t before)
     return !(before & 1) && before == __atomic_load_n(&now->sequence, __ATOMIC_RELAXED);
 }
 
+uint32_t slice_core_now(void)
+{
+    const struct vgpu_slice_page *now = mapped_page();
+    uint32_t core = now ? __atomic_load_n(&now->core_now, __ATOMIC_RELAXED) : 0;
+
+    if (!core && now) /* the daemon has not said yet */
+        core = __atomic_load_n(&now->core_millipercent, __ATOMIC_RELAXED);
+    return now ? core : 100000;
+}
+
 bool slice_read(struct slice *out)
 {
     const struct vgpu_slice_page *now = mapped_page();

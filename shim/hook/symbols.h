@@ -4,8 +4,8 @@
  *
  * PASSES    the driver's own answer is right in a slice
  * ANSWERS   the driver's would speak of the whole card or of others: the shim's wrapper answers
- * ACCOUNTS  takes or gives back device memory: the guard counts; in tier `shim`, and managed memory, the wrapper
- * LAUNCHES  puts work on the GPU: the guard's scheduler holds it; in tier `shim` nothing does yet
+ * ACCOUNTS  takes or gives back device memory, or a stream: counted at the driver; some are noted by a wrapper too
+ * LAUNCHES  puts work on the GPU: the guard's scheduler holds it; in tier `shim` pace.c
  * REFUSES   tells of other tenants, or gets memory past every account: "not supported"
  */
 #ifndef VGPU_HOOK_SYMBOLS_H
@@ -28,7 +28,7 @@ enum row_id {
 /* The newest CUDA whose symbols are here: an application that asks for a newer one may get a form nobody here knows. */
 #define CUDA_SYMBOLS_VERSION 13050
 
-/* Those of class ACCOUNTS that have a wrapper (cuda_accounts.c): tier `shim` counts by no others yet. */
+/* Those of class ACCOUNTS that have a wrapper: their bytes are counted at the driver, by guard or driver_calls.c. */
 #define ACCOUNTED_SYMBOLS(W)        \
     W(cuMemAlloc_v2)                \
     W(cuMemAllocPitch_v2)           \
@@ -40,6 +40,8 @@ enum row_id {
     W(cuMemFreeAsync_ptsz)          \
     W(cuCtxDestroy_v2)              \
     W(cuDevicePrimaryCtxRelease_v2) \
-    W(cuDevicePrimaryCtxReset_v2)
+    W(cuDevicePrimaryCtxReset_v2)   \
+    W(cuStreamDestroy)              \
+    W(cuStreamDestroy_v2)
 
 #endif

@@ -15,17 +15,12 @@ import pytest
 from support.node import Node, Worker, wait_until
 from support.programs import CONTEXT, build
 
+from jupyter_vgpu.native import layout
+
 MIB, GIB = 1 << 20, 1 << 30
 CONTEXT_BYTES = 64 * MIB
 REFUSED = {"error": "CUDA_ERROR_OUT_OF_MEMORY"}
 DONE = {"error": "CUDA_SUCCESS"}
-
-
-@pytest.fixture(scope="module")
-def shim_node() -> Iterator[Node]:
-    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.force_shim_tier=True", "--mem-oversubscribe=2")
-    yield made
-    made.stop()
 
 
 @pytest.fixture
@@ -219,7 +214,7 @@ while True:
         os.ftruncate(account, 0)
         os.ftruncate(account, size)
     else:
-        os.pwrite(account, bytes(16), 32 + 32 * int(answer.split()[1]) + 8)
+        os.pwrite(account, bytes(16), int(sys.argv[3]) + int(sys.argv[4]) * int(answer.split()[1]))
     time.sleep(0.001)
 """
 )
@@ -228,14 +223,17 @@ while True:
 @pytest.mark.parametrize("deed", ["zero", "cut"])
 def test_who_says_that_it_holds_nothing_is_found_out(shim_node: Node, tenant: dict[str, Any], deed: str) -> None:
     """The account's descriptor is a tenant's to write to; NVML is not."""
-    liar = shim_node.spawn(tenant, "python3", "-c", SCRIBBLE, str(800 * MIB), deed)
+    first = layout()["account_rows_offset"] + layout()["account_row"]["device"][0]
+    size = layout()["account_row_size"]
+    liar = shim_node.spawn(tenant, "python3", "-c", SCRIBBLE, str(800 * MIB), deed, str(first), str(size))
     assert liar.stdout
     assert liar.stdout.readline() == "done\n", liar.communicate()[1]
     honest = Worker(shim_node, tenant)
-    honest.ask("alloc", bytes=800 * MIB)
+    honest.send("alloc", bytes=800 * MIB)
     assert liar.wait(6) == -signal.SIGKILL
     liar.communicate()
     if deed == "zero":
+        assert honest.answer() == DONE
         assert honest.ask("free") == DONE
         assert honest.close() == 0
     else:  # who maps a file that is cut short may die of it: it is the tenant's own
@@ -273,3 +271,50 @@ sys.stdin.readline()
     wait_until(lambda: shim_node.used("tenant") == CONTEXT_BYTES + 2 * MIB, 5, "the parent's own alone")
     process.communicate("\n", timeout=30)
     wait_until(lambda: shim_node.used("tenant") == 0, 5, "nothing on the account")
+
+
+def kernels(worker: Worker, seconds: float = 2) -> float:
+    """5 ms kernels in a second, one after the other."""
+    return float(worker.ask("spin", seconds=seconds)["done"]) / seconds
+
+
+def test_compute_is_held_to_the_percent_and_follows_changes(shim_node: Node, tenant: dict[str, Any]) -> None:
+    def resize(cores: int, policy: str = "hard") -> None:
+        shim_node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"cores": cores, "policy": policy})
+
+    worker = Worker(shim_node, tenant)
+    resize(100)
+    kernels(worker, 0.5)
+    whole = kernels(worker)
+    for percent in (25, 75):
+        resize(percent)
+        assert kernels(worker) == pytest.approx(whole * percent / 100, rel=0.2)
+    resize(25, "burst")  # nobody else is at work
+    assert kernels(worker) > 0.8 * whole
+    assert worker.close() == 0
+
+
+def test_several_processes_share_the_tenants_percent(shim_node: Node, tenant: dict[str, Any]) -> None:
+    workers = [Worker(shim_node, tenant) for _ in range(3)]  # of a tenant with 50 percent
+    for worker in workers:
+        worker.ask("spin", seconds=0.3)
+        worker.send("spin", seconds=2)
+    # the emulated GPU runs different processes side by side, so the sum may be three halves; the time is the tenant's
+    done = [worker.answer()["done"] / 2 for worker in workers]
+    assert all(rate < 0.7 * 200 for rate in done)
+    assert all(worker.close() == 0 for worker in workers)
+
+
+def test_a_tenant_without_a_limit_gets_no_thread(shim_node: Node, tenant: dict[str, Any]) -> None:
+    def threads(worker: Worker) -> set[str]:
+        return {(task / "comm").read_text().strip() for task in Path(f"/proc/{worker.pid}/task").iterdir()}
+
+    shim_node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"cores": 100})
+    worker = Worker(shim_node, tenant)
+    kernels(worker, 0.2)
+    assert "vgpu-pace" not in threads(worker)
+    shim_node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"cores": 50})
+    kernels(worker, 0.2)
+    assert "vgpu-pace" in threads(worker)
+    assert worker.ask("reset") == DONE  # its streams and events go
+    assert worker.close() == 0

@@ -16,6 +16,7 @@ from jupyter_vgpu.quota import (
     parse_cores,
     parse_memory,
     parse_policy,
+    share_now,
 )
 
 GIB = 1 << 30
@@ -82,3 +83,19 @@ def test_how_it_reads() -> None:
     assert format_bytes(4 * GIB) == "4 GiB"
     assert format_bytes(1023 << 20) == "1023 MiB"
     assert str(Quota(4 * GIB, 25, Policy.BURST)) == "4 GiB, 25 % burst"
+
+
+@pytest.mark.parametrize(
+    ("policy", "at_work", "share"),
+    [
+        (Policy.HARD, [], 25),
+        (Policy.HARD, [50], 25),
+        (Policy.BURST, [], 100),
+        (Policy.BURST, [50], 50),
+        (Policy.BURST, [75], 25),
+        (Policy.HARD, [75, 100], 12.5),
+        (Policy.BURST, [75, 100], 12.5),
+    ],
+)
+def test_a_share_is_what_others_at_work_leave(policy: Policy, at_work: list[float], share: float) -> None:
+    assert share_now(Quota(1 << 30, 25, policy), at_work) == share
