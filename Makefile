@@ -13,13 +13,14 @@ NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name '*.def' -o -name sym
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
+.PHONY: compatibility docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
 	@echo "make smoke     the demo's path without a person"
 	@echo "make test      lint and all tests that this machine can run"
 	@echo "make test-gpu  the tests that need a real NVIDIA GPU"
+	@echo "make compatibility  programs that know nothing of slices, on a real GPU, into docs/compatibility.md"
 	@echo "make fuzz      fuzz the guard's handling of tenants' calls (needs clang)"
 	@echo "make lint, make format, make bench, make clean"
 
@@ -54,6 +55,10 @@ fuzz: $(STAMPS)/venv
 test-gpu: native
 	@test -e /dev/nvidiactl || (echo "make test-gpu: there is no NVIDIA GPU here (/dev/nvidiactl is missing)"; false)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/spawner:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu $(PYTEST_ARGS)
+
+# docs/compatibility.md: programs that know nothing of slices, natively and in both tiers, on a real GPU.
+compatibility: native
+	PYTHONPATH=$(CURDIR):$(CURDIR)/spawner:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) tests/compatibility
 
 docs: $(STAMPS)/demo
 	$(PIP) install --no-build-isolation --editable ".[demo,docs]"

@@ -21,6 +21,7 @@ SECTIONS = {
     "share.": "Several tenants, all saturating",
     "latency.": "A short kernel beside a saturating neighbour",
     "overhead.": "Cost",
+    "shim.": "Tier `shim`: the same without the guard",
     "fault.": "Faults and changes",
     "attack.": "Hostile tenants",
     "guard.": "Without a GPU: the guard itself",
@@ -32,6 +33,8 @@ NOTES = {
     "latency.": "A 36 us kernel every 50 ms, to the end of its synchronisation. The bare driver takes 0.7 to "
     "2.5 ms from machine to machine. See [scheduling](scheduling.md).",
     "overhead.": "`.ratio`: rate in a slice over native, in pairs. Allocating and freeing are two guarded calls.",
+    "shim.": "Memory and compute as above, one or two stretches of 2 s (34 ms kernels: 5 s) a percent. Calls: in a "
+    "slice of 99 %, for with the whole GPU nothing is paced; pairs of processes differ by as much as they show.",
     "attack.": "Bytes by NVML for the whole GPU: each of the 16 contexts has some 7 MiB that are no allocation.",
 }
 

@@ -377,14 +377,14 @@ def overhead(bench: Bench, parts: Sequence[str]) -> list[Row]:
     script = str(Path(__file__).with_name("training.py"))
     with bench.slices.tenant(100, "36G") as tenant:
         return [
-            _pairs(name, [bench.load, *CALLS[name]], tenant)
+            pairs(name, [bench.load, *CALLS[name]], tenant)
             if name in CALLS
             else _ratio(name, [sys.executable, script, name], tenant)
             for name in parts
         ]
 
 
-def _pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
+def pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
     plain, guarded = [], []
     for _ in range(7):
         plain.append(native(argv).answer()[name])

@@ -77,9 +77,9 @@ def native(argv: list[str]) -> Program:
 class Slices:
     """A node daemon of the benchmark's own, and tenants on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
         os.environ.pop("VGPU_GUARD_TRACE", None)
-        self.node = Node("--NodeApp.core_overcommit=4")
+        self.node = Node("--NodeApp.core_overcommit=4", *arguments)
 
     def stop(self) -> None:
         self.node.stop()

@@ -177,6 +177,28 @@ struct nv2080_get_pid_info {
     struct nv2080_pid_info list[NV2080_PID_INFO_MAX];
 };
 
+/* Which process was on each engine, of the last ten seconds. */
+#define NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2 0x20802096u
+#define NV2080_GPUMON_PID_INVALID UINT32_MAX
+#define NV2080_UTIL_SAMPLES 72
+#define NV2080_UTIL_ENGINES 6
+struct nv2080_engine_util {
+    uint32_t util, vgpu_scale, pid, pid_in_guest;
+    char name_in_guest[100];
+    uint32_t pad;
+    uint64_t kernel_pointer; /* where the driver has not translated the process' number for the caller */
+};
+_Static_assert(sizeof(struct nv2080_engine_util) == 128, "NV2080_CTRL_PERF_GPUMON_ENGINE_UTIL_SAMPLE layout");
+struct nv2080_util_samples {
+    uint8_t type, pad[3];
+    uint32_t buffer_size, count, tracker;
+    struct {
+        uint64_t timestamp;
+        struct nv2080_engine_util engines[NV2080_UTIL_ENGINES];
+    } samples[NV2080_UTIL_SAMPLES];
+};
+_Static_assert(sizeof(struct nv2080_util_samples) == 55888, "PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2 layout");
+
 #define NVA06C_CTRL_CMD_GPFIFO_SCHEDULE 0xA06C0101u /* on a channel group */
 #define NVA06F_CTRL_CMD_GPFIFO_SCHEDULE 0xA06F0103u /* on a channel */
 struct nva06c_gpfifo_schedule {

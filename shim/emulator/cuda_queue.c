@@ -194,13 +194,15 @@ API CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags)
     (void)stream, (void)flags;
     return event ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; /* the queue is in order: what came before is before */
 }
-API CUresult cuStreamIsCapturing(CUstream stream, int *status)
+API CUresult cuStreamIsCapturing(CUstream handle, int *status)
 {
-    (void)stream;
+    struct context *context;
+    struct stream *stream;
+
     if (!status)
         return CUDA_ERROR_INVALID_VALUE;
     *status = 0;
-    return CUDA_SUCCESS;
+    return stream_of(handle, &context, &stream); /* nothing is ever captured here */
 }
 API CUresult cuStreamGetFlags(CUstream stream, unsigned *flags)
 {

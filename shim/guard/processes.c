@@ -36,7 +36,8 @@ int processes_list(int slot, pid_t *pids, int max)
 
 bool processes_asked(uint32_t command)
 {
-    return command == NV2080_CTRL_CMD_GPU_GET_PIDS || command == NV2080_CTRL_CMD_GPU_GET_PID_INFO;
+    return command == NV2080_CTRL_CMD_GPU_GET_PIDS || command == NV2080_CTRL_CMD_GPU_GET_PID_INFO ||
+           command == NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2;
 }
 
 static int list_own(const struct call *call, struct process own[FILES_MAX])
@@ -98,15 +99,49 @@ static int ask_of_each(struct job *job, const struct call *call, struct nvos54 *
     return -rc;
 }
 
+/* Others' moments look as if nobody was there. */
+static int ask_of_moments(struct job *job, const struct call *call, struct nvos54 *mine,
+                          struct nv2080_util_samples *asked, const struct process *own, int own_count)
+{
+    int rc = parts_rm_control(job, call->pid, mine);
+
+    if (rc < 0 || mine->status != NV_OK)
+        return -rc;
+    for (int i = 0; i < NV2080_UTIL_SAMPLES; i++)
+        for (int j = 0; j < NV2080_UTIL_ENGINES; j++) {
+            struct nv2080_engine_util *engine = &asked->samples[i].engines[j];
+            const struct process *process = find(own, own_count, (pid_t)engine->pid, false);
+            *engine = (struct nv2080_engine_util){
+                .util = process ? engine->util : 0,
+                .vgpu_scale = engine->vgpu_scale,
+                .pid = process ? (uint32_t)process->inside : NV2080_GPUMON_PID_INVALID,
+                .pid_in_guest = NV2080_GPUMON_PID_INVALID,
+            };
+        }
+    return 0;
+}
+
+static uint32_t size_of(uint32_t command)
+{
+    switch (command) {
+    case NV2080_CTRL_CMD_GPU_GET_PIDS: return sizeof(struct nv2080_get_pids);
+    case NV2080_CTRL_CMD_GPU_GET_PID_INFO: return sizeof(struct nv2080_get_pid_info);
+    default: return sizeof(struct nv2080_util_samples);
+    }
+}
+
 int processes_control(struct job *job, const struct call *call, struct nvos54 *mine, void *params)
 {
-    bool who = mine->command == NV2080_CTRL_CMD_GPU_GET_PIDS;
     struct process own[FILES_MAX];
 
-    if (mine->params_size != (who ? sizeof(struct nv2080_get_pids) : sizeof(struct nv2080_get_pid_info))) {
+    if (mine->params_size != size_of(mine->command)) {
         mine->status = NV_ERR_INVALID_ARGUMENT;
         return 0;
     }
     int count = list_own(call, own);
-    return who ? ask_who(job, call, mine, params, own, count) : ask_of_each(job, call, mine, params, own, count);
+    switch (mine->command) {
+    case NV2080_CTRL_CMD_GPU_GET_PIDS: return ask_who(job, call, mine, params, own, count);
+    case NV2080_CTRL_CMD_GPU_GET_PID_INFO: return ask_of_each(job, call, mine, params, own, count);
+    default: return ask_of_moments(job, call, mine, params, own, count);
+    }
 }

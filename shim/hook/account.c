@@ -45,13 +45,26 @@ static void publish(void)
     __atomic_store_n(&row->managed, held[1], __ATOMIC_SEQ_CST);
 }
 
+/* Asked once a second: the daemon gives a row up only some seconds after its connection. */
+static bool is_recent(void)
+{
+    static time_t asked;
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    if (now.tv_sec == asked)
+        return true;
+    asked = now.tv_sec;
+    return daemon_is_connected();
+}
+
 /* Under the mutex. Again when the program has closed the connection: the daemon may have cleared the row since. */
 static bool attach(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     unsigned place = 0;
 
-    if (row && daemon_is_connected())
+    if (row && is_recent())
         return true;
     pthread_once(&once, watch_forks);
     int fd = daemon_open_account(&place);

@@ -74,8 +74,9 @@ API int ioctl(int fd, unsigned long request, ...)
     if (_IOC_TYPE((uint32_t)request) != NV_IOCTL_MAGIC || !slice_directory())
         return real_ioctl()(fd, request, argument);
     if (tier_is_shim())
-        return may_be_driver(fd) ? driver_call(fd, (uint32_t)request, argument, real_ioctl())
-                                 : real_ioctl()(fd, request, argument);
+        return driver_call_matters(request) && may_be_driver(fd)
+                   ? driver_call(fd, (uint32_t)request, argument, real_ioctl())
+                   : real_ioctl()(fd, request, argument);
     /* callers may hand over a signed number */
     bool longer = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64);
     bool shorter = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos21);

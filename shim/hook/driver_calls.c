@@ -270,6 +270,14 @@ static const struct {
     {NV_ESC_RM_VID_HEAP_CONTROL, sizeof(struct nvos32), 0, call_heap},
 };
 
+bool driver_call_matters(unsigned long request)
+{
+    uint32_t nr = request & 0xFF;
+
+    return nr == NV_ESC_RM_ALLOC || nr == NV_ESC_RM_FREE || nr == NV_ESC_RM_DUP_OBJECT ||
+           nr == NV_ESC_RM_VID_HEAP_CONTROL || nr == NV_ESC_IOCTL_XFER_CMD;
+}
+
 int driver_call(int fd, unsigned long request, void *argument, ioctl_function real)
 {
     struct attempt attempt = {fd, request, argument, real, request & 0xFF, _IOC_SIZE(request), argument};

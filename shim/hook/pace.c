@@ -98,9 +98,11 @@ static void charge(struct lane *lane, uint64_t until)
     lane->charged_ns = until;
 }
 
-/* It was done before it was seen to be. Nothing is given back that others have come to rely on. */
-static void give_back(struct lane *lane, uint64_t ended_ns)
+/* The lane's work ended then: perhaps after it was last charged for, perhaps before. Nothing is given back that others
+ * have come to rely on. */
+static void settle(struct lane *lane, uint64_t ended_ns, uint64_t now)
 {
+    charge(lane, ended_ns < now ? ended_ns : now);
     uint64_t claimed = lane->charged_ns, end = ended_ns > lane->charged_from_ns ? ended_ns : lane->charged_from_ns;
 
     if (end < claimed &&
@@ -133,10 +135,17 @@ static bool is_busy(const struct lane *lane)
            __atomic_load_n(&lane->submitted, __ATOMIC_SEQ_CST) != __atomic_load_n(&lane->confirmed, __ATOMIC_SEQ_CST);
 }
 
-static bool is_capturing(const struct lane *lane)
+/* What is captured is not on the GPU. The driver does not say of a context's default stream while another is captured.
+ */
+enum capture { CAPTURE_NO, CAPTURE_YES, CAPTURE_UNKNOWN };
+
+static enum capture capture_of(const struct lane *lane)
 {
     int status = 0;
-    return driver.capturing(lane->stream, &status) != CUDA_SUCCESS || status;
+
+    if (driver.capturing(lane->stream, &status) != CUDA_SUCCESS)
+        return CAPTURE_UNKNOWN;
+    return status ? CAPTURE_YES : CAPTURE_NO;
 }
 
 static void drop(struct lane *lane, bool events_too)
@@ -169,6 +178,28 @@ static void fit_window(struct lane *lane, uint64_t took)
         __atomic_store_n(&lane->window, lane->window / 2, __ATOMIC_RELAXED);
 }
 
+/* From this thread: what was handed in since the last mark. False: the lane is of no use any more. */
+static bool mark_here(struct lane *lane, uint64_t now)
+{
+    switch (capture_of(lane)) {
+    case CAPTURE_NO: return set_mark(lane, now);
+    case CAPTURE_YES: __atomic_store_n(&lane->confirmed, lane->submitted, __ATOMIC_SEQ_CST); break;
+    case CAPTURE_UNKNOWN: break; /* at the next tick, then */
+    }
+    return true;
+}
+
+static void mark_anew(struct lane *lane, uint64_t now)
+{
+    if (lane->thread) /* only that thread can; it marks each of its launches */
+        return;
+    driver.push(lane->context); /* whose default stream it may be */
+    bool good = mark_here(lane, now);
+    driver.pop(&(void *){NULL});
+    if (!good)
+        drop(lane, false);
+}
+
 /* The mark was reached: what came after it is marked anew, or the lane has nothing on the GPU. */
 static void reached(struct lane *lane, uint64_t now)
 {
@@ -179,25 +210,22 @@ static void reached(struct lane *lane, uint64_t now)
     __atomic_store_n(&lane->confirmed, lane->marked, __ATOMIC_SEQ_CST);
     if (!is_busy(lane)) {
         if (driver.elapsed(&milliseconds, lane->start, lane->mark) == CUDA_SUCCESS)
-            give_back(lane, lane->started_ns + (uint64_t)((double)milliseconds * 1e6));
+            settle(lane, lane->started_ns + (uint64_t)((double)milliseconds * 1e6), now);
+        else
+            charge(lane, now);
         return;
     }
     charge(lane, now);
-    if (lane->thread || is_capturing(lane)) /* only that thread can; it does, with its next launch */
-        return;
-    driver.push(lane->context);
-    bool marked = set_mark(lane, now);
-    driver.pop(&(void *){NULL});
-    if (!marked)
-        drop(lane, false);
+    mark_anew(lane, now);
 }
 
 static bool look_at(struct lane *lane, uint64_t now)
 {
     if (!is_busy(lane))
         return false;
-    if (!lane->pending) { /* a launch is being made, or captured */
+    if (!lane->pending) { /* it could not be marked when it was handed in */
         charge(lane, now);
+        mark_anew(lane, now);
         return true;
     }
     int rc = driver.query(lane->mark);
@@ -354,14 +382,18 @@ static struct lane *lane_of(void *stream, bool per_thread)
         void *stream, *context;
         uint64_t generation;
     } last;
-    void *context = NULL;
+    void *context = last.context;
 
     if (!stream)
         stream = (void *)(uintptr_t)(per_thread ? STREAM_PER_THREAD : STREAM_LEGACY);
+    bool known = last.lane && last.stream == stream &&
+                 last.generation == __atomic_load_n(&generation, __ATOMIC_ACQUIRE);
+    /* a stream is of one context, but for the handles that name one in each */
+    if (known && (uintptr_t)stream > STREAM_PER_THREAD)
+        return last.lane;
     if (driver.current(&context) != CUDA_SUCCESS || !context)
         return NULL;
-    uint64_t now = __atomic_load_n(&generation, __ATOMIC_SEQ_CST);
-    if (last.lane && last.stream == stream && last.context == context && last.generation == now)
+    if (known && last.context == context)
         return last.lane;
     pthread_mutex_lock(&mutex);
     last.lane = make(stream, context, (uintptr_t)stream == STREAM_PER_THREAD ? &last : NULL);
@@ -415,7 +447,7 @@ struct lane *pace_enter(void *stream, bool per_thread)
     if (!lane || (has_room(lane) && is_busy(lane)))
         return lane;
     pthread_mutex_lock(&mutex);
-    bool counted = !is_capturing(lane);
+    bool counted = lane->stream && capture_of(lane) == CAPTURE_NO;
     if (counted) {
         wait_for_room(lane);
         counted = lane->stream && (is_busy(lane) || begin(lane)); /* it may have been forgotten meanwhile */
@@ -432,8 +464,8 @@ void pace_leave(struct lane *lane)
     if (__atomic_load_n(&lane->pending, __ATOMIC_SEQ_CST) && !lane->thread)
         return;
     pthread_mutex_lock(&mutex);
-    if (lane->stream && (!lane->pending || lane->thread) && (is_capturing(lane) || !set_mark(lane, now_ns())))
-        __atomic_store_n(&lane->confirmed, lane->submitted, __ATOMIC_SEQ_CST); /* nothing of it is on the GPU */
+    if (lane->stream && (!lane->pending || lane->thread) && !mark_here(lane, now_ns()))
+        drop(lane, false);
     if (resting)
         pthread_cond_broadcast(&wanted);
     pthread_mutex_unlock(&mutex);

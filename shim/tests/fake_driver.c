@@ -100,6 +100,15 @@ static void fake_control(int fd, struct nvos54 *call)
         call->status = NV_OK;
         return;
     }
+    if (call->command == NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2) {
+        struct nv2080_util_samples *answer = (void *)(uintptr_t)call->params;
+        const struct nv2080_engine_util mine = {.util = 70, .pid = (uint32_t)getpid(), .kernel_pointer = 1},
+                                        theirs = {.util = 30, .pid = (uint32_t)getppid(), .kernel_pointer = 2};
+        answer->samples[0].engines[0] = mine;
+        answer->samples[1].engines[0] = theirs;
+        call->status = NV_OK;
+        return;
+    }
     if (call->command == NV2080_CTRL_CMD_GPU_GET_PID_INFO)
         fake.last_pid = ((struct nv2080_get_pid_info *)(uintptr_t)call->params)->list[0].pid;
     const struct param_pointers *pointers = params_pointers(call->command);

@@ -156,6 +156,16 @@ static void the_driver_tells_a_tenant_of_its_own_processes_alone(void)
     CHECK(each.list[0].pid == (uint32_t)getppid()); /* another's: as it was */
     each.list[0].pid = (uint32_t)reach_pid_inside(getpid());
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && fake.last_pid == (uint32_t)getpid());
+    static struct nv2080_util_samples moments;
+    struct nvos54 sampled = {.client = ROOT,
+                             .object = ROOT,
+                             .command = NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2,
+                             .params = (uintptr_t)&moments,
+                             .params_size = sizeof moments};
+    CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof sampled, &sampled) == 0 && sampled.status == NV_OK);
+    const struct nv2080_engine_util *one = &moments.samples[0].engines[0], *other = &moments.samples[1].engines[0];
+    CHECK(one->util == 70 && one->pid == (uint32_t)reach_pid_inside(getpid()) && !one->kernel_pointer);
+    CHECK(other->util == 0 && other->pid == NV2080_GPUMON_PID_INVALID && !other->kernel_pointer);
     each.count = 0xFFFFFFFF;
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && call.status == NV_ERR_INVALID_ARGUMENT);
 }

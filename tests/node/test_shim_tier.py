@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,14 @@ sys.stdin.readline()
     assert held.close() == 0
 
 
+TAKE = (
+    CONTEXT
+    + """
+import sys
+assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(int(sys.argv[1])))
+sys.stdin.readline()
+"""
+)
 SCRIBBLE = (
     CONTEXT
     + """
@@ -228,16 +237,21 @@ def test_who_says_that_it_holds_nothing_is_found_out(shim_node: Node, tenant: di
     liar = shim_node.spawn(tenant, "python3", "-c", SCRIBBLE, str(800 * MIB), deed, str(first), str(size))
     assert liar.stdout
     assert liar.stdout.readline() == "done\n", liar.communicate()[1]
-    honest = Worker(shim_node, tenant)
-    honest.send("alloc", bytes=800 * MIB)
+    # who maps a file that is cut short may die of it; it is the tenant's own, and nobody else's
+    honest = Worker(shim_node, tenant) if deed == "zero" else None
+    if honest:
+        assert honest.ask("alloc", bytes=800 * MIB) == DONE
+    else:
+        driver = [sys.executable, "-c", TAKE, str(3 << 30)]
+        greedy = shim_node.spawn(tenant, "env", "-u", "LD_PRELOAD", *driver, stdin=subprocess.PIPE)
+        assert greedy.wait(6) == -signal.SIGKILL  # the daemon goes on looking
+        greedy.communicate()
+        liar.kill()
     assert liar.wait(6) == -signal.SIGKILL
     liar.communicate()
-    if deed == "zero":
-        assert honest.answer() == DONE
+    if honest:
         assert honest.ask("free") == DONE
         assert honest.close() == 0
-    else:  # who maps a file that is cut short may die of it: it is the tenant's own
-        honest.kill()
     wait_until(lambda: shim_node.used("tenant") == 0, 3, "nothing on the account")
     assert Worker(shim_node, tenant).ask("fill", bytes=64 * MIB)["blocks"] == 15
 
@@ -317,4 +331,13 @@ def test_a_tenant_without_a_limit_gets_no_thread(shim_node: Node, tenant: dict[s
     kernels(worker, 0.2)
     assert "vgpu-pace" in threads(worker)
     assert worker.ask("reset") == DONE  # its streams and events go
+    assert worker.close() == 0
+
+
+@pytest.mark.parametrize("stream", ["default", "own"])
+def test_a_queue_of_kernels_goes_on(shim_node: Node, tenant: dict[str, Any], stream: str) -> None:
+    worker = Worker(shim_node, tenant)
+    for milliseconds, count in ((8, 12), (1, 60), (8, 6)):
+        took = worker.ask("queue", milliseconds=milliseconds, count=count, stream=stream)["seconds"]
+        assert took < 3  # a launch that nobody looked after would wait for five
     assert worker.close() == 0

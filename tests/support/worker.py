@@ -103,6 +103,15 @@ def main() -> None:
                     run_spin(spin, 5)
                     done += 1
                 answer(done=done)
+            case "queue":  # many at once, then waits for all
+                spin = spin or load_spin()
+                stream = check(driver.cuStreamCreate(0)) if command["stream"] == "own" else 0
+                began = time.monotonic()
+                arguments = ((command["milliseconds"] * 1_000_000,), (ctypes.c_longlong,))
+                for _ in range(command["count"]):
+                    check(driver.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, arguments, 0))
+                check(driver.cuStreamSynchronize(stream))
+                answer(seconds=time.monotonic() - began)
             case "reset":  # the context goes, the process stays
                 check(driver.cuDevicePrimaryCtxReset(device))
                 spin = None

@@ -1,0 +1,45 @@
+"""Programs that are not Python's: CUDA's tools, and what nvcc builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# Of PyTorch's own test_cuda.py: allocator, streams, graphs, pinned memory; without what counts the whole card's bytes.
+PYTORCH_TESTS = "(stream or event or graph or pin_memory or allocator or cublas or copy) and not (nvtx or snapshot)"
+
+
+def tools(directory: Path, here: Path) -> dict[str, list[str]]:
+    """name: command. What can't be had here is left out, aloud."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    commands: dict[str, list[str]] = {}
+    for kind in ("static", "shared"):
+        program = directory / f"runtime_{kind}"
+        built = subprocess.run(
+            [nvcc, f"-cudart={kind}", "-o", str(program), str(here / "runtime.cu")], capture_output=True, text=True
+        )
+        if built.returncode:
+            print(f"nvcc -cudart={kind}: {built.stderr.strip()[-300:]}", file=sys.stderr)
+            continue
+        commands[f"nvcc_{kind}_runtime"] = [str(program)]
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer and "nvcc_static_runtime" in commands:
+        commands["compute_sanitizer"] = ["sh", "-c", f"{sanitizer} {directory}/runtime_static | tail -1"]
+    if shutil.which("nvidia-smi"):
+        name = "--query-gpu=count,name,driver_version"
+        commands["nvidia_smi"] = ["nvidia-smi", name, "--format=csv,noheader"]
+        commands["nvidia_smi_q"] = ["sh", "-c", "nvidia-smi -q | grep -c Attached"]
+        commands["nvidia_smi_pmon"] = ["sh", "-c", "nvidia-smi pmon -c 1 | head -1"]
+    if numba := importlib.util.find_spec("numba_cuda"):
+        tests = Path(numba.submodule_search_locations[0]) / "numba" / "cuda" / "tests" / "cudadrv"
+        # one that takes more managed memory than the card has can stop the card for everybody
+        run = f"{sys.executable} -m pytest -q -p no:cacheprovider -k 'not oversubscribe' {tests}"
+        commands["numba_own_driver_tests"] = ["sh", "-c", f"{run} 2>&1 | tail -1 | sed 's/ in .*//'"]
+    if tests := os.environ.get("PYTORCH_TESTS"):
+        run = f"cd {tests} && {sys.executable} -m pytest -q -p no:cacheprovider -x --timeout 200 test_cuda.py -k '{PYTORCH_TESTS}'"
+        commands["pytorch_own_tests"] = ["sh", "-c", f"{run} 2>&1 | tail -1 | sed 's/ in .*//'"]
+    return commands
