@@ -119,6 +119,34 @@ def start(processes: int = 300) -> list[Row]:
     ]
 
 
+def launch() -> list[Row]:
+    """What the shim does at each launch, in both tiers, with a driver that does nothing."""
+    forced = Node("--emulate", "--emulated-memory=2G", "--NodeApp.force_shim_tier=True")
+    guarded = Node("--emulate", "--emulated-memory=2G")
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            source, program = str(ROOT / "benchmarks" / "instant_driver.c"), f"{directory}/launch"
+            library = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", f"{directory}/libcuda.so.1"]
+            subprocess.run(["cc", "-O2", *library, source], check=True)
+            subprocess.run(["cc", "-O2", "-DLOOP", "-o", program, source, "-ldl"], check=True)
+            command = f"LD_LIBRARY_PATH={directory} exec {program}"
+            tenants = {"guard": (guarded, guarded.tenant("512M", 50)), "shim": (forced, forced.tenant("512M", 50))}
+            times: dict[str, list[tuple[float, float]]] = {tier: [] for tier in tenants}
+            for _ in range(ROUNDS):
+                for tier, (node, tenant) in tenants.items():
+                    plain = subprocess.run(["sh", "-c", command], check=True, capture_output=True).stdout
+                    out = node.spawn(tenant, "sh", "-c", command).communicate(timeout=60)[0]
+                    times[tier].append((float(plain), float(out)))
+    finally:
+        forced.stop()
+        guarded.stop()
+    detail = "one launch by a driver that does nothing, best of 20 rounds of 500"
+    return [
+        _row("shim.guard_tier_launch_ns", times["guard"], f"{detail}; tier guard"),
+        _row("shim.shim_tier_launch_ns", times["shim"], f"{detail}; tier shim, a slice of 50 %"),
+    ]
+
+
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -179,7 +207,7 @@ def _row(name: str, pairs: list[tuple[float, float]], detail: str) -> Row:
 
 def main() -> None:
     """Measure, write, show."""
-    rows = measure() + start() + scale()
+    rows = measure() + start() + launch() + scale()
     kernel = platform.release().split("-")[0]
     write("cpu", Machine(f"emulated GPU, {os.cpu_count()} cores, Linux {kernel}", "emulated"), rows)
     show(rows)

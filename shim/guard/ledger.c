@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "reach.h"
+#include "publish.h"
 #include "rm_abi.h"
 #include "util.h"
 
@@ -151,69 +151,27 @@ struct ledger_object *ledger_next_listed(const struct ledger_object *object)
     return at(links[position(object)].list_next);
 }
 
-/* --- the page that tenant and daemon read --- */
+/* --- how much there is --- */
 
-static void page_begin(struct vgpu_slice_page *page) { __atomic_add_fetch(&page->sequence, 1, __ATOMIC_ACQ_REL); }
-static void page_end(struct vgpu_slice_page *page) { __atomic_add_fetch(&page->sequence, 1, __ATOMIC_RELEASE); }
-
-static struct vgpu_process_row *row_of(struct vgpu_slice_page *page, pid_t pid, bool make)
-{
-    struct vgpu_process_row *spare = NULL;
-    /* read once: whoever may write to the page must not change it between check and use */
-    uint32_t rows = __atomic_load_n(&page->process_rows, __ATOMIC_RELAXED);
-
-    for (uint32_t i = 0; i < rows && i < VGPU_PAGE_PROCESSES; i++) {
-        if (page->processes[i].pid == (uint32_t)pid)
-            return &page->processes[i];
-        if (!page->processes[i].pid && !spare)
-            spare = &page->processes[i];
-    }
-    if (!make)
-        return NULL;
-    if (!spare && rows < VGPU_PAGE_PROCESSES) {
-        spare = &page->processes[rows];
-        page->process_rows = rows + 1;
-    }
-    if (spare)
-        *spare = (struct vgpu_process_row){.pid = (uint32_t)pid, .pid_inside = (uint32_t)reach_pid_inside(pid)};
-    return spare;
-}
-
-/* How much device and managed memory may be together. */
-static uint64_t limit_of(const struct tenant *tenant)
+uint64_t ledger_limit(const struct tenant *tenant)
 {
     unsigned __int128 limit = (unsigned __int128)tenant->memory * tenant->oversubscribe_percent / 100;
     return limit > UINT64_MAX ? UINT64_MAX : (uint64_t)limit;
 }
 
-/* So much more may be taken: of managed memory, or of the device's own, which stays within the quota. */
-static uint64_t room_for(const struct tenant *tenant, bool managed)
+uint64_t ledger_room(const struct tenant *tenant, bool managed)
 {
-    uint64_t device = device_bytes(tenant), limit = limit_of(tenant);
+    uint64_t device = device_bytes(tenant), limit = ledger_limit(tenant);
     uint64_t all = tenant->used < limit ? limit - tenant->used : 0;
     uint64_t own = device < tenant->memory ? tenant->memory - device : 0;
 
     return managed || all < own ? all : own;
 }
 
-/* Between page_begin() and page_end(). */
-static void publish_memory(const struct tenant *tenant)
-{
-    struct vgpu_slice_page *page = tenant->page;
-
-    page->memory_used = tenant->used;
-    page->memory_managed = tenant->managed;
-    page->memory_limit = limit_of(tenant);
-    page->memory_free = room_for(tenant, false);
-    if (page->memory_used > page->memory_peak)
-        page->memory_peak = page->memory_used;
-}
-
 /* Bytes and channels of one object, onto (sign 1) or off (sign -1) its tenant's and process' account. */
 static void account(const struct ledger_object *object, int sign)
 {
     struct tenant *tenant = &tenants[object->tenant];
-    struct vgpu_slice_page *page = tenant->page;
     bool channel = NV_CLASS_IS_CHANNEL(object->class);
 
     tenant->objects += (uint32_t)sign;
@@ -226,18 +184,7 @@ static void account(const struct ledger_object *object, int sign)
         tenant->channels += (uint32_t)sign;
         tenant->channel_changes++;
     }
-    if (!page)
-        return;
-    page_begin(page);
-    publish_memory(tenant);
-    struct vgpu_process_row *row = row_of(page, object->pid, sign > 0);
-    if (row) {
-        row->memory += (uint64_t)sign * object->bytes;
-        row->channels += (uint32_t)(sign * channel);
-        if (!row->memory && !row->channels)
-            row->pid = 0;
-    }
-    page_end(page);
+    publish_change(tenant, object, sign);
 }
 
 /* --- opening --- */
@@ -310,31 +257,14 @@ void ledger_close(void)
 
 /* --- tenants --- */
 
-static bool map_page(struct tenant *tenant, int fd)
-{
-    void *page = mmap(NULL, sizeof *tenant->page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-
-    if (page == MAP_FAILED)
-        return false;
-    if (tenant->page)
-        munmap(tenant->page, sizeof *tenant->page);
-    tenant->page = page;
-    return true;
-}
-
 static void recount(int slot)
 {
     struct tenant *tenant = &tenants[slot];
-    struct vgpu_slice_page *page = tenant->page;
 
     tenant->objects = tenant->channels = 0;
     tenant->first_channel = tenant->first_root = 0;
     tenant->used = tenant->managed = 0;
-    page_begin(page);
-    publish_memory(tenant);
-    page->process_rows = 0;
-    memset(page->processes, 0, sizeof page->processes);
-    page_end(page);
+    publish_anew(tenant);
     for (uint32_t i = 0; i < ledger->object_end; i++)
         if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot) {
             account(&ledger->objects[i], 1);
@@ -349,7 +279,7 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, const struct quota *qu
 
     if (fresh)
         *tenant = (struct tenant){.channel_changes = tenant->channel_changes};
-    if (page_fd >= 0 && !map_page(tenant, page_fd))
+    if (page_fd >= 0 && !publish_open(tenant, page_fd))
         return false;
     if (!tenant->page)
         return false;
@@ -360,20 +290,7 @@ bool ledger_set_tenant(int slot, const char *id, int gpu, const struct quota *qu
     tenant->oversubscribe_percent = quota->oversubscribe_percent;
     snprintf(tenant->id, sizeof tenant->id, "%s", id);
     tenant->live = true;
-
-    struct vgpu_slice_page *page = tenant->page;
-    /* A guard killed while it wrote left the sequence odd, and readers waiting. */
-    if (page->sequence & 1)
-        page->sequence++;
-    page_begin(page);
-    page->magic = VGPU_PAGE_MAGIC;
-    page->version = VGPU_PAGE_VERSION;
-    page->memory_quota = quota->memory;
-    page->core_millipercent = quota->core_millipercent;
-    page->policy = quota->policy;
-    page->guard_pid = (uint32_t)getpid();
-    publish_memory(tenant);
-    page_end(page);
+    publish_quota(tenant);
     if (fresh)
         recount(slot);
     return true;
@@ -384,43 +301,20 @@ void ledger_remove_tenant(int slot)
     for (uint32_t i = 0; i < ledger->object_end; i++)
         if (ledger->objects[i].state != OBJECT_FREE && ledger->objects[i].tenant == (uint32_t)slot)
             ledger_cancel(&ledger->objects[i]);
-    if (tenants[slot].page)
-        munmap(tenants[slot].page, sizeof *tenants[slot].page);
+    publish_close(&tenants[slot]);
     tenants[slot] = (struct tenant){.channel_changes = tenants[slot].channel_changes};
 }
 
-void ledger_set_tier(int slot, uint32_t tier)
-{
-    if (!tenants[slot].page)
-        return;
-    page_begin(tenants[slot].page);
-    tenants[slot].page->tier = tier;
-    page_end(tenants[slot].page);
-}
+void ledger_set_tier(int slot, uint32_t tier) { publish_tier(&tenants[slot], tier); }
 
 void ledger_note_active(int slot, pid_t pid)
 {
     ledger_lock();
-    struct vgpu_slice_page *page = tenants[slot].page;
-    uint32_t rows = page ? __atomic_load_n(&page->process_rows, __ATOMIC_RELAXED) : 0;
-    for (uint32_t i = 0; i < rows && i < VGPU_PAGE_PROCESSES; i++)
-        if (page->processes[i].pid && (!pid || page->processes[i].pid == (uint32_t)pid)) {
-            page_begin(page);
-            page->processes[i].active_ns = realtime_ns();
-            page_end(page);
-        }
+    publish_active(&tenants[slot], pid);
     ledger_unlock();
 }
 
-void ledger_note_on(int slot, bool on, uint64_t on_ns)
-{
-    if (!tenants[slot].page)
-        return;
-    page_begin(tenants[slot].page);
-    tenants[slot].page->channels_on = on;
-    tenants[slot].page->on_ns += on_ns;
-    page_end(tenants[slot].page);
-}
+void ledger_note_on(int slot, bool on, uint64_t on_ns) { publish_on(&tenants[slot], on, on_ns); }
 
 /* --- objects --- */
 
@@ -442,19 +336,6 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
     return true;
 }
 
-static void note_refusal(struct tenant *tenant, pid_t pid, uint64_t bytes, uint64_t room)
-{
-    struct vgpu_slice_page *page = tenant->page;
-
-    page_begin(page);
-    page->refusals++;
-    page->refused_bytes = bytes;
-    page->refused_free = room;
-    page->refused_at_ns = realtime_ns();
-    page->refused_pid = (uint32_t)pid;
-    page_end(page);
-}
-
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
                             uint64_t bytes, struct ledger_object **out)
 {
@@ -463,9 +344,9 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 
     if (ledger_find(root, handle) || (handle == parent && handle != root))
         return RESERVE_TAKEN;
-    uint64_t room = room_for(tenant, IS_MANAGED_ROOT(root));
+    uint64_t room = ledger_room(tenant, IS_MANAGED_ROOT(root));
     if (bytes && bytes > room) {
-        note_refusal(tenant, pid, bytes, room);
+        publish_refusal(tenant, pid, bytes, room);
         return RESERVE_OVER_QUOTA;
     }
     if (tenant->objects >= LEDGER_TENANT_OBJECTS || (!free_count && ledger->object_end == LEDGER_OBJECTS))
@@ -507,9 +388,9 @@ bool ledger_commit(struct ledger_object *object, uint64_t bytes)
     if (bytes != object->bytes) /* the driver rounds up to its granule, and says by how much */
         set_bytes(object, bytes);
     object->state = OBJECT_HELD;
-    if (!grew || (device_bytes(tenant) <= tenant->memory && tenant->used <= limit_of(tenant)))
+    if (!grew || (device_bytes(tenant) <= tenant->memory && tenant->used <= ledger_limit(tenant)))
         return true;
-    note_refusal(tenant, object->pid, bytes, 0);
+    publish_refusal(tenant, object->pid, bytes, 0);
     return false;
 }
 
@@ -529,9 +410,9 @@ bool ledger_set_managed(int slot, pid_t pid, uint64_t bytes)
             object->state = OBJECT_HELD;
         return true;
     }
-    uint64_t room = room_for(&tenants[slot], true), more = bytes > object->bytes ? bytes - object->bytes : 0;
+    uint64_t room = ledger_room(&tenants[slot], true), more = bytes > object->bytes ? bytes - object->bytes : 0;
     if (more > room) {
-        note_refusal(&tenants[slot], pid, more, room);
+        publish_refusal(&tenants[slot], pid, more, room);
         return false;
     }
     if (bytes)

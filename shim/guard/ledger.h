@@ -83,6 +83,10 @@ struct tenant {
     uint32_t first_channel, first_root; /* positions + 1: see ledger_next_listed() */
 };
 
+/* How much device and managed memory may be together; and how much more may be taken: of managed memory, or of the
+ * device's own, which stays within the quota. */
+uint64_t ledger_limit(const struct tenant *tenant);
+uint64_t ledger_room(const struct tenant *tenant, bool managed);
 /* What of `used` is the device's own. */
 static inline uint64_t device_bytes(const struct tenant *tenant) { return tenant->used - tenant->managed; }
 

@@ -12,7 +12,7 @@
 #define LANES 256
 #define TICK_NS 500000ull
 #define REST_TICKS 40        /* without work, then the thread sleeps until there is some */
-#define WINDOW_MAX 1024      /* launches */
+#define WINDOW_MAX 4096      /* launches */
 #define SHORT_NS 2000000ull  /* work in flight is kept between these: less would leave the GPU waiting, more would */
 #define LONG_NS 5000000ull   /* run on for long after the budget is used up */
 #define SAVED_NS 20000000ull /* a tenant that rested may use so much of the GPU at once, of its share */
