@@ -82,7 +82,6 @@ def _tenant_table(tenants: list[Json]) -> Table:
 def _process_table(tenant: Json) -> Table:
     table = _table(f"Processes of {tenant['name']}", "pid", "name", "memory", "compute")
     for process in tenant["processes"]:
-        table.add_row(
-            str(process["pid"]), process["name"], format_bytes(process["memory"]), format_percent(process["cores"])
-        )
+        name = process["name"] + (" (without the shim)" if process["pid"] in tenant["outside"] else "")
+        table.add_row(str(process["pid"]), name, format_bytes(process["memory"]), format_percent(process["cores"]))
     return table

@@ -54,7 +54,7 @@ class SliceHandler(APIHandler):
             return nothing("daemon-away", f"The GPU service says: {error}")
         owners = await self._owners()
         holders = await asyncio.to_thread(attribute, view["processes"], owners, _parent)
-        keep = ("tier", "gpu", "quota", "usage", "refusals", "processes")
+        keep = ("tier", "gpu", "quota", "usage", "refusals", "processes", "outside")
         return {"kind": "slice", **{key: view[key] for key in keep}, "holders": holders}
 
     async def _owners(self) -> dict[int, Owner]:

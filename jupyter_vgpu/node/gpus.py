@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def _describe(index: int) -> Gpu:
     )
 
 
-def process_bytes(index: int) -> dict[int, int]:
-    """Memory of the GPU by process, as the driver counts it. Empty where it does not tell."""
-    try:
-        rows = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
-    except pynvml.NVMLError:
-        return {}
-    return {int(row.pid): int(row.usedGpuMemory or 0) for row in rows}
+def processes(index: int) -> set[int]:
+    """Who is on the GPU, for compute or for graphics. Empty where the driver does not tell."""
+    found: set[int] = set()
+    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with contextlib.suppress(pynvml.NVMLError):
+            found |= {int(row.pid) for row in ask(pynvml.nvmlDeviceGetHandleByIndex(index))}
+    return found
 
 
 def utilisation(index: int, since_us: int) -> dict[int, int]:

@@ -224,6 +224,10 @@ class Guard:
         """A process holds `size` bytes of managed memory in all. False: that is over the tenant's quota."""
         return self._ask(f"managed {slot} {pid} {size}") != "full"
 
+    def memory_of(self, gpu: int, pid: int) -> int:
+        """Bytes of a GPU that a process has by the driver's own account; what it imported is its maker's."""
+        return int(self._ask(f"memory {gpu} {pid}"))
+
     def remove_tenant(self, slot: int) -> None:
         self._ask(f"remove {slot}")
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..native import layout
-from .account import AccountFull
 from .guard import GuardAway, GuardError
 from .page import SlicePage
-from .shim_tier import RETURN_SECONDS, Allowance, ShimTier
+from .shim_tier import RETURN_SECONDS, AccountFull, Allowance, ShimTier
 
 log = logging.getLogger("vgpud.join")
 
@@ -52,10 +51,12 @@ class _Peer:
 class JoinServer:
     """The join socket of one tenant.
 
-    allowance() is what it may have in tier `shim`. set_managed(pid, bytes) puts a process' managed
+    allowance() is what it may have in tier `shim`, and memory_of(pid) what the driver says that a process
+    has of its GPU. set_managed(pid, bytes) puts a process' managed
     memory on the guard's account: False is no. probe(pid) says why the guard can't hold that process, or None. join(fd)
     takes a listener. note_unknown(symbol) is told of a driver function that the shim has never heard of and let
     through, note_refused(pid, symbol, bytes) of an allocation that failed for want of memory.
+    guarded: the guard held it already before the daemon was started.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
 
@@ -64,18 +65,21 @@ class JoinServer:
         directory: Path,
         page: SlicePage,
         allowance: Callable[[], Allowance],
+        memory_of: Callable[[int], int],
         set_managed: Callable[[int, int], bool],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
         note_unknown: Callable[[str], None],
         note_refused: Callable[[int, str, int], None],
         allow_shim: bool,
+        guarded: bool = False,
         owner: int | None = None,
     ) -> None:
         self._owner = owner
         self._directory = directory
         self._page = page
         self._allowance = allowance
+        self._memory_of = memory_of
         self._set_managed = set_managed
         self._probe = probe
         self._join = join
@@ -88,8 +92,10 @@ class JoinServer:
         self._server.bind(str(self._path))
         self._path.chmod(0o666)
         self._server.listen(128)
-        self._guarded = False
-        self._shim: ShimTier | None = ShimTier(directory, page) if ShimTier.has_one(directory) else None
+        self._guarded = guarded
+        self._shim: ShimTier | None = (
+            ShimTier(directory, page, memory_of) if not guarded and ShimTier.has_one(directory) else None
+        )
         self._peers: set[_Peer] = set()
         self._managed_by: dict[int, _Peer] = {}  # who speaks for a process' managed memory
         asyncio.get_running_loop().add_reader(self._server, self._accept)
@@ -170,6 +176,9 @@ class JoinServer:
             socket.send_fds(peer.connection, [answer.encode()], given)
         except OSError:
             self._drop(peer)
+        finally:
+            for fd in given:
+                os.close(fd)
 
     def _answer(self, peer: _Peer, data: bytes, fds: list[int]) -> tuple[str, list[int]]:
         """A line, and descriptors to give with it."""
@@ -183,8 +192,14 @@ class JoinServer:
         words = data.decode("ascii", "replace").split()
         match words:
             case ["probe"]:
+                if self._shim and self._shim.is_used:
+                    return self._enter_shim(peer, "this slice has programs in tier shim")
                 reason = self._probe(peer.pid)
+                if reason is not None and self._guarded:
+                    return f"refused this slice is held by the guard, and the guard can't hold this process: {reason}"
                 return "guard" if reason is None else self._enter_shim(peer, reason)
+            case ["join"] if self._shim and self._shim.is_used:
+                return "refused this slice has programs in tier shim"
             case ["join"] if len(fds) == 1 and _is_listener(fds[0]):
                 refusal = self._join(os.dup(fds[0]))
                 if refusal is None:
@@ -196,8 +211,8 @@ class JoinServer:
                 return "refused this slice is held by the guard"
             case ["shim", *reason]:
                 return self._enter_shim(peer, " ".join(reason))
-            case ["full", amount] if amount.isdigit() and len(amount) < 21 and self._shim:
-                self._shim.publish(self._allowance(), (peer.pid, int(amount)))
+            case ["full", amount] if amount.isdigit() and len(amount) < 20 and self._shim:
+                self._shim.note_refusal(self._allowance(), peer.pid, int(amount))
                 return "ok"
             case ["refused", symbol, amount] if symbol.isidentifier() and amount.isdigit() and len(amount) < 21:
                 self._note_refused(peer.pid, symbol, int(amount))
@@ -218,7 +233,7 @@ class JoinServer:
             )
         log.warning("tier shim: the guard can't hold process %d (%s)", peer.pid, reason)
         if not self._shim:
-            self._shim = ShimTier(self._directory, self._page)
+            self._shim = ShimTier(self._directory, self._page, self._memory_of)
         self._shim.enter(peer.pid)
         self.refresh()
         return "shim"
@@ -232,7 +247,7 @@ class JoinServer:
     def _attach(self, peer: _Peer, shim: ShimTier) -> tuple[str, list[int]]:
         try:
             place, account = shim.attach(peer.pid)
-        except AccountFull as error:
+        except (AccountFull, GuardError, OSError) as error:
             return f"refused {error}", []
         peer.attached = True
         return f"ok {place}", [account]

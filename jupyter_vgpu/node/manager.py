@@ -19,13 +19,14 @@ from ..native import layout, native_dir
 from ..paths import TENANT_SOCKET
 from ..quota import Quota, share_now
 from . import gpus as gpu_module
+from .attribution import attribute
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
 from .page import PageState, ProcessRow, SlicePage, pid_inside
 from .placement import NoRoom, Room, place
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
-from .shim_tier import Allowance, ShimTier
+from .shim_tier import Allowance
 from .store import Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
@@ -106,25 +107,36 @@ class Manager:
         self.tenants: dict[str, Tenant] = {}
         self._live: dict[str, _Live] = {}
         self._usage: dict[int, dict[int, int]] = {}
-        self._held: dict[int, dict[int, int]] = {}
+        self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
+        self._cores: dict[str, int] = {}
+        self._guarded_slots: set[int] = set()
         self.unknown_symbols: dict[str, int] = {}
 
     # --- life of the daemon ---
 
     def start(self) -> None:
         adopted = self.guard.start()
-        for tenant in self._store.tenants():
+        self._guarded_slots = {slot for slot, _ in adopted}
+        stored = list(self._store.tenants())
+        for tenant in stored:
             self.tenants[tenant.id] = tenant
-            self._open(tenant)
-        by_slot = {tenant.slot: tenant.id for tenant in self.tenants.values()}
+            try:
+                self._open(tenant)
+            except Exception:  # the others are served; this one again at the next start
+                log.exception("tenant %s can't be served", tenant.name)
+                self._live.pop(tenant.id, None)
+                del self.tenants[tenant.id]
+        self._guarded_slots.clear()
+        by_slot = {tenant.slot: tenant.id for tenant in stored}
         for slot, fd in adopted:
-            if slot in by_slot:
-                self._live[by_slot[slot]].listeners.append(fd)
-            else:
-                os.close(fd)
+            if live := self._live.get(by_slot.get(slot, "")):
+                live.listeners.append(fd)
+                continue
+            os.close(fd)
+            if slot not in by_slot:
                 self.guard.remove_tenant(slot)
         for stray in self._tenants_dir.iterdir():
-            if stray.name not in self.tenants:
+            if stray.name not in by_slot.values():
                 shutil.rmtree(stray, ignore_errors=True)
 
     def stop(self) -> None:
@@ -223,6 +235,8 @@ class Manager:
         self._store.remove(tenant.id)
         del self.tenants[tenant.id]
         if live := self._live.pop(tenant.id, None):
+            if live.join and live.join.shim:
+                live.join.shim.end_all()
             live.close()
         try:
             self.guard.remove_tenant(tenant.slot)
@@ -248,12 +262,14 @@ class Manager:
             directory,
             page,
             allowance=lambda: self._allowance(self.tenants[tenant.id]),
+            memory_of=lambda pid: self.guard.memory_of(self._index(tenant), pid),
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=lambda symbol: self._note_unknown(live, symbol),
             note_refused=lambda pid, symbol, size: self._note_refused(tenant.id, pid, call_name(symbol), size),
             allow_shim=self.limits.allow_shim_tier,
+            guarded=tenant.slot in self._guarded_slots,
             owner=tenant.owner,
         )
         live.stop_api = self._serve_tenant(tenant.id, directory / TENANT_SOCKET)
@@ -355,30 +371,56 @@ class Manager:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
         self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self.gpus}
         if any(live.join and live.join.shim for live in list(self._live.values())):
-            self._held = {gpu.index: gpu_module.process_bytes(gpu.index) for gpu in self.gpus}
+            self._on_gpu = {gpu.index: gpu_module.processes(gpu.index) for gpu in self.gpus}
 
     def publish_sample(self) -> None:
         """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
         now = time.time_ns()
-        indices = {gpu.uuid: gpu.index for gpu in self.gpus}
+        self._cores = self._cores_by_tenant()
+        self._witness()
         for tenant_id, live in self._live.items():
-            index = indices.get(self.tenants[tenant_id].gpu, -1)
             try:
-                live.page.write_busy(self._usage.get(index, {}), now)
-                self._note_silent_refusals(tenant_id, live)
-                if live.join and live.join.shim:
-                    self._witness(live.join.shim, tenant_id, self._held.get(index, {}))
+                if live.join:
                     live.join.refresh()
+                live.page.write_busy(self._usage.get(self._index(self.tenants[tenant_id]), {}), now)
+                self._note_silent_refusals(tenant_id, live)
             except Exception:  # the others' numbers go on
                 log.exception("sampling tenant %s", self.tenants[tenant_id].name)
 
-    def _witness(self, shim: ShimTier, tenant_id: str, held: dict[int, int]) -> None:
-        others = {
-            row.pid for other, live in self._live.items() if other != tenant_id for row in live.page.read().processes
-        }
-        shim.witness(
-            {pid: size for pid, size in held.items() if pid not in others}, self.tenants[tenant_id].quota.memory
-        )
+    def _index(self, tenant: Tenant) -> int:
+        """Of its GPU; -1: that is not in this node any more."""
+        return next((gpu.index for gpu in self.gpus if gpu.uuid == tenant.gpu), -1)
+
+    def _cores_by_tenant(self) -> dict[str, int]:
+        """Percent of its GPU's compute, as last sampled."""
+        found = {}
+        for tenant_id, live in self._live.items():
+            busy = self._usage.get(self._index(self.tenants[tenant_id]), {})
+            rows = live.page.read().processes if busy else ()
+            found[tenant_id] = sum(busy.get(row.pid, 0) for row in rows)
+        return found
+
+    def _witness(self) -> None:
+        """Tenants in tier `shim`: what their processes have on any GPU, by the driver's account."""
+        tiers = {tenant_id: live.join.shim for tenant_id, live in self._live.items() if live.join and live.join.shim}
+        if not tiers:
+            return
+        directories = {str(self.directory(tenant)): tenant.id for tenant in self.tenants.values()}
+        gpus_of: dict[int, list[int]] = {}
+        for index, pids in self._on_gpu.items():
+            for pid in pids:
+                gpus_of.setdefault(pid, []).append(index)
+        owners = attribute(gpus_of, tiers, directories)
+        for tenant_id, tier in tiers.items():
+            try:
+                held = {
+                    pid: sum(self.guard.memory_of(index, pid) for index in gpus_of[pid])
+                    for pid, owner in owners.items()
+                    if owner == tenant_id
+                }
+                tier.witness(held, self.tenants[tenant_id].quota.memory)
+            except Exception:  # the others are looked at
+                log.exception("looking after tenant %s", self.tenants[tenant_id].name)
 
     def describe(self, tenant: Tenant) -> Json:
         """Quota and usage of one tenant; bytes and percent."""
@@ -411,7 +453,7 @@ class Manager:
                 "memory_managed": state.memory_managed,
                 "memory_peak": state.memory_peak,
                 "memory_over_by": self._over_by(tenant.quota.memory, state),
-                "cores": self._cores_used(tenant),
+                "cores": self._cores.get(tenant.id, 0),
                 "on_gpu_ns": state.on_ns,
             },
             "refusals": {
@@ -446,14 +488,9 @@ class Manager:
         at_work = [
             other.quota.cores
             for other in self.tenants.values()
-            if other.gpu == tenant.gpu and other.id != tenant.id and self._cores_used(other) > 0
+            if other.gpu == tenant.gpu and other.id != tenant.id and self._cores.get(other.id, 0) > 0
         ]
         return Allowance(memory, limit, share_now(tenant.quota, at_work))
-
-    def _cores_used(self, tenant: Tenant) -> int:
-        """Percent of its GPU's compute, as last sampled."""
-        busy = next((self._usage.get(gpu.index, {}) for gpu in self.gpus if gpu.uuid == tenant.gpu), {})
-        return sum(busy.get(row.pid, 0) for row in self._live[tenant.id].page.read().processes) if busy else 0
 
     def _describe_launch(self, tenant: Tenant) -> Json:
         """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""

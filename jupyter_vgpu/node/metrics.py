@@ -27,6 +27,11 @@ class NodeCollector(Collector):
         )
         busy = GaugeMetricFamily("jupyter_vgpu_core_used_ratio", "Share of a GPU that a tenant uses", labels=["tenant"])
         refused = CounterMetricFamily("jupyter_vgpu_refusals", "Allocations refused over quota", labels=["tenant"])
+        outside = GaugeMetricFamily(
+            "jupyter_vgpu_processes_outside",
+            "Processes that use the GPU without the shim, in its tier",
+            labels=["tenant"],
+        )
         for tenant in list(self._manager.tenants.values()):
             view = self._manager.describe(tenant)
             quota.add_metric([tenant.name], view["quota"]["memory"])
@@ -34,6 +39,7 @@ class NodeCollector(Collector):
             cores.add_metric([tenant.name], view["quota"]["cores"] / 100)
             busy.add_metric([tenant.name], view["usage"]["cores"] / 100)
             refused.add_metric([tenant.name], view["refusals"]["count"])
+            outside.add_metric([tenant.name], len(view["outside"]))
         total = GaugeMetricFamily("jupyter_vgpu_gpu_memory_bytes", "GPU memory that can be promised", labels=["gpu"])
         reserved = GaugeMetricFamily("jupyter_vgpu_gpu_memory_reserved_bytes", "GPU memory promised", labels=["gpu"])
         for room in self._manager.rooms():
@@ -46,7 +52,7 @@ class NodeCollector(Collector):
         )
         for symbol, count in self._manager.unknown_symbols.items():
             unknown.add_metric([symbol], count)
-        yield from (quota, used, cores, busy, refused, total, reserved, restarts, unknown)
+        yield from (quota, used, cores, busy, refused, outside, total, reserved, restarts, unknown)
 
 
 def registry(manager: Manager) -> CollectorRegistry:

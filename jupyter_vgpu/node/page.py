@@ -157,13 +157,14 @@ class SlicePage:
         core_millipercent: int,
         managed: int,
         free: int,
-        refusal: tuple[int, int, int, int] | None = None,
     ) -> None:
-        """Tier `shim`: publish bytes by process, and what share may be used now.
-
-        refusal: pid, bytes asked, bytes free, nanoseconds since 1970.
-        """
+        """Tier `shim`: publish bytes by process, and what share may be used now."""
         used = sum(row.memory for row in rows)
+        rows = rows[: self._layout["processes_max"]]
+        busy = {
+            self._get("pid", self._row(i), "process"): self._get("busy_percent", self._row(i), "process")
+            for i in range(min(self._get("process_rows"), self._layout["processes_max"]))
+        }
         self._set("sequence", self._get("sequence") | 1)
         self._set("tier", self._layout["tiers"]["shim"])
         self._set("memory_used", used)
@@ -171,19 +172,22 @@ class SlicePage:
         self._set("memory_managed", managed)
         self._set("memory_free", free)
         self._set("memory_peak", max(used, self._get("memory_peak")))
-        rows = rows[: self._layout["processes_max"]]
         for i in range(max(len(rows), self._get("process_rows"))):
             row = rows[i] if i < len(rows) else ProcessRow(0, 0, 0, 0)
             self._set("pid", row.pid, self._row(i), "process")
             self._set("pid_inside", row.pid_inside, self._row(i), "process")
             self._set("memory", row.memory, self._row(i), "process")
             self._set("active_ns", row.active_ns, self._row(i), "process")
+            self._set("busy_percent", busy.get(row.pid, 0), self._row(i), "process")
         self._set("process_rows", len(rows))
-        if refusal:
-            pid, asked, free, at = refusal
-            self._set("refusals", self._get("refusals") + 1)
-            self._set("refused_pid", pid)
-            self._set("refused_bytes", asked)
-            self._set("refused_free", free)
-            self._set("refused_at_ns", at)
+        self._set("sequence", self._get("sequence") + 1)
+
+    def write_refusal(self, pid: int, asked: int, free: int, at_ns: int) -> None:
+        """Tier `shim`: one more. Bytes; nanoseconds since 1970."""
+        self._set("sequence", self._get("sequence") | 1)
+        self._set("refusals", self._get("refusals") + 1)
+        self._set("refused_pid", pid)
+        self._set("refused_bytes", asked)
+        self._set("refused_free", free)
+        self._set("refused_at_ns", at_ns)
         self._set("sequence", self._get("sequence") + 1)

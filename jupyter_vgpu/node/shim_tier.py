@@ -1,23 +1,24 @@
-"""A tenant in tier `shim`: its processes count by themselves in an account; NVML tells whether they do.
+"""A tenant in tier `shim`: its processes count by themselves in an account; the driver tells whether they do.
 
 What can't be held here, since a program may go round the shim, is noticed: memory that nobody counted is charged to the
-tenant, and above the quota its holders are ended.
+tenant, and above the quota its holders are ended. Who is who stands in the daemon's own list, for the account is the
+tenant's to write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..native import layout
-from .account import Account, AccountFull, AccountRow, account_file
+from . import processes
+from .account import OUTSIDE, Account, Said, account_file
 from .page import ProcessRow, SlicePage, pid_inside
 
 log = logging.getLogger("vgpud.shim")
@@ -27,6 +28,11 @@ RETURN_SECONDS = 5
 SLACK, SLACK_OF_PROCESS = 64 << 20, 32 << 20
 OVER_SAMPLES = 2  # one may be taken while a process frees
 _MAX_ENTRIES = 1024
+_MEMBERS_FILE = "members.json"
+
+
+class AccountFull(RuntimeError):
+    """Every row has its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +44,53 @@ class Allowance:
     cores: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A process that entered the slice; its start tells it from another that has its number later."""
+@dataclass(slots=True)
+class Member:
+    """A process of the tenant's with a row in the account.
 
+    before: bytes that the driver had under its number when it came, a dead process' of that number. outside: it runs
+    without the shim, and its row says `seen`, what the driver tells.
+    """
+
+    place: int
     pid: int
     started: int
-    cgroup: str
+    pidfd: int
+    inside: int
+    before: int = 0
+    outside: bool = False
+    seen: int = 0
 
 
 class ShimTier:
-    """One tenant's. directory: the tenant's own; page: its slice page, of which the daemon is the writer here."""
+    """One tenant's. directory: the tenant's own; page: its slice page, of which the daemon is the writer here.
 
-    def __init__(self, directory: Path, page: SlicePage) -> None:
+    memory_of(pid): bytes of the tenant's GPU by the driver's account.
+    """
+
+    def __init__(self, directory: Path, page: SlicePage, memory_of: Callable[[int], int]) -> None:
         self._directory = directory
         self._page = page
+        self._memory_of = memory_of
         self._account = Account(directory)
-        self._pidfds: dict[int, int] = {}
-        self._entries: dict[int, _Entry] = {}
-        self._outside: dict[int, int] = {}  # processes without the shim, and their rows
+        self._members: dict[int, Member] = {}
+        self._entries: dict[int, int] = {}  # launchers by number, and when they were started
         self._over = 0
-        for row in self._account.rows():  # a predecessor's
-            self._watch(row.pid, row.place)
+        self._quota = 0
+        self._tolerated = 0  # what was held when the quota was made smaller: that kills nothing
+        self._adopt()
 
     def close(self) -> None:
-        for pid in list(self._pidfds):
-            self._unwatch(pid)
+        for member in list(self._members.values()):
+            self._unwatch(member)
+        self._members.clear()
         self._account.close()
 
     def remove(self) -> None:
         """The tenant is in tier `guard` now."""
         self.close()
-        account_file(self._directory).unlink()
+        account_file(self._directory).unlink(missing_ok=True)
+        (self._directory / _MEMBERS_FILE).unlink(missing_ok=True)
 
     @staticmethod
     def has_one(directory: Path) -> bool:
@@ -80,157 +101,206 @@ class ShimTier:
 
     def enter(self, pid: int) -> None:
         """A launcher is about to become a program in the slice."""
-        if (started := _started(pid)) is None:
-            return
         if len(self._entries) >= _MAX_ENTRIES:
-            self._entries = {entry.pid: entry for entry in self._entries.values() if _started(entry.pid)}
-        self._entries[pid] = _Entry(pid, started, _cgroup(pid))
+            self._entries = {pid: start for pid, start in self._entries.items() if processes.started(pid) == start}
+        self._entries[pid] = processes.started(pid)
 
     def attach(self, pid: int) -> tuple[int, int]:
-        """The process' place in the account, and the account's descriptor. Raises AccountFull, ProcessLookupError."""
-        place = self._outside.pop(pid, None)
-        if place is None:
-            place = self._account.give(pid)
-        self._watch(pid, place)
-        return place, self._account.fd
+        """The process' place in the account, and a descriptor of it to give away and close.
+
+        Raises AccountFull, and OSError when the process has ended.
+        """
+        member = self._members.get(pid)
+        if member and member.started != processes.started(pid):
+            self._forget(member)
+            member = None
+        if member is None:
+            member = self._add(pid, before=self._memory_of(pid))
+        elif member.outside:  # it has found the shim
+            member.outside = False
+            self._account.write(member.place, pid)
+        return member.place, self._account.open_for_tenant()
 
     def detach(self, pid: int) -> None:
-        """It closed its connection, or became another program; or its end is about to be told."""
-        self._forget(pid)
+        """It closed its connection, or became another program, or has ended."""
+        if member := self._members.get(pid):
+            self._forget(member)
 
-    def _watch(self, pid: int, place: int) -> None:
-        if pid in self._pidfds:
-            return
-        try:
-            self._pidfds[pid] = os.pidfd_open(pid)
-        except OSError:
-            self._account.take(place)
-            return
-        asyncio.get_running_loop().add_reader(self._pidfds[pid], self._forget, pid)
+    def end_all(self) -> None:
+        """The slice is removed: what its processes hold would be nobody's."""
+        for member in self._members.values():
+            self._end(member)
 
-    def _unwatch(self, pid: int) -> None:
-        if pid in self._pidfds:
-            asyncio.get_running_loop().remove_reader(self._pidfds[pid])
-            os.close(self._pidfds.pop(pid))
-
-    def _forget(self, pid: int) -> None:
-        self._unwatch(pid)
-        self._outside.pop(pid, None)
-        for row in self._account.rows():
-            if row.pid == pid:
-                self._account.take(row.place)
-
-    # --- numbers ---
-
-    def publish(self, allowance: Allowance, refusal: tuple[int, int] | None = None) -> None:
-        """Onto the page, for who asks the daemon. refusal: pid and the bytes that it asked for."""
-        rows = self._account.rows()
-        device, managed = sum(row.device for row in rows), sum(row.managed for row in rows)
-        free = max(0, min(allowance.memory - device, allowance.limit - device - managed))
-        now, clock = time.time_ns(), time.monotonic_ns()
-        self._page.write_shim(
-            [
-                ProcessRow(
-                    row.pid,
-                    pid_inside(row.pid),
-                    row.device + row.managed,
-                    0,
-                    now - (clock - row.busy_at) if 0 < row.busy_at <= clock else 0,
-                )
-                for row in rows
-            ],
-            round(1000 * allowance.cores),
-            managed,
-            free,
-            (refusal[0], refusal[1], free, now) if refusal else None,
-        )
+    @property
+    def is_used(self) -> bool:
+        """Has it processes that are alive?"""
+        return bool(self._members)
 
     @property
     def outside(self) -> list[int]:
         """Processes of the tenant that use the GPU without the shim."""
-        return list(self._outside)
+        return [member.pid for member in self._members.values() if member.outside]
+
+    def has_member(self, pid: int) -> bool:
+        """With a row, and not another process that has its number now."""
+        member = self._members.get(pid)
+        return member is not None and member.started == processes.started(pid)
+
+    def has_entered(self, pid: int) -> bool:
+        """As a launcher, or with a row through the shim."""
+        return self._entries.get(pid, -1) == processes.started(pid) or (
+            self.has_member(pid) and not self._members[pid].outside
+        )
+
+    def containers(self) -> set[str]:
+        """Those that its launchers are in."""
+        found = (processes.container(pid) for pid, start in self._entries.items() if processes.started(pid) == start)
+        return {name for name in found if name}
+
+    def _add(self, pid: int, before: int = 0, outside: bool = False) -> Member:
+        taken = {member.place for member in self._members.values()}
+        place = next((place for place in range(self._account.places) if place not in taken), None)
+        if place is None:
+            raise AccountFull(f"this slice has {self._account.places} processes that use the GPU, the most that it may")
+        pidfd = os.pidfd_open(pid)
+        member = Member(place, pid, processes.started(pid), pidfd, pid_inside(pid), before, outside)
+        self._watch(member)
+        self._account.write(place, OUTSIDE if outside else pid)
+        self._save()
+        return member
+
+    def _watch(self, member: Member) -> None:
+        self._members[member.pid] = member
+        asyncio.get_running_loop().add_reader(member.pidfd, self._forget, member)
+
+    def _unwatch(self, member: Member) -> None:
+        asyncio.get_running_loop().remove_reader(member.pidfd)
+        os.close(member.pidfd)
+
+    def _forget(self, member: Member) -> None:
+        if self._members.get(member.pid) is not member:
+            return
+        self._unwatch(member)
+        del self._members[member.pid]
+        self._account.write(member.place, 0)
+        self._save()
+
+    def _save(self) -> None:
+        """For a successor: who has which row."""
+        rows = [[member.place, member.pid, member.started, member.before] for member in self._members.values()]
+        draft = self._directory / f"{_MEMBERS_FILE}.new"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(rows, file)
+        draft.rename(self._directory / _MEMBERS_FILE)
+
+    def _adopt(self) -> None:
+        """A predecessor's processes that are alive; the other rows are nobody's."""
+        try:
+            rows = json.loads((self._directory / _MEMBERS_FILE).read_text())
+        except (OSError, ValueError):
+            rows = []
+        for place, pid, start, before in rows:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            if processes.started(pid) != start:  # its number is another's by now
+                os.close(pidfd)
+                continue
+            self._watch(Member(place, pid, start, pidfd, pid_inside(pid), before))
+        kept = {member.place for member in self._members.values()}
+        for place in range(self._account.places):
+            if place not in kept:
+                self._account.write(place, 0)
+
+    # --- numbers ---
+
+    def publish(self, allowance: Allowance) -> None:
+        """Onto the page, for who asks the daemon."""
+        said = self._said()
+        now, clock = time.time_ns(), time.monotonic_ns()
+
+        def active(busy_at: int) -> int:
+            return now - (clock - busy_at) if 0 < busy_at <= clock else 0
+
+        self._page.write_shim(
+            [
+                ProcessRow(pid, member.inside, said[pid].device + said[pid].managed, 0, active(said[pid].busy_at))
+                for pid, member in self._members.items()
+            ],
+            round(1000 * allowance.cores),
+            sum(row.managed for row in said.values()),
+            self._free(allowance, said),
+        )
+
+    def note_refusal(self, allowance: Allowance, pid: int, size: int) -> None:
+        """A process was refused so many bytes."""
+        self._page.write_refusal(pid, size, self._free(allowance, self._said()), time.time_ns())
+
+    def _said(self) -> dict[int, Said]:
+        """By process; of one without the shim what the driver says."""
+        rows = self._account.read(member.place for member in self._members.values())
+        return {
+            pid: Said(member.seen, 0, 0) if member.outside else rows[member.place]
+            for pid, member in self._members.items()
+        }
+
+    @staticmethod
+    def _free(allowance: Allowance, said: dict[int, Said]) -> int:
+        device, managed = sum(row.device for row in said.values()), sum(row.managed for row in said.values())
+        return max(0, min(allowance.memory - device, allowance.limit - device - managed))
+
+    # --- the driver's word ---
 
     def witness(self, held: Mapping[int, int], quota: int) -> None:
-        """Compare with NVML. held: bytes by process, of this GPU and of no other tenant's."""
-        counted = {row.pid: row for row in self._account.rows()}
+        """Compare with the driver's account. held: bytes by process, of those that are this tenant's."""
         for pid, size in held.items():
-            if pid not in counted or pid in self._outside:
+            if pid not in self._members:
                 self._charge(pid, size)
-        for pid in [pid for pid in self._outside if pid not in held]:
-            self._forget(pid)
-        mine = {pid: size for pid, size in held.items() if pid in counted or pid in self._outside}
-        over = sum(mine.values()) - quota - SLACK - SLACK_OF_PROCESS * len(mine)
+        for member in [member for member in self._members.values() if member.outside]:
+            member.seen = held.get(member.pid, 0)
+            self._account.write(member.place, OUTSIDE, member.seen)
+            if not member.seen:
+                self._forget(member)
+        sizes = {pid: max(0, held.get(pid, 0) - member.before) for pid, member in self._members.items()}
+        total = sum(sizes.values())
+        if quota < self._quota:
+            self._tolerated = max(total, self._tolerated)
+        self._tolerated = min(self._tolerated, total)
+        self._quota = quota
+        over = total - max(quota, self._tolerated) - SLACK - SLACK_OF_PROCESS * len(sizes)
         self._over = self._over + 1 if over > 0 else 0
         if self._over >= OVER_SAMPLES:
             self._over = 0
-            self._end_holders(mine, {pid: row.device for pid, row in counted.items()}, over)
+            self._end_holders(sizes, over)
 
     def _charge(self, pid: int, size: int) -> None:
-        if pid not in self._outside:
-            if not self._belongs(pid):
-                return
-            try:
-                self._outside[pid] = self._account.give(pid)
-            except AccountFull as error:
-                log.warning("process %d: %s", pid, error)
-                return
-            self._watch(pid, self._outside[pid])
-            log.warning("process %d uses the GPU of its slice without the shim: %d bytes are charged", pid, size)
-        self._account.write(AccountRow(self._outside[pid], pid, size, 0, 0))
+        try:
+            self._add(pid, outside=True)
+        except (AccountFull, OSError) as error:
+            log.warning("process %d holds %d bytes of its slice's GPU without the shim: %s", pid, size, error)
+            return
+        log.warning("process %d uses the GPU of its slice without the shim: %d bytes are charged", pid, size)
 
-    def _end_holders(self, mine: dict[int, int], counted: dict[int, int], over: int) -> None:
-        """Who goes round the account, until the rest fits: those without the shim, then those who hold the most more
-        than they say."""
-        for pid in sorted(mine, key=lambda pid: (pid not in self._outside, counted.get(pid, 0) - mine[pid])):
-            if over <= 0 or (pid not in self._outside and mine[pid] - counted.get(pid, 0) <= SLACK_OF_PROCESS):
+    def _end_holders(self, sizes: dict[int, int], over: int) -> None:
+        """Who goes round the account, until the rest fits: without the shim, or saying less than the driver does."""
+        said = self._said()
+        unsaid = {pid: size if self._members[pid].outside else size - said[pid].device for pid, size in sizes.items()}
+        for pid in sorted(unsaid, key=lambda pid: (not self._members[pid].outside, -unsaid[pid])):
+            if over <= 0 or unsaid[pid] <= SLACK_OF_PROCESS:
                 return
-            try:
-                signal.pidfd_send_signal(self._pidfds[pid], signal.SIGKILL)
-                log.warning("ended process %d: it held %d bytes that its slice does not have", pid, mine[pid])
-            except (OSError, KeyError) as error:
-                log.error("process %d holds %d bytes above its quota and can't be ended: %r", pid, over, error)
-            over -= mine[pid]
+            if self._end(self._members[pid]):
+                log.warning("ended process %d: it held %d bytes that its slice does not have", pid, sizes[pid])
+                over -= sizes[pid]
 
-    def _belongs(self, pid: int) -> bool:
-        """Is it of this tenant? By its environment, its ancestors, or its container."""
-        with contextlib.suppress(OSError):
-            if f"{layout()['env_dir']}={self._directory}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                return True
-        cgroup = _cgroup(pid)
-        if cgroup != _cgroup(os.getpid()) and any(cgroup == entry.cgroup for entry in self._entries.values()):
+    @staticmethod
+    def _end(member: Member) -> bool:
+        try:
+            signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
             return True
-        for _ in range(64):
-            entry = self._entries.get(pid)
-            if entry and entry.started == _started(pid):
-                return True
-            if pid in self._pidfds and pid not in self._outside:
-                return True
-            if (parent := _parent(pid)) <= 1:
-                return False
-            pid = parent
-        return False
-
-
-def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat behind the name, which may hold anything: state, parent, group, session, ..."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _parent(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[1]) if fields else 0
-
-
-def _started(pid: int) -> int | None:
-    fields = _stat(pid)
-    return int(fields[19]) if fields else None
-
-
-def _cgroup(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cgroup").read_text()
-    except OSError:
-        return ""
+        except OSError as error:
+            log.error("process %d of a slice can't be ended: %s", member.pid, error)
+            return False
+        return True

@@ -1,7 +1,7 @@
 /*
  * The account of a tenant in tier `shim`: what its processes hold, and how much of the GPU's time it has left. A file
  * of the daemon's, whose descriptor the shim gets over the join socket and maps: a reservation costs no system call.
- * What a tenant writes here against its own limits the daemon finds out by NVML (node/witness.py).
+ * What a tenant writes here against its own limits the daemon finds out from the driver (node/shim_tier.py).
  *
  * A row is one process'; the daemon gives and takes rows, a process writes its own and reads all.
  */

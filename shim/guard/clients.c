@@ -29,81 +29,107 @@ static bool claim(struct job *job, const struct call *call, uint32_t root, uint3
     return claimed;
 }
 
-static bool is_claimed(const struct call *call, uint32_t root)
+/* The number of the file that the client was claimed on; 0: it is not, or a predecessor's. */
+static uint32_t claimed_on(const struct call *call, uint32_t root)
 {
     ledger_lock();
     const struct ledger_object *object = ledger_find(root, root);
-    bool claimed = object && (int)object->tenant == call->slot && (backend->client_lives || ledger_file_of(object));
+    uint32_t file = object && (int)object->tenant == call->slot ? ledger_file_of(object) : 0;
+    if (object && (int)object->tenant == call->slot && backend->client_lives)
+        file = 1;
     ledger_unlock();
-    return claimed;
+    return file;
 }
 
-struct known {
-    uint32_t root, file;
-};
-
-/* The tenant's clients whose files are known. Returns their number, -1 when it has as many clients as it may. */
-static int list_known(const struct call *call, struct known known[CLIENTS_MAX])
+static int count_clients(const struct call *call)
 {
-    int count = 0, clients = 0;
+    int count = 0;
 
     ledger_lock();
-    for (const struct ledger_object *root = ledger_first_root(call->slot); root; root = ledger_next_listed(root)) {
-        if (IS_LEDGER_ROOT(root->root))
-            continue;
-        if (++clients == CLIENTS_MAX)
-            break;
-        if (ledger_file_of(root))
-            known[count++] = (struct known){root->root, ledger_file_of(root)};
-    }
+    for (const struct ledger_object *root = ledger_first_root(call->slot); root; root = ledger_next_listed(root))
+        count += !IS_LEDGER_ROOT(root->root);
     ledger_unlock();
-    return clients == CLIENTS_MAX ? -1 : count;
+    return count;
 }
 
-/* Under the holdings' lock. A number for the file of this call, known from now on; 0: it can't be had. */
-static uint32_t number_file(struct job *job)
+/* Under the holdings' lock: the number of the file of this call, a new one if it has none. False: not to be had now. */
+static bool number_of_file(struct job *job, uint32_t *number)
 {
     struct holdings *holdings = job->holdings;
-    uint32_t number = ++holdings->last_file ? holdings->last_file : ++holdings->last_file;
-    int error = files_add(&holdings->clients, job->fd, number);
 
-    if (error == EEXIST) /* clients_admit()'s, or that of clients which are gone */
-        error = files_retag(&holdings->clients, job->fd, number);
+    if (!files_tag(&holdings->clients, job->fd, number))
+        return false;
+    if (*number)
+        return true;
+    *number = ++holdings->last_file ? holdings->last_file : ++holdings->last_file;
+    int error = files_add(&holdings->clients, job->fd, *number);
     if (error)
         say("a tenant's file can't be watched: %s", strerror(error));
-    return error ? 0 : number;
+    return error == 0;
 }
 
-/* Under the holdings' lock. A set can't be asked for a file's number: another client on the same file tells it. */
-static uint32_t file_of_call(struct job *job, const struct call *call)
+/* Under the holdings' lock. */
+static void settle(struct holdings *holdings, uint32_t file)
 {
-    struct known known[CLIENTS_MAX];
-    int count = list_known(call, known);
-
-    for (int i = 0; i < count; i++)
-        if (is_on_file(job, call->pid, known[i].root))
-            return known[i].file;
-    return count < 0 ? 0 : number_file(job);
+    for (int i = 0; i < holdings->unsettled_count; i++)
+        if (holdings->unsettled[i] == file) {
+            holdings->unsettled[i] = holdings->unsettled[holdings->unsettled_count - 1];
+            __atomic_sub_fetch(&holdings->unsettled_count, 1, __ATOMIC_SEQ_CST);
+            return;
+        }
 }
 
-void clients_claim(struct job *job, const struct call *call)
+/*
+ * A tenant may name the number of a client that it makes, one that it had on a file that is closed by now: the account
+ * must not take the new one for the old, which the next sweep gives back. So as long as a client was let be made whose
+ * number nobody has seen, those that are known have to be on the file that they are known on. Under the holdings' lock.
+ */
+static bool is_still_there(const struct call *call, uint32_t root, uint32_t known, uint32_t here)
+{
+    if (known == here)
+        return true;
+    ledger_lock();
+    const struct ledger_object *object = ledger_find(root, root);
+    if (object && (int)object->tenant == call->slot && ledger_file_of(object) == known)
+        ledger_free(root, root);
+    ledger_unlock();
+    return false;
+}
+
+/* Under the holdings' lock: one at a time, for two new clients of one file have to come to the same number. */
+static bool claim_on_file(struct job *job, const struct call *call, uint32_t root, uint32_t known)
+{
+    uint32_t here;
+
+    if (!number_of_file(job, &here))
+        return false;
+    if ((known && is_still_there(call, root, known, here)) || count_clients(call) >= CLIENTS_MAX)
+        return true;
+    if (claim(job, call, root, here))
+        settle(job->holdings, here);
+    return true;
+}
+
+bool clients_claim(struct job *job, const struct call *call)
 {
     uint32_t root = judge_client(call);
     bool makes_root = (call->nr == NV_ESC_RM_ALLOC && NV_CLASS_IS_ROOT(call->args.alloc.class)) ||
                       call->nr == NV_ESC_RM_ALLOC_OBJECT;
 
-    if (!root || makes_root || IS_LEDGER_ROOT(root) || is_claimed(call, root) || !is_on_file(job, call->pid, root))
-        return;
+    if (!root || makes_root || IS_LEDGER_ROOT(root))
+        return true;
+    uint32_t known = claimed_on(call, root);
+    bool doubtful = !backend->client_lives && __atomic_load_n(&job->holdings->unsettled_count, __ATOMIC_SEQ_CST);
+    if ((known && !doubtful) || !is_on_file(job, call->pid, root))
+        return true;
     if (backend->client_lives) { /* it tells by itself */
         claim(job, call, root, 0);
-        return;
+        return true;
     }
-    /* one at a time: two new clients of one file must come to the same number */
     pthread_mutex_lock(&job->holdings->lock);
-    uint32_t file = file_of_call(job, call);
-    if (file)
-        claim(job, call, root, file);
+    bool certain = claim_on_file(job, call, root, known);
     pthread_mutex_unlock(&job->holdings->lock);
+    return certain;
 }
 
 /*
@@ -114,16 +140,24 @@ void clients_claim(struct job *job, const struct call *call)
  */
 bool clients_admit(struct job *job, const struct call *call)
 {
-    struct known known[CLIENTS_MAX];
+    struct holdings *holdings = job->holdings;
+    uint32_t file;
 
     if (call->nr == NV_ESC_RM_ALLOC)
-        __atomic_store_n(&job->holdings->unsure, true, __ATOMIC_RELAXED);
+        __atomic_store_n(&holdings->unsure, true, __ATOMIC_RELAXED);
     if (backend->client_lives)
         return true;
-    pthread_mutex_lock(&job->holdings->lock);
-    int error = files_add(&job->holdings->clients, job->fd, 0); /* is there room? It gets its number with its client */
-    pthread_mutex_unlock(&job->holdings->lock);
-    return (error == 0 || error == EEXIST) && list_known(call, known) >= 0;
+    if (holdings->unsettled_count == HOLDINGS_UNSETTLED)
+        holdings_sweep(holdings, call->slot);
+    pthread_mutex_lock(&holdings->lock);
+    bool admitted = holdings->unsettled_count < HOLDINGS_UNSETTLED && count_clients(call) < CLIENTS_MAX &&
+                    number_of_file(job, &file);
+    if (admitted) {
+        holdings->unsettled[holdings->unsettled_count] = file;
+        __atomic_add_fetch(&holdings->unsettled_count, 1, __ATOMIC_SEQ_CST);
+    }
+    pthread_mutex_unlock(&holdings->lock);
+    return admitted;
 }
 
 int clients_perform_root(struct job *job, const struct call *call)

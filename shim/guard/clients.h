@@ -11,8 +11,8 @@
 
 /* May a client be made on this file now? */
 bool clients_admit(struct job *job, const struct call *call);
-/* The client that the call names proves itself on the call's file, if it is not known yet. */
-void clients_claim(struct job *job, const struct call *call);
+/* The client that the call names proves itself on the call's file, if it is not known yet. False: ask again. */
+bool clients_claim(struct job *job, const struct call *call);
 /* Make one where the guard does so itself (backend->performs_roots). 0 or the errno that the tenant gets. */
 int clients_perform_root(struct job *job, const struct call *call);
 

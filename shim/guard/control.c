@@ -108,6 +108,22 @@ static void set_managed(int controller, const char *text)
     reply(controller, fits ? "ok" : "ok full");
 }
 
+/* memory GPU PID: how much of the GPU the process' clients have by the driver's own account, names of others' not. */
+static void tell_memory(int controller, const char *text)
+{
+    int gpu, pid;
+    uint64_t bytes;
+
+    if (sscanf(text, "memory %d %d", &gpu, &pid) != 2 || gpu < 0 || gpu >= gpu_count || pid <= 0) {
+        reply(controller, "error malformed: %s", text);
+        return;
+    }
+    if (!backend->memory_of || !backend->memory_of(gpu, &(pid_t){pid}, 1, &bytes))
+        reply(controller, "error the driver does not say");
+    else
+        reply(controller, "ok %" PRIu64, bytes);
+}
+
 static bool give_listener(int slot, int fd, void *context)
 {
     int controller = *(int *)context;
@@ -149,6 +165,8 @@ void control_message(int controller, char *text, int fd)
         remove_tenant(controller, text);
     } else if (strncmp(text, "managed ", 8) == 0) {
         set_managed(controller, text);
+    } else if (strncmp(text, "memory ", 7) == 0) {
+        tell_memory(controller, text);
     } else if (strncmp(text, "probe ", 6) == 0) {
         probe(controller, text);
     } else if (strcmp(text, "listeners") == 0) {

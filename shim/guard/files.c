@@ -10,6 +10,8 @@
 
 #include "util.h"
 
+#define TAG_ATTEMPTS 20 /* others' files may be closed meanwhile */
+
 bool files_open(struct files *files)
 {
     files->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -80,4 +82,41 @@ int files_alive(const struct files *files, uint32_t tags[FILES_MAX])
     all = all && !ferror(info);
     fclose(info);
     return all ? count : -1;
+}
+
+static bool sum_of_alive(const struct files *files, uint64_t *sum)
+{
+    uint32_t tags[FILES_MAX];
+    int count = files_alive(files, tags);
+
+    *sum = 0;
+    for (int i = 0; i < count; i++)
+        *sum += tags[i];
+    return count >= 0;
+}
+
+/* A set can't be asked for a file's tag: so the tag is changed, and the one that is missing is it. */
+bool files_tag(struct files *files, int fd, uint32_t *tag)
+{
+    uint64_t before, after;
+
+    for (int attempt = 0; attempt < TAG_ATTEMPTS; attempt++) {
+        /* a file that closes in between changes the sum: marked twice, it must come out the same */
+        if (!sum_of_alive(files, &before))
+            return false;
+        int error = files_retag(files, fd, FILES_MARK);
+        if (error == ENOENT) { /* it is not in the set */
+            *tag = 0;
+            return true;
+        }
+        if (error)
+            return false;
+        if (!sum_of_alive(files, &after))
+            die("a file of a tenant's can't be told any more"); /* a successor finds all files anew */
+        *tag = (uint32_t)(before + FILES_MARK - after);
+        files_retag(files, fd, *tag);
+        if (sum_of_alive(files, &after) && after == before)
+            return true;
+    }
+    return false;
 }

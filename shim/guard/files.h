@@ -9,7 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FILES_MAX 4096 /* in a set */
+#define FILES_MAX 4096        /* in a set */
+#define FILES_MARK UINT32_MAX /* no file's tag */
 
 /* One tag a file. Not safe for several threads at once: the tenant's lock is held. */
 struct files {
@@ -23,6 +24,9 @@ void files_close(struct files *files);
 int files_add(struct files *files, int fd, uint32_t tag);
 int files_retag(struct files *files, int fd, uint32_t tag);
 int files_remove(struct files *files, int fd);
+/* The tag of one; 0: it has none, or is not in the set. False: that can't be found out now. Costs some reads of /proc.
+ */
+bool files_tag(struct files *files, int fd, uint32_t *tag);
 /* Tags of the files that are alive. Returns their number, -1 where it can't be known. */
 int files_alive(const struct files *files, uint32_t tags[FILES_MAX]);
 

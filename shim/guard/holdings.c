@@ -53,6 +53,17 @@ static void give_back(const struct holdings *holdings, const struct candidate *d
     ledger_unlock();
 }
 
+/* A client that was never used is gone with its file. */
+static void drop_unsettled(struct holdings *holdings, const uint32_t *alive, int count)
+{
+    int kept = 0;
+
+    for (int i = 0; i < holdings->unsettled_count; i++)
+        if (is_among(holdings->unsettled[i], alive, (size_t)count))
+            holdings->unsettled[kept++] = holdings->unsettled[i];
+    __atomic_store_n(&holdings->unsettled_count, kept, __ATOMIC_SEQ_CST);
+}
+
 bool holdings_sweep(struct holdings *holdings, int slot)
 {
     struct candidate roots[FILES_MAX];
@@ -60,10 +71,12 @@ bool holdings_sweep(struct holdings *holdings, int slot)
     int count = list_roots(holdings, slot, roots, FILES_MAX), clients = 0, alive = 0;
     bool orphans = false;
 
-    if (!count)
+    if (!count && !holdings->unsettled_count)
         return false;
     pthread_mutex_lock(&holdings->lock);
     int files = files_alive(&holdings->clients, tags);
+    if (files >= 0)
+        drop_unsettled(holdings, tags, files);
     int exports = files < 0 ? -1 : files_alive(&holdings->exports, exported);
     pthread_mutex_unlock(&holdings->lock);
     if (exports < 0)

@@ -59,37 +59,6 @@ int names_dup(struct job *job, const struct call *call)
     return reach_write_changes(call->tid, call->address, &call->args.dup, &mine, sizeof mine) ? 0 : EFAULT;
 }
 
-static bool sum_of_alive(const struct files *files, uint64_t *sum)
-{
-    uint32_t tags[FILES_MAX];
-    int count = files_alive(files, tags);
-
-    *sum = 0;
-    for (int i = 0; i < count; i++)
-        *sum += tags[i];
-    return count >= 0;
-}
-
-/* A set can't be asked for a file's tag: so the tag is changed, and the one that is missing is it. */
-static uint32_t tag_of(struct files *files, int file)
-{
-    const uint32_t mark = EXPORT_ROOTS - 1;
-    uint64_t before, after;
-
-    for (int attempt = 0; attempt < 3; attempt++) {
-        /* a file that closes in between changes the sum: marked twice, it must come out the same */
-        if (!sum_of_alive(files, &before) || files_retag(files, file, mark) != 0)
-            return 0;
-        if (!sum_of_alive(files, &after))
-            return 0; /* it stays marked, and counts as no tenant's */
-        uint32_t tag = (uint32_t)(before + mark - after);
-        files_retag(files, file, tag);
-        if (IS_EXPORT_ROOT(tag) && sum_of_alive(files, &after) && after == before)
-            return tag;
-    }
-    return 0;
-}
-
 static void watch(uint32_t number)
 {
     ledger_lock();
@@ -124,8 +93,9 @@ static uint32_t new_export_number(struct job *job, const struct call *call, int 
 static uint32_t export_number(struct job *job, const struct call *call, int file, enum param_file use)
 {
     pthread_mutex_lock(&job->holdings->lock);
-    uint32_t number = tag_of(&job->holdings->exports, file);
-    if (!number && use == FILE_EXPORTS)
+    uint32_t number = 0;
+    bool known = files_tag(&job->holdings->exports, file, &number);
+    if (known && !number && use == FILE_EXPORTS)
         number = new_export_number(job, call, file);
     pthread_mutex_unlock(&job->holdings->lock);
     return number;

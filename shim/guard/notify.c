@@ -208,8 +208,10 @@ static void handle(struct crew *crew, struct job *job, int listener)
         return;
     }
     job->fd = fd;
-    if (call.file == FILE_CONTROL)
-        clients_claim(job, &call);
+    if (call.file == FILE_CONTROL && !clients_claim(job, &call)) {
+        answer(job, listener, EAGAIN, 0);
+        return;
+    }
     ledger_lock();
     struct verdict verdict = crew->holdings.ended ? (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM}
                                                   : judge(&call);

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "hook.h"
@@ -15,6 +14,7 @@
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct vgpu_account *account;
 static struct vgpu_account_row *row;
+static uint32_t number;  /* this process', as the node sees it: the row is its own as long as that stands there */
 static uint64_t held[2]; /* by this process: device memory, managed */
 
 static void forget_parent(void)
@@ -45,50 +45,48 @@ static void publish(void)
     __atomic_store_n(&row->managed, held[1], __ATOMIC_SEQ_CST);
 }
 
-/* Asked once a second: the daemon gives a row up only some seconds after its connection. */
-static bool is_recent(void)
-{
-    static time_t asked;
-    struct timespec now;
+/* The daemon gives a row to another process when it takes this one for gone: its connection was closed. */
+static bool owns_row(void) { return row && __atomic_load_n(&row->pid, __ATOMIC_ACQUIRE) == number; }
 
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    if (now.tv_sec == asked)
-        return true;
-    asked = now.tv_sec;
-    return daemon_is_connected();
-}
-
-/* Under the mutex. Again when the program has closed the connection: the daemon may have cleared the row since. */
+/* Under the mutex. */
 static bool attach(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     unsigned place = 0;
 
-    if (row && is_recent())
+    if (owns_row())
         return true;
     pthread_once(&once, watch_forks);
     int fd = daemon_open_account(&place);
     if (fd < 0)
-        return row != NULL; /* the daemon is restarted: its successor finds this process in the row */
+        return false;
     void *map = place < VGPU_ACCOUNT_ROWS ? mmap(NULL, sizeof *account, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
                                           : MAP_FAILED;
     close(fd);
     if (map == MAP_FAILED)
-        return row != NULL;
+        return false;
     /* an older map stays: another thread may be reading it */
     account = map;
+    number = __atomic_load_n(&account->rows[place].pid, __ATOMIC_ACQUIRE);
     __atomic_store_n(&row, &account->rows[place], __ATOMIC_RELEASE);
     publish();
     return true;
 }
 
-struct vgpu_account *account_map(struct vgpu_account_row **own)
+struct vgpu_account *account_map(void)
 {
     pthread_mutex_lock(&mutex);
     struct vgpu_account *mapped = attach() ? account : NULL;
-    *own = row;
     pthread_mutex_unlock(&mutex);
     return mapped;
+}
+
+void account_note_busy(uint64_t now)
+{
+    pthread_mutex_lock(&mutex);
+    if (owns_row())
+        __atomic_store_n(&row->busy_at, now, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&mutex);
 }
 
 struct sums {
@@ -167,7 +165,7 @@ void account_give(uint64_t bytes, enum memory_kind kind)
 {
     pthread_mutex_lock(&mutex);
     held[kind] -= bytes < held[kind] ? bytes : held[kind];
-    if (row)
+    if (attach())
         publish();
     pthread_mutex_unlock(&mutex);
 }

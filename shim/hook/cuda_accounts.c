@@ -3,6 +3,7 @@
  * but for managed memory, of which the driver's calls tell nothing. What was refused is told to the daemon by its CUDA
  * name. Types and numbers are those of cuda.h.
  */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -97,17 +98,53 @@ API CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
     FREED(next, address, next(address, stream));
 }
 
-/* A context takes its managed memory with it. */
-#define SWEPT(symbol, type)                                           \
-    API CUresult symbol(type what)                                    \
-    {                                                                 \
-        __typeof__(&symbol) next = REAL(symbol);                      \
-        pace_forget(NULL);                                            \
-        CUresult rc = next ? next(what) : CUDA_ERROR_NOT_INITIALIZED; \
-        if (rc == CUDA_SUCCESS)                                       \
-            managed_sweep();                                          \
-        return rc;                                                    \
-    }
-SWEPT(cuCtxDestroy_v2, CUcontext)
-SWEPT(cuDevicePrimaryCtxRelease_v2, CUdevice)
-SWEPT(cuDevicePrimaryCtxReset_v2, CUdevice)
+/* --- contexts: one takes its managed memory and its streams with it --- */
+
+static CUresult ended(CUresult rc)
+{
+    if (rc == CUDA_SUCCESS)
+        managed_sweep();
+    return rc;
+}
+
+static CUresult destroy(CUresult (*next)(CUcontext), CUcontext context)
+{
+    pace_forget_context(context, NO_DEVICE);
+    return ended(next ? next(context) : CUDA_ERROR_NOT_INITIALIZED);
+}
+
+static CUresult reset(CUresult (*next)(CUdevice), CUdevice device)
+{
+    pace_forget_context(NO_CONTEXT, device);
+    return ended(next ? next(device) : CUDA_ERROR_NOT_INITIALIZED);
+}
+
+/* A primary context is gone with its last user. */
+static bool is_active(CUdevice device)
+{
+    CUresult (*state)(CUdevice, unsigned *, int *) = (CUresult (*)(CUdevice, unsigned *, int *))real_symbol(
+        "libcuda.so.1", "cuDevicePrimaryCtxGetState");
+    unsigned flags;
+    int active = 0;
+
+    return state && state(device, &flags, &active) == CUDA_SUCCESS && active;
+}
+
+static CUresult release(CUresult (*next)(CUdevice), CUdevice device)
+{
+    bool held = pace_hold();
+    CUresult rc = next ? next(device) : CUDA_ERROR_NOT_INITIALIZED;
+
+    if (held)
+        pace_let_go(rc == CUDA_SUCCESS && !is_active(device), device);
+    return ended(rc);
+}
+
+#define ENDS(symbol, type, call) \
+    API CUresult symbol(type what) { return call(REAL(symbol), what); }
+ENDS(cuCtxDestroy, CUcontext, destroy)
+ENDS(cuCtxDestroy_v2, CUcontext, destroy)
+ENDS(cuDevicePrimaryCtxRelease, CUdevice, release)
+ENDS(cuDevicePrimaryCtxRelease_v2, CUdevice, release)
+ENDS(cuDevicePrimaryCtxReset, CUdevice, reset)
+ENDS(cuDevicePrimaryCtxReset_v2, CUdevice, reset)

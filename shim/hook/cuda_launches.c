@@ -78,7 +78,7 @@ PACED(cuLaunchGridAsync, stream, false, (f, width, height, stream))
     {                                                                              \
         __typeof__(&symbol) next = (__typeof__(&symbol))real(ROW_##symbol);        \
         if (stream) /* else there is nothing to destroy, as the driver will say */ \
-            pace_forget(stream);                                                   \
+            pace_forget_stream(stream);                                            \
         return next ? next(stream) : CUDA_ERROR_NOT_INITIALIZED;                   \
     }
             FORGOTTEN(cuStreamDestroy) FORGOTTEN(cuStreamDestroy_v2)

@@ -150,14 +150,6 @@ static enum daemon_answer ask(const char *text)
     return said;
 }
 
-bool daemon_is_connected(void)
-{
-    pthread_mutex_lock(&mutex);
-    bool connected = is_ours();
-    pthread_mutex_unlock(&mutex);
-    return connected;
-}
-
 int daemon_open_account(unsigned *place)
 {
     char answer[MAX_ANSWER];

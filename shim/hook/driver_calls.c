@@ -1,7 +1,7 @@
 /*
  * Tier `shim`: memory of the GPU is counted where libcuda asks the driver for it, by the same calls that the guard
  * judges: so every way to it counts, whichever CUDA function it is behind. Unlike the guard's ledger this holds no
- * program that goes round it; node/witness.py finds those out.
+ * program that goes round it; node/shim_tier.py finds those out.
  */
 #define _GNU_SOURCE
 #include "driver_calls.h"
@@ -225,16 +225,17 @@ static int call_heap(const struct attempt *attempt)
                                   &heap->status};
         return take_memory(attempt, &wish);
     }
+    if (heap->function != NVOS32_FUNCTION_FREE)
+        return perform(attempt);
+    pthread_mutex_lock(&table);
     int rc = perform(attempt);
-    if (rc == 0 && heap->status == NV_OK && heap->function == NVOS32_FUNCTION_FREE) {
-        pthread_mutex_lock(&table);
+    if (rc == 0 && heap->status == NV_OK)
         drop_tree(heap->root, heap->memory);
-        pthread_mutex_unlock(&table);
-    }
+    pthread_mutex_unlock(&table);
     return rc;
 }
 
-/* The number may be another thread's as soon as the driver has freed it: so the table is held around both. */
+/* As above: the number may be another thread's as soon as the driver has freed it, so the table is held around both. */
 static int call_free(const struct attempt *attempt)
 {
     struct nvos00 *call = attempt->inner;

@@ -33,15 +33,14 @@ bool tier_is_shim(void);
 enum memory_kind { MEMORY_DEVICE, MEMORY_MANAGED };
 bool account_take(uint64_t bytes, enum memory_kind kind); /* false: over the quota, or nobody is there to ask */
 void account_give(uint64_t bytes, enum memory_kind kind);
-/* The account itself and this process' row in it; NULL: it can't be had now. */
-struct vgpu_account *account_map(struct vgpu_account_row **own);
+struct vgpu_account *account_map(void);    /* NULL: it can't be had now */
+void account_note_busy(uint64_t now);      /* work of this process is on the GPU */
 void account_correct(struct slice *slice); /* what is free, to the byte */
 
 /* daemon.c: a word to the daemon. */
 void report_unknown(const char *symbol);
 void report_refused(const char *call, uint64_t bytes); /* the driver was out of memory */
 void report_full(uint64_t bytes);                      /* the tenant's account was */
-bool daemon_is_connected(void);
 /* The tenant's account, to map, and this process' place in it; -1: the daemon is away, or knows of no such tier. */
 int daemon_open_account(unsigned *place);
 enum daemon_answer { DAEMON_YES, DAEMON_NO, DAEMON_AWAY };

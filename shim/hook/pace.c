@@ -7,35 +7,39 @@
 #include <string.h>
 #include <time.h>
 
+#include "budget.h"
 #include "hook.h"
 
 #define LANES 256
 #define TICK_NS 500000ull
-#define REST_TICKS 40        /* without work, then the thread sleeps until there is some */
-#define WINDOW_MAX 4096      /* launches */
-#define SHORT_NS 2000000ull  /* work in flight is kept between these: less would leave the GPU waiting, more would */
-#define LONG_NS 5000000ull   /* run on for long after the budget is used up */
-#define SAVED_NS 20000000ull /* a tenant that rested may use so much of the GPU at once, of its share */
+#define REST_TICKS 40 /* without work, then the thread sleeps until there is some */
+#define FIRST_WINDOW 2
+#define UNCERTAIN_MAX 16
+#define WINDOW_MAX 4096     /* launches */
+#define SHORT_NS 2000000ull /* work in flight is kept between these: less would leave the GPU waiting, more would */
+#define LONG_NS 5000000ull  /* run on for long after the budget is used up */
 #define PATIENCE_NS 5000000000ull /* then a launch goes on: what is on the GPU may be waiting for it */
-#define REFILL_NS 200000ull
 
-enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_READY = 600 };
+enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_READY = 600, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906 };
 enum { STREAM_LEGACY = 1, STREAM_PER_THREAD = 2, CAPTURE_MODE_RELAXED = 2 };
 
 /* A stream that work was put on. */
 struct lane {
     void *stream, *context;
     const void *thread; /* of a stream of the thread's own */
+    int device;
     void *start, *mark; /* events: before its work began, and after `marked` launches */
-    uint64_t submitted, confirmed, marked;
-    uint64_t started_ns, marked_ns, charged_ns, charged_from_ns;
+    uint64_t serial, entered, submitted, confirmed, marked, marked_ns;
+    struct span span;
     unsigned window;
+    bool begun;   /* the start was reached: before, it waits for something else than the GPU */
     bool pending; /* the mark is not reached yet */
+    bool orphan;  /* the stream is gone, its work is not */
 };
 
 static struct {
     int (*create)(void **, unsigned), (*record)(void *, void *), (*query)(void *), (*destroy)(void *);
-    int (*elapsed)(float *, void *, void *), (*capturing)(void *, int *), (*current)(void **);
+    int (*elapsed)(float *, void *, void *), (*capturing)(void *, int *), (*current)(void **), (*device)(int *);
     int (*push)(void *), (*pop)(void **), (*capture_mode)(int *);
 } driver;
 
@@ -45,7 +49,6 @@ static struct lane lanes[LANES];
 static uint64_t generation; /* of lanes: what a thread remembers is as old as this */
 static bool running, stopping, resting, open_gate;
 static struct vgpu_account *account;
-static struct vgpu_account_row *row;
 
 static uint64_t now_ns(void)
 {
@@ -70,61 +73,13 @@ static bool find_driver(void)
     FIND(elapsed, "cuEventElapsedTime");
     FIND(capturing, "cuStreamIsCapturing");
     FIND(current, "cuCtxGetCurrent");
+    FIND(device, "cuCtxGetDevice");
     FIND(push, "cuCtxPushCurrent_v2");
     FIND(pop, "cuCtxPopCurrent_v2");
     FIND(capture_mode, "cuThreadExchangeStreamCaptureMode");
 #undef FIND
     return driver.create && driver.record && driver.query && driver.destroy && driver.elapsed && driver.capturing &&
-           driver.current && driver.push && driver.pop;
-}
-
-/* --- the tenant's budget, which its processes use together --- */
-
-/* Time [from, until) on the GPU; what another process, or another stream, has paid for is paid. */
-static void charge(struct lane *lane, uint64_t until)
-{
-    uint64_t from = lane->charged_ns > lane->started_ns ? lane->charged_ns : lane->started_ns;
-    uint64_t covered = __atomic_load_n(&account->covered_until, __ATOMIC_SEQ_CST);
-
-    do {
-        if (until <= covered || until <= from)
-            return;
-        if (covered > from)
-            from = covered;
-    } while (!__atomic_compare_exchange_n(&account->covered_until, &covered, until, false, __ATOMIC_SEQ_CST,
-                                          __ATOMIC_SEQ_CST));
-    __atomic_sub_fetch(&account->budget, (int64_t)(until - from), __ATOMIC_SEQ_CST);
-    lane->charged_from_ns = from;
-    lane->charged_ns = until;
-}
-
-/* The lane's work ended then: perhaps after it was last charged for, perhaps before. Nothing is given back that others
- * have come to rely on. */
-static void settle(struct lane *lane, uint64_t ended_ns, uint64_t now)
-{
-    charge(lane, ended_ns < now ? ended_ns : now);
-    uint64_t claimed = lane->charged_ns, end = ended_ns > lane->charged_from_ns ? ended_ns : lane->charged_from_ns;
-
-    if (end < claimed &&
-        __atomic_compare_exchange_n(&account->covered_until, &claimed, end, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-        __atomic_add_fetch(&account->budget, (int64_t)(lane->charged_ns - end), __ATOMIC_SEQ_CST);
-}
-
-static void refill(uint64_t now)
-{
-    uint64_t last = __atomic_load_n(&account->budget_at, __ATOMIC_SEQ_CST), share = slice_core_now();
-    int64_t most = (int64_t)(SAVED_NS * share / 100000);
-
-    if (now < last + REFILL_NS ||
-        !__atomic_compare_exchange_n(&account->budget_at, &last, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-        return;
-    uint64_t passed = now - last < PATIENCE_NS ? now - last : PATIENCE_NS;
-    int64_t budget = __atomic_load_n(&account->budget, __ATOMIC_SEQ_CST), more;
-    do {
-        more = budget + (int64_t)(passed * share / 100000);
-        if (more > most)
-            more = most;
-    } while (!__atomic_compare_exchange_n(&account->budget, &budget, more, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+           driver.current && driver.device && driver.push && driver.pop;
 }
 
 /* --- lanes; under the mutex --- */
@@ -137,15 +92,15 @@ static bool is_busy(const struct lane *lane)
 
 /* What is captured is not on the GPU. The driver does not say of a context's default stream while another is captured.
  */
-enum capture { CAPTURE_NO, CAPTURE_YES, CAPTURE_UNKNOWN };
+enum capture { CAPTURE_NO, CAPTURE_YES, CAPTURE_UNKNOWN, CAPTURE_BROKEN };
 
 static enum capture capture_of(const struct lane *lane)
 {
-    int status = 0;
+    int status = 0, rc = driver.capturing(lane->stream, &status);
 
-    if (driver.capturing(lane->stream, &status) != CUDA_SUCCESS)
+    if (rc == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT)
         return CAPTURE_UNKNOWN;
-    return status ? CAPTURE_YES : CAPTURE_NO;
+    return rc != CUDA_SUCCESS ? CAPTURE_BROKEN : status ? CAPTURE_YES : CAPTURE_NO;
 }
 
 static void drop(struct lane *lane, bool events_too)
@@ -185,6 +140,7 @@ static bool mark_here(struct lane *lane, uint64_t now)
     case CAPTURE_NO: return set_mark(lane, now);
     case CAPTURE_YES: __atomic_store_n(&lane->confirmed, lane->submitted, __ATOMIC_SEQ_CST); break;
     case CAPTURE_UNKNOWN: break; /* at the next tick, then */
+    case CAPTURE_BROKEN: return false;
     }
     return true;
 }
@@ -193,6 +149,10 @@ static void mark_anew(struct lane *lane, uint64_t now)
 {
     if (lane->thread) /* only that thread can; it marks each of its launches */
         return;
+    if (lane->orphan) { /* nobody can any more */
+        drop(lane, true);
+        return;
+    }
     driver.push(lane->context); /* whose default stream it may be */
     bool good = mark_here(lane, now);
     driver.pop(&(void *){NULL});
@@ -200,23 +160,41 @@ static void mark_anew(struct lane *lane, uint64_t now)
         drop(lane, false);
 }
 
-/* The mark was reached: what came after it is marked anew, or the lane has nothing on the GPU. */
-static void reached(struct lane *lane, uint64_t now)
+/* What the lane had on the GPU is done: the events tell when that was. */
+static void finish(struct lane *lane, uint64_t now)
 {
     float milliseconds = 0;
 
+    if (driver.elapsed(&milliseconds, lane->start, lane->mark) == CUDA_SUCCESS)
+        budget_settle(account, &lane->span, lane->span.started_ns + (uint64_t)((double)milliseconds * 1e6), now);
+    else
+        budget_settle(account, &lane->span, now, now);
+    if (lane->orphan)
+        drop(lane, true);
+}
+
+/* The mark was reached: what came after it is marked anew, or the lane has nothing on the GPU. */
+static void reached(struct lane *lane, uint64_t now)
+{
     fit_window(lane, now - lane->marked_ns);
     __atomic_store_n(&lane->pending, false, __ATOMIC_SEQ_CST);
     __atomic_store_n(&lane->confirmed, lane->marked, __ATOMIC_SEQ_CST);
     if (!is_busy(lane)) {
-        if (driver.elapsed(&milliseconds, lane->start, lane->mark) == CUDA_SUCCESS)
-            settle(lane, lane->started_ns + (uint64_t)((double)milliseconds * 1e6), now);
-        else
-            charge(lane, now);
+        finish(lane, now);
         return;
     }
-    charge(lane, now);
+    budget_charge(account, &lane->span, now);
     mark_anew(lane, now);
+}
+
+/* A stream may wait before its first work: for the host, a copy, another stream. That is no time on the GPU. */
+static bool has_begun(struct lane *lane, uint64_t now)
+{
+    if (!lane->begun && driver.query(lane->start) == CUDA_ERROR_NOT_READY)
+        lane->span.started_ns = now;
+    else
+        lane->begun = true;
+    return lane->begun;
 }
 
 static bool look_at(struct lane *lane, uint64_t now)
@@ -224,17 +202,16 @@ static bool look_at(struct lane *lane, uint64_t now)
     if (!is_busy(lane))
         return false;
     if (!lane->pending) { /* it could not be marked when it was handed in */
-        charge(lane, now);
         mark_anew(lane, now);
         return true;
     }
     int rc = driver.query(lane->mark);
     if (rc == CUDA_SUCCESS)
         reached(lane, now);
-    else if (rc == CUDA_ERROR_NOT_READY)
-        charge(lane, now);
-    else
+    else if (rc != CUDA_ERROR_NOT_READY)
         drop(lane, false); /* its context is gone, or broken */
+    else if (has_begun(lane, now))
+        budget_charge(account, &lane->span, now);
     return true;
 }
 
@@ -246,12 +223,12 @@ static bool tick(void)
     bool busy = false;
 
     pthread_mutex_lock(&mutex);
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < LANES && !stopping; i++)
         busy |= lanes[i].stream && look_at(&lanes[i], now);
-    refill(now);
-    if (busy && row)
-        __atomic_store_n(&row->busy_at, now, __ATOMIC_RELAXED);
-    __atomic_store_n(&open_gate, __atomic_load_n(&account->budget, __ATOMIC_SEQ_CST) > 0, __ATOMIC_SEQ_CST);
+    budget_refill(account, slice_core_now(), now);
+    if (busy)
+        account_note_busy(now);
+    __atomic_store_n(&open_gate, budget_is_left(account), __ATOMIC_SEQ_CST);
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&mutex);
     return busy;
@@ -309,7 +286,6 @@ static void forget_parent(void)
     memset(lanes, 0, sizeof lanes);
     __atomic_add_fetch(&generation, 1, __ATOMIC_SEQ_CST);
     running = resting = false;
-    row = NULL;
 }
 
 static void prepare(void)
@@ -319,7 +295,7 @@ static void prepare(void)
 }
 
 /* Under the mutex. False: launches go on unpaced; the driver has no events, or there is no more room for a thread. */
-static bool start(void)
+static bool start(struct vgpu_account *mapped)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     sigset_t all, before;
@@ -327,13 +303,13 @@ static bool start(void)
 
     if (running || stopping)
         return running;
-    account = account_map(&row);
+    account = mapped;
     if (!account || !find_driver())
         return false;
     pthread_once(&once, prepare);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are for the program's own threads */
-    __atomic_store_n(&open_gate, __atomic_load_n(&account->budget, __ATOMIC_SEQ_CST) > 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&open_gate, budget_is_left(account), __ATOMIC_SEQ_CST);
     bool started = pthread_create(&thread, NULL, measure, NULL) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (started)
@@ -357,22 +333,44 @@ static struct lane *make(void *stream, void *context, const void *thread)
             spare = lane;
     }
     for (int i = 0; i < LANES && !spare; i++)
-        if (!is_busy(&lanes[i])) {
+        if (!is_busy(&lanes[i]) && lanes[i].entered == lanes[i].submitted) { /* nobody is between enter and leave */
             spare = &lanes[i];
             drop(spare, true);
         }
     if (!spare)
         return NULL;
-    struct lane made = {.stream = stream, .context = context, .thread = thread, .window = 2};
+    static uint64_t last_serial;
+    struct lane made = {
+        .stream = stream, .context = context, .thread = thread, .window = FIRST_WINDOW, .serial = ++last_serial};
     if (driver.capture_mode)
         driver.capture_mode(&mode);
-    bool can = driver.create(&made.start, 0) == CUDA_SUCCESS && driver.create(&made.mark, 0) == CUDA_SUCCESS;
+    bool can = driver.device(&made.device) == CUDA_SUCCESS && driver.create(&made.start, 0) == CUDA_SUCCESS &&
+               driver.create(&made.mark, 0) == CUDA_SUCCESS;
     if (driver.capture_mode)
         driver.capture_mode(&mode);
     if (!can)
         return NULL;
     *spare = made;
     return spare;
+}
+
+static void wait_for_change(void)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec++;
+    pthread_cond_broadcast(&wanted);
+    pthread_cond_timedwait(&changed, &mutex, &until);
+}
+
+/* Is every lane taken by work on the GPU, or by a thread that is about to put some there? */
+static bool is_full(void)
+{
+    for (int i = 0; i < LANES; i++)
+        if (!lanes[i].stream || (!is_busy(&lanes[i]) && lanes[i].entered == lanes[i].submitted))
+            return false;
+    return true;
 }
 
 static struct lane *lane_of(void *stream, bool per_thread)
@@ -396,6 +394,8 @@ static struct lane *lane_of(void *stream, bool per_thread)
     if (known && last.context == context)
         return last.lane;
     pthread_mutex_lock(&mutex);
+    for (uint64_t give_up = now_ns() + PATIENCE_NS; !stopping && is_full() && now_ns() < give_up;)
+        wait_for_change();
     last.lane = make(stream, context, (uintptr_t)stream == STREAM_PER_THREAD ? &last : NULL);
     last.generation = __atomic_load_n(&generation, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&mutex);
@@ -411,25 +411,46 @@ static bool has_room(const struct lane *lane)
                __atomic_load_n(&lane->window, __ATOMIC_RELAXED);
 }
 
+/* Of how long the work of a lane is nothing is known yet, or it is long: of those only so many are busy at once. */
+static bool is_uncertain(const struct lane *lane) { return lane->window <= FIRST_WINDOW; }
+
+static bool too_many_uncertain(const struct lane *lane)
+{
+    int busy = 0;
+
+    for (int i = 0; i < LANES && is_uncertain(lane); i++)
+        busy += &lanes[i] != lane && is_busy(&lanes[i]) && is_uncertain(&lanes[i]);
+    return busy >= UNCERTAIN_MAX;
+}
+
 /* Under the mutex. */
 static void wait_for_room(const struct lane *lane)
 {
     uint64_t give_up = now_ns() + PATIENCE_NS;
 
-    while (!stopping && lane->stream && !has_room(lane) && now_ns() < give_up) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec++;
-        pthread_cond_broadcast(&wanted);
-        pthread_cond_timedwait(&changed, &mutex, &until);
-    }
+    while (!stopping && lane->stream && (!has_room(lane) || too_many_uncertain(lane)) && now_ns() < give_up)
+        wait_for_change();
 }
 
 /* Under the mutex. The first work of a lane that had none: from now on it is on the GPU. */
 static bool begin(struct lane *lane)
 {
-    lane->started_ns = now_ns();
+    lane->span = (struct span){.started_ns = now_ns()};
+    lane->begun = false;
     return driver.record(lane->start, lane->stream) == CUDA_SUCCESS;
+}
+
+/* Under the mutex. NULL: the launch is not of the GPU's, or the lane was forgotten meanwhile. */
+static struct lane *enter_slowly(struct lane *lane)
+{
+    uint64_t serial = lane->serial;
+
+    if (!lane->stream || capture_of(lane) != CAPTURE_NO)
+        return NULL;
+    wait_for_room(lane);
+    if (!lane->stream || lane->serial != serial || !(is_busy(lane) || begin(lane)))
+        return NULL;
+    return lane;
 }
 
 struct lane *pace_enter(void *stream, bool per_thread)
@@ -437,23 +458,22 @@ struct lane *pace_enter(void *stream, bool per_thread)
     if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED))
         return NULL;
     if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE)) {
+        struct vgpu_account *mapped = account_map(); /* the daemon is asked: others are not to wait for that */
         pthread_mutex_lock(&mutex);
-        bool started = start();
+        bool started = start(mapped);
         pthread_mutex_unlock(&mutex);
         if (!started)
             return NULL;
     }
     struct lane *lane = lane_of(stream, per_thread);
-    if (!lane || (has_room(lane) && is_busy(lane)))
-        return lane;
-    pthread_mutex_lock(&mutex);
-    bool counted = lane->stream && capture_of(lane) == CAPTURE_NO;
-    if (counted) {
-        wait_for_room(lane);
-        counted = lane->stream && (is_busy(lane) || begin(lane)); /* it may have been forgotten meanwhile */
+    if (lane && !(has_room(lane) && is_busy(lane))) {
+        pthread_mutex_lock(&mutex);
+        lane = enter_slowly(lane);
+        pthread_mutex_unlock(&mutex);
     }
-    pthread_mutex_unlock(&mutex);
-    return counted ? lane : NULL;
+    if (lane)
+        __atomic_add_fetch(&lane->entered, 1, __ATOMIC_SEQ_CST);
+    return lane;
 }
 
 void pace_leave(struct lane *lane)
@@ -471,14 +491,66 @@ void pace_leave(struct lane *lane)
     pthread_mutex_unlock(&mutex);
 }
 
-void pace_forget(void *stream)
+/* Its work goes on, and its events with it. */
+static void orphan(struct lane *lane)
+{
+    if (is_busy(lane) && (lane->pending || mark_here(lane, now_ns())) && lane->pending) {
+        lane->orphan = true;
+        lane->thread = NULL;
+        lane->stream = lane; /* no stream's */
+        __atomic_add_fetch(&generation, 1, __ATOMIC_SEQ_CST);
+    } else {
+        drop(lane, true);
+    }
+}
+
+void pace_forget_stream(void *stream)
 {
     if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE))
         return;
     pthread_mutex_lock(&mutex);
     for (int i = 0; i < LANES; i++)
-        if (lanes[i].stream && (!stream || lanes[i].stream == stream))
-            drop(&lanes[i], true);
+        if (lanes[i].stream == stream && !lanes[i].orphan)
+            orphan(&lanes[i]);
     pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
+}
+
+bool pace_hold(void)
+{
+    if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE))
+        return false;
+    pthread_mutex_lock(&mutex);
+    return true;
+}
+
+/* Under the mutex. */
+static void forget(const void *context, int device, bool events_too)
+{
+    uint64_t now = now_ns();
+
+    for (int i = 0; i < LANES; i++) {
+        struct lane *lane = &lanes[i];
+        if (!lane->stream || (lane->context != context && lane->device != device))
+            continue;
+        if (is_busy(lane) && lane->begun)
+            budget_charge(account, &lane->span, now);
+        drop(lane, events_too);
+    }
+    pthread_cond_broadcast(&changed);
+}
+
+void pace_let_go(bool gone, int device)
+{
+    if (gone) /* its events with it */
+        forget(NO_CONTEXT, device, false);
+    pthread_mutex_unlock(&mutex);
+}
+
+void pace_forget_context(const void *context, int device)
+{
+    if (!pace_hold())
+        return;
+    forget(context, device, true);
     pthread_mutex_unlock(&mutex);
 }

@@ -11,8 +11,15 @@ struct lane;
 
 /* Before a launch into `stream`: waits until it may. per_thread: a stream of 0 is the thread's own. NULL: not paced. */
 struct lane *pace_enter(void *stream, bool per_thread);
-void pace_leave(struct lane *lane); /* and after it */
-/* The stream is about to be destroyed; NULL: a context, with whatever streams it has. */
-void pace_forget(void *stream);
+void pace_leave(struct lane *lane);    /* and after it */
+void pace_forget_stream(void *stream); /* it is about to be destroyed; its work goes on */
+/* A context is about to end, or all of a device. */
+#define NO_CONTEXT ((const void *)1)
+#define NO_DEVICE (-1)
+void pace_forget_context(const void *context, int device);
+/* Around a call that may end a device's context: nobody asks for its events meanwhile. False: there is nothing to let
+ * go. */
+bool pace_hold(void);
+void pace_let_go(bool gone, int device);
 
 #endif

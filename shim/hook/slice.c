@@ -24,7 +24,11 @@ static void remember_directory(void)
         strcpy(directory, value);
 }
 
-__attribute__((constructor)) static void begin(void) { slice_directory(); }
+__attribute__((constructor)) static void begin(void)
+{
+    slice_directory();
+    tier_is_shim();
+}
 
 const char *slice_directory(void)
 {

@@ -38,8 +38,11 @@ enum row_id {
     W(cuMemFree_v2)                 \
     W(cuMemFreeAsync)               \
     W(cuMemFreeAsync_ptsz)          \
+    W(cuCtxDestroy)                 \
     W(cuCtxDestroy_v2)              \
+    W(cuDevicePrimaryCtxRelease)    \
     W(cuDevicePrimaryCtxRelease_v2) \
+    W(cuDevicePrimaryCtxReset)      \
     W(cuDevicePrimaryCtxReset_v2)   \
     W(cuStreamDestroy)              \
     W(cuStreamDestroy_v2)

@@ -34,6 +34,7 @@ struct fake_driver {
 extern struct fake_driver fake;
 extern const struct backend fake_backend;
 
+bool fake_admit(int slot); /* clients_admit() on fake.fd */
 bool fake_sweep(int slot); /* holdings_sweep() */
 /* Judge and do one call of tenant `slot`, whose struct is at `args` there. Returns what the tenant gets. */
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args);

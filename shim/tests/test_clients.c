@@ -71,6 +71,47 @@ static void a_file_outlives_its_first_client(void)
     CHECK(ledger_root_owner(FIRST + 6) == -1);
 }
 
+static uint32_t take(uint32_t root, uint32_t handle, uint64_t bytes)
+{
+    struct nv0080_alloc_params device = {0};
+    struct nv_memory_allocation_params memory = {.size = bytes};
+    struct nvos64 call = {
+        .root = root, .parent = root, .object = DEVICE, .class = NV01_DEVICE_0, .params = (uintptr_t)&device};
+
+    fake_call(BOB, NV_ESC_RM_ALLOC, sizeof call, &call);
+    call = (struct nvos64){.root = root,
+                           .parent = DEVICE,
+                           .object = handle,
+                           .class = NV01_MEMORY_LOCAL_USER,
+                           .params = (uintptr_t)&memory};
+    CHECK(fake_call(BOB, NV_ESC_RM_ALLOC, sizeof call, &call) == 0);
+    return call.status;
+}
+
+static void a_number_that_is_made_again_is_another_client(void)
+{
+    const uint32_t again = FIRST + 7;
+    int one = eventfd(0, 0), kept = eventfd(0, 0);
+
+    fake.homes[0].fd = fake.homes[1].fd = fake.homes[2].fd = -1;
+    fake.fd = one;
+    CHECK(fake_admit(BOB));
+    settle_in(7, again, one);
+    CHECK(take(again, 0x500, 4096) == NV_OK && tenants[BOB].used == 4096);
+    fake.fd = kept;
+    CHECK(fake_admit(BOB));
+    settle_in(0, FIRST + 8, kept); /* a file with a number of its own */
+    close(one);
+    CHECK(fake_admit(BOB)); /* and on it the old number, named by the tenant */
+    settle_in(7, again, kept);
+    CHECK(take(again, 0x501, 8192) == NV_OK);
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(again) == BOB && tenants[BOB].used == 8192);
+    close(kept);
+    fake_sweep(BOB);
+    CHECK(ledger_root_owner(again) == -1 && tenants[BOB].used == 0);
+}
+
 void test_clients(void)
 {
     open_test_ledger();
@@ -81,6 +122,7 @@ void test_clients(void)
     backend = &without_word;
     clients_of_one_file_live_and_end_with_it();
     a_file_outlives_its_first_client();
+    a_number_that_is_made_again_is_another_client();
     fake_close();
     close_test_ledger();
 }

@@ -103,6 +103,24 @@ def main() -> None:
                     run_spin(spin, 5)
                     done += 1
                 answer(done=done)
+            case "evade":  # 10 ms kernels, each in a way that a pace may lose sight of
+                spin = spin or load_spin()
+                done, end = 0, time.monotonic() + command["seconds"]
+                arguments = ((10_000_000,), (ctypes.c_longlong,))
+                while time.monotonic() < end:
+                    if command["how"] == "release":
+                        check(driver.cuDevicePrimaryCtxRetain(device))
+                        run_spin(spin, 10)
+                        check(driver.cuDevicePrimaryCtxRelease(device))
+                    else:
+                        stream = check(driver.cuStreamCreate(0))
+                        check(driver.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, arguments, 0))
+                        if command["how"] == "wait":
+                            check(driver.cuStreamSynchronize(stream))
+                        check(driver.cuStreamDestroy(stream))
+                    done += 1
+                check(driver.cuCtxSynchronize())
+                answer(done=done, seconds=time.monotonic() - end + command["seconds"])
             case "queue":  # many at once, then waits for all
                 spin = spin or load_spin()
                 stream = check(driver.cuStreamCreate(0)) if command["stream"] == "own" else 0
