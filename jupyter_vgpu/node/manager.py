@@ -23,9 +23,9 @@ from .attribution import attribute
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
-from .page import PageState, ProcessRow, SlicePage, pid_inside
+from .page import PageState, ProcessRow, SlicePage
 from .placement import NoRoom, Room, place
-from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
+from .refusal_watch import RefusalWatch, holder_of
 from .shim_tier import Allowance
 from .store import Store, Tenant, timestamp
 
@@ -35,7 +35,6 @@ Json = dict[str, Any]
 NAME_MAX = 200
 ACTIVE_S = 2.5  # the guard notes once a second who is at work
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
-REFUSAL_PAUSE_S = 0.05  # each is looked into: a program that is refused all the time must not cost the others
 
 
 class Refused(Exception):
@@ -65,9 +64,7 @@ class _Live:
         self.join: JoinServer | None = None
         self.stop_api: Callable[[], None] = lambda: None
         self.listeners: list[int] = []
-        self.refusals = Refusals()
-        self.refusals_seen = page.refusals
-        self.refusal_noted = 0.0
+        self.refusals = RefusalWatch(page)
         self.unknown: set[str] = set()
         self.until = -1
 
@@ -267,7 +264,7 @@ class Manager:
             probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=lambda symbol: self._note_unknown(live, symbol),
-            note_refused=lambda pid, symbol, size: self._note_refused(tenant.id, pid, call_name(symbol), size),
+            note_refused=live.refusals.tell,
             allow_shim=self.limits.allow_shim_tier,
             guarded=tenant.slot in self._guarded_slots,
             owner=tenant.owner,
@@ -303,37 +300,6 @@ class Manager:
             self.guard.add_listener(tenant.slot, fd)
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
-
-    def _note_refused(self, tenant_id: str, pid: int, call: str | None, size: int) -> None:
-        """The shim's word, or (call None) the guard's alone: who held what at that moment."""
-        live = self._live[tenant_id]
-        if time.monotonic() - live.refusal_noted < REFUSAL_PAUSE_S:
-            return
-        live.refusal_noted = time.monotonic()
-        state = live.page.read()
-        live.refusals_seen = state.refusals
-        guards = state.refused_pid == pid and time.time() - state.refused_at_ns / 1e9 < SAME_WITHIN_S
-        if not guards and call is None:
-            return
-        rows = sorted(state.processes, key=lambda row: -row.memory)
-        refused = next((row for row in rows if row.pid == pid), ProcessRow(pid, pid_inside(pid), 0, 0))
-        live.refusals.add(
-            Refusal(
-                time=state.refused_at_ns / 1e9 if guards else time.time(),
-                process=_holder(refused),
-                bytes=size,
-                # CUDA may ask the driver for more than the program asked CUDA for
-                free=state.refused_free if guards else max(0, state.memory_quota - state.memory_used),
-                call=call,
-                holders=tuple(_holder(row) for row in rows[:HOLDERS]),
-            )
-        )
-
-    def _note_silent_refusals(self, tenant_id: str, live: _Live) -> None:
-        """Of programs without the shim: the guard's page alone tells."""
-        if live.page.refusals != live.refusals_seen:
-            state = live.page.read()
-            self._note_refused(tenant_id, state.refused_pid, None, state.refused_bytes)
 
     def _note_unknown(self, live: _Live, symbol: str) -> None:
         if symbol not in live.unknown and len(live.unknown) >= MAX_UNKNOWN_SYMBOLS:
@@ -383,7 +349,7 @@ class Manager:
                 if live.join:
                     live.join.refresh()
                 live.page.write_busy(self._usage.get(self._index(self.tenants[tenant_id]), {}), now)
-                self._note_silent_refusals(tenant_id, live)
+                live.refusals.look()
             except Exception:  # the others' numbers go on
                 log.exception("sampling tenant %s", self.tenants[tenant_id].name)
 
@@ -406,21 +372,19 @@ class Manager:
         if not tiers:
             return
         directories = {str(self.directory(tenant)): tenant.id for tenant in self.tenants.values()}
-        gpus_of: dict[int, list[int]] = {}
-        for index, pids in self._on_gpu.items():
-            for pid in pids:
-                gpus_of.setdefault(pid, []).append(index)
-        owners = attribute(gpus_of, tiers, directories)
+        owners = attribute(set().union(*self._on_gpu.values()), tiers, directories)
         for tenant_id, tier in tiers.items():
             try:
-                held = {
-                    pid: sum(self.guard.memory_of(index, pid) for index in gpus_of[pid])
-                    for pid, owner in owners.items()
-                    if owner == tenant_id
-                }
-                tier.witness(held, self.tenants[tenant_id].quota.memory)
+                tier.witness(
+                    {pid: self._memory_of(pid) for pid, owner in owners.items() if owner == tenant_id},
+                    self.tenants[tenant_id].quota.memory,
+                )
             except Exception:  # the others are looked at
                 log.exception("looking after tenant %s", self.tenants[tenant_id].name)
+
+    def _memory_of(self, pid: int) -> int:
+        """Bytes of all GPUs that a process is on."""
+        return sum(self.guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
 
     def describe(self, tenant: Tenant) -> Json:
         """Quota and usage of one tenant; bytes and percent."""
@@ -469,7 +433,7 @@ class Manager:
                 "recent": [asdict(refusal) for refusal in live.refusals],
             },
             "processes": [
-                asdict(_holder(row)) | _activity(row, busy.get(row.pid, 0))
+                asdict(holder_of(row)) | _activity(row, busy.get(row.pid, 0))
                 for row in sorted(state.processes, key=lambda row: -row.memory)
             ],
         }
@@ -541,12 +505,3 @@ def _activity(row: ProcessRow, percent: int) -> Json:
     last = row.active_ns / 1e9
     busy = percent > 0 or time.time() - last < ACTIVE_S
     return {"cores": percent, "busy": busy, "last_active": time.time() if percent else last or None}
-
-
-def _holder(row: ProcessRow) -> Holder:
-    """Its numbers and bytes, and its name by /proc."""
-    try:
-        name = Path(f"/proc/{row.pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        name = "exited"
-    return Holder(row.pid, row.pid_inside, name, row.memory)

@@ -213,6 +213,17 @@ static int call_alloc(const struct attempt *attempt)
     return rc;
 }
 
+/* The number may be another thread's as soon as the driver has freed it: so the table is held around both. */
+static int free_object(const struct attempt *attempt, uint32_t root, uint32_t handle, const uint32_t *status)
+{
+    pthread_mutex_lock(&table);
+    int rc = perform(attempt);
+    if (rc == 0 && *status == NV_OK)
+        drop_tree(root, handle);
+    pthread_mutex_unlock(&table);
+    return rc;
+}
+
 static int call_heap(const struct attempt *attempt)
 {
     struct nvos32 *heap = attempt->inner;
@@ -225,27 +236,15 @@ static int call_heap(const struct attempt *attempt)
                                   &heap->status};
         return take_memory(attempt, &wish);
     }
-    if (heap->function != NVOS32_FUNCTION_FREE)
-        return perform(attempt);
-    pthread_mutex_lock(&table);
-    int rc = perform(attempt);
-    if (rc == 0 && heap->status == NV_OK)
-        drop_tree(heap->root, heap->memory);
-    pthread_mutex_unlock(&table);
-    return rc;
+    if (heap->function == NVOS32_FUNCTION_FREE)
+        return free_object(attempt, heap->root, heap->memory, &heap->status);
+    return perform(attempt);
 }
 
-/* As above: the number may be another thread's as soon as the driver has freed it, so the table is held around both. */
 static int call_free(const struct attempt *attempt)
 {
     struct nvos00 *call = attempt->inner;
-
-    pthread_mutex_lock(&table);
-    int rc = perform(attempt);
-    if (rc == 0 && call->status == NV_OK)
-        drop_tree(call->root, call->object);
-    pthread_mutex_unlock(&table);
-    return rc;
+    return free_object(attempt, call->root, call->object, &call->status);
 }
 
 static int call_dup(const struct attempt *attempt)

@@ -16,6 +16,7 @@ extern int failures;
 
 void test_audit(void);
 void test_judge(void);
+void test_budget(void);
 void test_clients(void);
 void test_perform(void);
 void test_policy(void);

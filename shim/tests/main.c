@@ -10,6 +10,7 @@ int main(void)
 {
     test_audit();
     test_judge();
+    test_budget();
     test_clients();
     test_perform();
     test_policy();

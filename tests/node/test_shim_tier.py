@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.node import Node, Worker, wait_until
-from support.programs import CONTEXT, build
+from support.programs import CONTEXT, FORK_STORM, build
 
 from jupyter_vgpu.native import layout, native_dir
 
@@ -259,29 +259,7 @@ def test_who_says_that_it_holds_nothing_is_found_out(shim_node: Node, tenant: di
 
 
 def test_a_storm_of_forks_leaves_the_account_right(shim_node: Node, tenant: dict[str, Any]) -> None:
-    code = f"""
-import ctypes, os, sys
-driver = ctypes.CDLL("libcuda.so.1")
-context, address = ctypes.c_void_p(), ctypes.c_uint64()
-def begin():
-    assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-    assert not driver.cuCtxSetCurrent(context)
-    assert not driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t({2 * MIB}))
-for wave in range(6):
-    children = []
-    for _ in range(10):
-        child = os.fork()
-        if not child:
-            begin()
-            os._exit(0)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    assert statuses == [0] * 10, statuses
-begin()
-print("done", flush=True)
-sys.stdin.readline()
-"""
-    process = shim_node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    process = shim_node.spawn(tenant, "python3", "-c", FORK_STORM, str(2 * MIB), "0", stdin=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == "done\n", process.communicate()[1]
     wait_until(lambda: shim_node.used("tenant") == CONTEXT_BYTES + 2 * MIB, 5, "the parent's own alone")

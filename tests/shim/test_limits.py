@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.node import Node, Worker, wait_until
-from support.programs import build
+from support.programs import FORK_STORM, build
 
 from jupyter_vgpu.native import native_dir
 
@@ -87,29 +87,7 @@ def test_a_stopped_process_keeps_its_memory_and_stops_nobody_else(
 
 
 def test_a_storm_of_forks_leaves_the_account_right(node: Node, tenant: dict[str, Any]) -> None:
-    code = f"""
-import ctypes, os, sys
-driver = ctypes.CDLL("libcuda.so.1")
-context, address = ctypes.c_void_p(), ctypes.c_uint64()
-def begin():
-    assert not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-    assert not driver.cuCtxSetCurrent(context)
-    assert not driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t({MIB}), 1)
-for wave in range(6):
-    children = []
-    for _ in range(10):  # ten at once: a context takes 64 MiB
-        child = os.fork()
-        if not child:
-            begin()
-            os._exit(0)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    assert statuses == [0] * 10, statuses
-begin()
-print("done", flush=True)
-sys.stdin.readline()
-"""
-    process = node.spawn(tenant, "python3", "-c", code, stdin=subprocess.PIPE)
+    process = node.spawn(tenant, "python3", "-c", FORK_STORM, "0", str(MIB), stdin=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == "done\n", process.communicate()[1]
     wait_until(lambda: node.show("tenant")["usage"]["memory_managed"] == MIB, 5, "the parent's own alone")
