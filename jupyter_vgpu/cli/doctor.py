@@ -145,8 +145,8 @@ def _tier(findings: list[Finding]) -> Finding:
         return Finding(
             "tier",
             "limited",
-            "slices run in the shim tier: memory limits hold for ordinary CUDA programs, not for hostile ones; "
-            "compute shares are not enforced",
+            "slices run in the shim tier: limits hold for programs that use CUDA as usual; one that goes round it is "
+            "noticed and charged, not held",
             by_topic[weak[0]].way_out,
         )
     return Finding("tier", "ok", "slices run in the guard tier: limits hold whatever the program does")

@@ -116,6 +116,15 @@ function Slice(props: {
       <h3>{trans.__('Who holds it')}</h3>
       <Holders holders={slice.holders} trans={trans} open={open} />
       <p className="jp-vgpu-Tier">{tierText(slice, trans)}</p>
+      {slice.outside.length > 0 && (
+        <p role="status">
+          {trans._n(
+            'One program goes round the shim. Its memory counts, and above the quota it is ended.',
+            '%1 programs go round the shim. Their memory counts, and above the quota they are ended.',
+            slice.outside.length
+          )}
+        </p>
+      )}
     </>
   );
 }
@@ -214,7 +223,8 @@ function tierText(slice: ISlice, trans: TranslationBundle): string {
       return trans.__('Held by the guard: %1.', policy);
     case 'shim':
       return trans.__(
-        'Held by the shim only: memory limits hold for ordinary programs, compute shares do not.'
+        'Held by the shim, for programs that use CUDA as usual: %1.',
+        policy
       );
     case 'none':
       return trans.__('No program has used the GPU in this slice yet.');

@@ -18,6 +18,8 @@ export interface ISlice {
   quota: { memory: number; cores: number; policy: 'hard' | 'burst' };
   usage: { memory: number; memory_over_by: number; cores: number };
   holders: IHolder[];
+  /** Processes that use the GPU without the shim, where that is what holds them. */
+  outside: number[];
 }
 
 /** There is nothing to show, and why. */

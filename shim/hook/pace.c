@@ -90,6 +90,13 @@ static bool is_busy(const struct lane *lane)
            __atomic_load_n(&lane->submitted, __ATOMIC_SEQ_CST) != __atomic_load_n(&lane->confirmed, __ATOMIC_SEQ_CST);
 }
 
+/* It has nothing on the GPU, and no thread is about to put something there. */
+static bool is_unused(const struct lane *lane)
+{
+    return !is_busy(lane) &&
+           __atomic_load_n(&lane->entered, __ATOMIC_SEQ_CST) == __atomic_load_n(&lane->submitted, __ATOMIC_SEQ_CST);
+}
+
 /* What is captured is not on the GPU. The driver does not say of a context's default stream while another is captured.
  */
 enum capture { CAPTURE_NO, CAPTURE_YES, CAPTURE_UNKNOWN, CAPTURE_BROKEN };
@@ -138,7 +145,9 @@ static bool mark_here(struct lane *lane, uint64_t now)
 {
     switch (capture_of(lane)) {
     case CAPTURE_NO: return set_mark(lane, now);
-    case CAPTURE_YES: __atomic_store_n(&lane->confirmed, lane->submitted, __ATOMIC_SEQ_CST); break;
+    case CAPTURE_YES:
+        __atomic_store_n(&lane->confirmed, __atomic_load_n(&lane->submitted, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
+        break;
     case CAPTURE_UNKNOWN: break; /* at the next tick, then */
     case CAPTURE_BROKEN: return false;
     }
@@ -333,7 +342,7 @@ static struct lane *make(void *stream, void *context, const void *thread)
             spare = lane;
     }
     for (int i = 0; i < LANES && !spare; i++)
-        if (!is_busy(&lanes[i]) && lanes[i].entered == lanes[i].submitted) { /* nobody is between enter and leave */
+        if (is_unused(&lanes[i])) {
             spare = &lanes[i];
             drop(spare, true);
         }
@@ -368,7 +377,7 @@ static void wait_for_change(void)
 static bool is_full(void)
 {
     for (int i = 0; i < LANES; i++)
-        if (!lanes[i].stream || (!is_busy(&lanes[i]) && lanes[i].entered == lanes[i].submitted))
+        if (!lanes[i].stream || is_unused(&lanes[i]))
             return false;
     return true;
 }
