@@ -54,6 +54,7 @@ DONE(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx
 #define SAYS(symbol, type, value, ...) \
     int symbol(type *out, ##__VA_ARGS__) { return *out = (type)(value), 0; }
 SAYS(cuCtxGetCurrent, void *, 16)
+SAYS(cuCtxGetDevice, int, 0)
 SAYS(cuEventCreate, void *, 8, unsigned flags)
 SAYS(cuEventElapsedTime, float, 0, void *start, void *end)
 int cuStreamIsCapturing(void *stream, int *status) { return *status = 0; }
