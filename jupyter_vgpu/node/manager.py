@@ -107,6 +107,7 @@ class Manager:
         self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
         self._cores: dict[str, int] = {}
         self._guarded_slots: set[int] = set()
+        self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
         self.unknown_symbols: dict[str, int] = {}
 
     # --- life of the daemon ---
@@ -122,7 +123,7 @@ class Manager:
             except Exception:  # the others are served; this one again at the next start
                 log.exception("tenant %s can't be served", tenant.name)
                 self._live.pop(tenant.id, None)
-                del self.tenants[tenant.id]
+                self._unserved.append(self.tenants.pop(tenant.id))
         self._guarded_slots.clear()
         by_slot = {tenant.slot: tenant.id for tenant in stored}
         for slot, fd in adopted:
@@ -163,9 +164,13 @@ class Manager:
                 return tenant
         raise Refused(404, f"no tenant {key!r} on this node")
 
+    def _promised(self) -> list[Tenant]:
+        """All who have a slice, served or not."""
+        return [*self.tenants.values(), *self._unserved]
+
     def rooms(self) -> list[Room]:
         def room(gpu: Gpu) -> Room:
-            here = [tenant.quota for tenant in self.tenants.values() if tenant.gpu == gpu.uuid]
+            here = [tenant.quota for tenant in self._promised() if tenant.gpu == gpu.uuid]
             return Room(
                 uuid=gpu.uuid,
                 index=gpu.index,
@@ -186,13 +191,13 @@ class Manager:
         """
         if not name or len(name) > NAME_MAX or not name.isprintable():
             raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
-        if any(tenant.name == name for tenant in self.tenants.values()):
+        if any(tenant.name == name for tenant in self._promised()):
             raise Refused(409, f"tenant {name!r} exists already: remove it first, or choose another name")
         try:
             room = place(quota, self.rooms(), gpu)
         except NoRoom as error:
             raise Refused(409, str(error)) from error
-        used = {tenant.slot for tenant in self.tenants.values()}
+        used = {tenant.slot for tenant in self._promised()}
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
@@ -210,7 +215,7 @@ class Manager:
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
         tenant = self.find(key)
-        others = [t.quota for t in self.tenants.values() if t.gpu == tenant.gpu and t.id != tenant.id]
+        others = [t.quota for t in self._promised() if t.gpu == tenant.gpu and t.id != tenant.id]
         room = next(room for room in self.rooms() if room.uuid == tenant.gpu)
         memory = room.memory_total - sum(other.memory for other in others)
         cores = room.cores_total - sum(other.cores for other in others)
