@@ -48,6 +48,7 @@ class Account:
         self.places: int = self._layout["account_rows"]
         # nobody else opens it by its name: the shim is given a descriptor
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._end = 0
         self._content()
         self._set("magic", self._layout["account_magic"])
         self._set("version", self._layout["account_version"])
@@ -65,9 +66,9 @@ class Account:
             os.ftruncate(self._fd, size)
         return os.pread(self._fd, size, 0).ljust(size, b"\0")
 
-    def _set(self, name: str, value: int, base: int = 0, fields: str = "account") -> None:
-        offset, size = self._layout[fields][name]
-        os.pwrite(self._fd, struct.pack(_FORMATS[size], value), base + offset)
+    def _set(self, name: str, value: int) -> None:
+        offset, size = self._layout["account"][name]
+        os.pwrite(self._fd, struct.pack(_FORMATS[size], value), offset)
 
     def _base(self, place: int) -> int:
         base: int = self._layout["account_rows_offset"] + place * self._layout["account_row_size"]
@@ -90,6 +91,15 @@ class Account:
 
     def write(self, place: int, pid: int, device: int = 0) -> None:
         """Whose row it is from now on, and what it holds; pid 0: nobody's."""
-        for name, value in (("device", device), ("managed", 0), ("busy_at", 0), ("pid", pid)):
-            self._set(name, value, self._base(place), "account_row")
-        self._set("rows_end", self.places)
+        row = bytearray(self._layout["account_row_size"])
+        for name, value in (("pid", pid), ("device", device)):
+            offset, size = self._layout["account_row"][name]
+            struct.pack_into(_FORMATS[size], row, offset, value)
+        os.pwrite(self._fd, row, self._base(place))
+        if pid:
+            self.reach(place)
+
+    def reach(self, place: int) -> None:
+        """Rows as far as this one are added up by the tenant's processes, at each allocation."""
+        self._end = max(self._end, place + 1)
+        self._set("rows_end", self._end)

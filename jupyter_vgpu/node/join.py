@@ -51,11 +51,11 @@ class _Peer:
 class JoinServer:
     """The join socket of one tenant.
 
-    allowance() is what it may have in tier `shim`, and memory_of(pid) what the driver says that a process
-    has of its GPU. set_managed(pid, bytes) puts a process' managed
-    memory on the guard's account: False is no. probe(pid) says why the guard can't hold that process, or None. join(fd)
-    takes a listener. note_unknown(symbol) is told of a driver function that the shim has never heard of and let
-    through, note_refused(pid, symbol, bytes) of an allocation that failed for want of memory.
+    allowance() is what it may have in tier `shim`, and memory_of(pid) what the driver says that a process has of its
+    GPU. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no. probe(pid) says why
+    the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is told of a driver
+    function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an allocation that
+    failed for want of memory.
     guarded: the guard held it already before the daemon was started.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """

@@ -48,18 +48,6 @@ class PageState:
     processes: tuple[ProcessRow, ...]
 
 
-def pid_inside(pid: int) -> int:
-    """A process' number in its innermost pid namespace; `pid` itself where it is gone."""
-    try:
-        # a process may have any bytes for its name
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    except OSError:
-        pass
-    return pid
-
-
 class SlicePage:
     """A tenant's page. The guard is its writer; in the shim tier, where no guard counts, the daemon is."""
 

@@ -1,4 +1,4 @@
-"""Processes by /proc: told from others that have their number later, and where they come from."""
+"""Processes by /proc: what they are called, where they come from, and telling them from later ones of their number."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def started(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def inside(pid: int) -> int:
+    """A process' number in its innermost pid namespace; `pid` itself where it is gone."""
+    try:
+        # a process may have any bytes for its name
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    except OSError:
+        pass
+    return pid
+
+
 def container(pid: int) -> str | None:
     """Its container's own cgroup. None: it is in no container that is known as one."""
     try:
@@ -38,11 +50,19 @@ def container(pid: int) -> str | None:
     return text if _CONTAINER.search(text) else None
 
 
-def variable(pid: int, name: str) -> str | None:
+def name(pid: int) -> str:
+    """As it calls itself."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "exited"
+
+
+def variable(pid: int, key: str) -> str | None:
     """From the environment that it was started with. None: not there, or not to be read."""
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return None
-    found = re.search(rb"(?:^|\0)" + re.escape(name.encode()) + rb"=([^\0]*)", content)
+    found = re.search(rb"(?:^|\0)" + re.escape(key.encode()) + rb"=([^\0]*)", content)
     return found[1].decode(errors="replace") if found else None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from .page import ProcessRow, SlicePage, pid_inside
+from . import processes
+from .page import ProcessRow, SlicePage
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
 
 PAUSE_S = 0.05  # each is looked into: a program that is refused all the time must not cost the others
@@ -14,11 +14,7 @@ PAUSE_S = 0.05  # each is looked into: a program that is refused all the time mu
 
 def holder_of(row: ProcessRow) -> Holder:
     """Its numbers and bytes, and its name by /proc."""
-    try:
-        name = Path(f"/proc/{row.pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        name = "exited"
-    return Holder(row.pid, row.pid_inside, name, row.memory)
+    return Holder(row.pid, row.pid_inside, processes.name(row.pid), row.memory)
 
 
 class RefusalWatch:
@@ -44,7 +40,7 @@ class RefusalWatch:
         if not on_page and symbol is None:
             return
         rows = sorted(state.processes, key=lambda row: -row.memory)
-        refused = next((row for row in rows if row.pid == pid), ProcessRow(pid, pid_inside(pid), 0, 0))
+        refused = next((row for row in rows if row.pid == pid), ProcessRow(pid, processes.inside(pid), 0, 0))
         self._kept.add(
             Refusal(
                 time=state.refused_at_ns / 1e9 if on_page else time.time(),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import processes
 from .account import OUTSIDE, Account, Said, account_file
-from .page import ProcessRow, SlicePage, pid_inside
+from .page import ProcessRow, SlicePage
 
 log = logging.getLogger("vgpud.shim")
 
@@ -163,7 +163,7 @@ class ShimTier:
         if place is None:
             raise AccountFull(f"this slice has {self._account.places} processes that use the GPU, the most that it may")
         pidfd = os.pidfd_open(pid)
-        member = Member(place, pid, processes.started(pid), pidfd, pid_inside(pid), before, outside)
+        member = Member(place, pid, processes.started(pid), pidfd, processes.inside(pid), before, outside)
         self._watch(member)
         self._account.write(place, OUTSIDE if outside else pid)
         self._save()
@@ -208,10 +208,12 @@ class ShimTier:
             if processes.started(pid) != start:  # its number is another's by now
                 os.close(pidfd)
                 continue
-            self._watch(Member(place, pid, start, pidfd, pid_inside(pid), before))
+            self._watch(Member(place, pid, start, pidfd, processes.inside(pid), before))
         kept = {member.place for member in self._members.values()}
         for place in range(self._account.places):
-            if place not in kept:
+            if place in kept:
+                self._account.reach(place)
+            else:
                 self._account.write(place, 0)
 
     # --- numbers ---

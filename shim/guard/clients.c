@@ -29,14 +29,14 @@ static bool claim(struct job *job, const struct call *call, uint32_t root, uint3
     return claimed;
 }
 
-/* The number of the file that the client was claimed on; 0: it is not, or a predecessor's. */
+/* The number of the file that the client was claimed on, 1 where files are not counted; 0: it is not claimed, or a
+ * predecessor's. */
 static uint32_t claimed_on(const struct call *call, uint32_t root)
 {
     ledger_lock();
     const struct ledger_object *object = ledger_find(root, root);
-    uint32_t file = object && (int)object->tenant == call->slot ? ledger_file_of(object) : 0;
-    if (object && (int)object->tenant == call->slot && backend->client_lives)
-        file = 1;
+    bool own = object && (int)object->tenant == call->slot;
+    uint32_t file = !own ? 0 : backend->client_lives ? 1 : ledger_file_of(object);
     ledger_unlock();
     return file;
 }
@@ -147,7 +147,7 @@ bool clients_admit(struct job *job, const struct call *call)
         __atomic_store_n(&holdings->unsure, true, __ATOMIC_RELAXED);
     if (backend->client_lives)
         return true;
-    if (holdings->unsettled_count == HOLDINGS_UNSETTLED)
+    if (__atomic_load_n(&holdings->unsettled_count, __ATOMIC_SEQ_CST) == HOLDINGS_UNSETTLED)
         holdings_sweep(holdings, call->slot);
     pthread_mutex_lock(&holdings->lock);
     bool admitted = holdings->unsettled_count < HOLDINGS_UNSETTLED && count_clients(call) < CLIENTS_MAX &&

@@ -71,7 +71,7 @@ bool holdings_sweep(struct holdings *holdings, int slot)
     int count = list_roots(holdings, slot, roots, FILES_MAX), clients = 0, alive = 0;
     bool orphans = false;
 
-    if (!count && !holdings->unsettled_count)
+    if (!count && !__atomic_load_n(&holdings->unsettled_count, __ATOMIC_SEQ_CST))
         return false;
     pthread_mutex_lock(&holdings->lock);
     int files = files_alive(&holdings->clients, tags);

@@ -31,17 +31,14 @@ static ioctl_function real_ioctl(void)
     return now;
 }
 
-static bool is_driver(int fd)
+/* plain_too: the emulated card's are plain files. */
+static bool is_driver(int fd, bool plain_too)
 {
     struct stat info;
-    return fstat(fd, &info) == 0 && S_ISCHR(info.st_mode) && major(info.st_rdev) == NV_MAJOR;
-}
 
-/* The emulated card's are plain files. */
-static bool may_be_driver(int fd)
-{
-    struct stat info;
-    return is_driver(fd) || (fstat(fd, &info) == 0 && S_ISREG(info.st_mode));
+    if (fstat(fd, &info) < 0)
+        return false;
+    return (S_ISCHR(info.st_mode) && major(info.st_rdev) == NV_MAJOR) || (plain_too && S_ISREG(info.st_mode));
 }
 
 /* Both forms of the call begin alike. Read so that a bad pointer is the kernel's to speak of. */
@@ -74,14 +71,14 @@ API int ioctl(int fd, unsigned long request, ...)
     if (_IOC_TYPE((uint32_t)request) != NV_IOCTL_MAGIC || !slice_directory())
         return real_ioctl()(fd, request, argument);
     if (tier_is_shim())
-        return driver_call_matters(request) && may_be_driver(fd)
+        return driver_call_matters(request) && is_driver(fd, true)
                    ? driver_call(fd, (uint32_t)request, argument, real_ioctl())
                    : real_ioctl()(fd, request, argument);
     /* callers may hand over a signed number */
     bool longer = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64);
     bool shorter = (uint32_t)request == NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos21);
     struct nvos21 asked;
-    if (!(longer || shorter) || !is_driver(fd) || !asks_for_client(argument, &asked))
+    if (!(longer || shorter) || !is_driver(fd, false) || !asks_for_client(argument, &asked))
         return real_ioctl()(fd, request, argument);
     return make_client(fd, &asked, argument,
                        longer ? offsetof(struct nvos64, status) : offsetof(struct nvos21, status));

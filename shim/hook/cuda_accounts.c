@@ -15,9 +15,6 @@ typedef uint64_t CUdeviceptr;
 typedef void *CUstream, *CUcontext;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_OUT_OF_MEMORY = 2, CUDA_ERROR_NOT_INITIALIZED = 3 };
 
-/* The driver's own function, in the type of the wrapper that calls it. */
-#define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
-
 /* The error stays CUDA's own; the daemon hears who was refused what. */
 static CUresult explained(CUresult rc, const char *call, uint64_t bytes)
 {

@@ -7,9 +7,6 @@
 typedef int CUresult, CUdevice;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3 };
 
-/* The driver's own function, in the type of the wrapper that calls it. */
-#define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
-
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /*

@@ -24,15 +24,15 @@ typedef struct {
 } CUDA_LAUNCH_PARAMS;
 
 /* One call, into `stream`; per_thread as its name says. */
-#define PACED(symbol, into, per_thread, call)                               \
-    {                                                                       \
-        __typeof__(&symbol) next = (__typeof__(&symbol))real(ROW_##symbol); \
-        if (!next)                                                          \
-            return CUDA_ERROR_NOT_INITIALIZED;                              \
-        struct lane *lane = pace_enter(into, per_thread);                   \
-        CUresult rc = next call;                                            \
-        pace_leave(lane);                                                   \
-        return rc;                                                          \
+#define PACED(symbol, into, per_thread, call)             \
+    {                                                     \
+        __typeof__(&symbol) next = REAL(symbol);          \
+        if (!next)                                        \
+            return CUDA_ERROR_NOT_INITIALIZED;            \
+        struct lane *lane = pace_enter(into, per_thread); \
+        CUresult rc = next call;                          \
+        pace_leave(lane);                                 \
+        return rc;                                        \
     }
 
 /* clang-format off */
@@ -76,7 +76,7 @@ PACED(cuLaunchGridAsync, stream, false, (f, width, height, stream))
 #define FORGOTTEN(symbol)                                                          \
     API CUresult symbol(CUstream stream)                                           \
     {                                                                              \
-        __typeof__(&symbol) next = (__typeof__(&symbol))real(ROW_##symbol);        \
+        __typeof__(&symbol) next = REAL(symbol);                                   \
         if (stream) /* else there is nothing to destroy, as the driver will say */ \
             pace_forget_stream(stream);                                            \
         return next ? next(stream) : CUDA_ERROR_NOT_INITIALIZED;                   \

@@ -274,8 +274,10 @@ bool driver_call_matters(unsigned long request)
 {
     uint32_t nr = request & 0xFF;
 
-    return nr == NV_ESC_RM_ALLOC || nr == NV_ESC_RM_FREE || nr == NV_ESC_RM_DUP_OBJECT ||
-           nr == NV_ESC_RM_VID_HEAP_CONTROL || nr == NV_ESC_IOCTL_XFER_CMD;
+    for (size_t i = 0; i < sizeof doors / sizeof *doors; i++)
+        if (doors[i].nr == nr)
+            return true;
+    return nr == NV_ESC_IOCTL_XFER_CMD; /* any of them, wrapped */
 }
 
 int driver_call(int fd, unsigned long request, void *argument, ioctl_function real)

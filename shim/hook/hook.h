@@ -13,6 +13,8 @@
 
 /* hook.c: the driver's own function behind a row, or NULL when its library is not loaded. */
 void *real(enum row_id row);
+/* The same in the type of the wrapper that calls it. */
+#define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
 void *real_symbol(const char *library, const char *symbol);
 void *next_symbol(const char *symbol); /* of the libraries behind this one */
 

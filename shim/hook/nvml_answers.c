@@ -20,8 +20,6 @@ enum {
 };
 #define SAMPLE_STALE_NS 5000000000ull /* older than this, nobody samples any more */
 
-/* The driver's own function, in the type of the wrapper that calls it. */
-#define REAL(symbol) ((__typeof__(&symbol))real(ROW_##symbol))
 #define NVML_SYMBOL(symbol, type) ((type)real_symbol("libnvidia-ml.so.1", #symbol))
 
 /* --- which GPU --- */

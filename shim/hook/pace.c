@@ -48,6 +48,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER, wanted = PTHREAD_COND_
 static struct lane lanes[LANES];
 static uint64_t generation; /* of lanes: what a thread remembers is as old as this */
 static bool running, stopping, resting, open_gate;
+static bool lacking; /* the driver has no events: asked once */
 static struct vgpu_account *account;
 
 static uint64_t now_ns(void)
@@ -313,7 +314,10 @@ static bool start(struct vgpu_account *mapped)
     if (running || stopping)
         return running;
     account = mapped;
-    if (!account || !find_driver())
+    if (!account)
+        return false;
+    __atomic_store_n(&lacking, !find_driver(), __ATOMIC_RELAXED);
+    if (lacking)
         return false;
     pthread_once(&once, prepare);
     sigfillset(&all);
@@ -464,7 +468,8 @@ static struct lane *enter_slowly(struct lane *lane)
 
 struct lane *pace_enter(void *stream, bool per_thread)
 {
-    if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED))
+    if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED) ||
+        __atomic_load_n(&lacking, __ATOMIC_RELAXED))
         return NULL;
     if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE)) {
         struct vgpu_account *mapped = account_map(); /* the daemon is asked: others are not to wait for that */

@@ -137,31 +137,28 @@ static void the_driver_never_sees_a_tenants_pointer(void)
     CHECK(call.status == NV_ERR_INSUFFICIENT_PERMISSIONS && fake.controls == controls);
 }
 
+static struct nvos54 control_of(uint32_t command, const void *params, uint32_t size)
+{
+    return (struct nvos54){
+        .client = ROOT, .object = ROOT, .command = command, .params = (uintptr_t)params, .params_size = size};
+}
+
 static void the_driver_tells_a_tenant_of_its_own_processes_alone(void)
 {
     struct nv2080_get_pids who = {.count = 0};
     struct nv2080_get_pid_info each = {.count = 1, .list[0].pid = (uint32_t)getppid()};
-    struct nvos54 call = {.client = ROOT,
-                          .object = ROOT,
-                          .command = NV2080_CTRL_CMD_GPU_GET_PIDS,
-                          .params = (uintptr_t)&who,
-                          .params_size = sizeof who};
+    struct nvos54 call = control_of(NV2080_CTRL_CMD_GPU_GET_PIDS, &who, sizeof who);
 
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && call.status == NV_OK);
     CHECK(who.count == 1 && who.pids[0] == (uint32_t)reach_pid_inside(getpid()) && who.pids[1] == 0);
-    call.command = NV2080_CTRL_CMD_GPU_GET_PID_INFO;
-    call.params = (uintptr_t)&each;
-    call.params_size = sizeof each;
+    call = control_of(NV2080_CTRL_CMD_GPU_GET_PID_INFO, &each, sizeof each);
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && fake.last_pid == UINT32_MAX);
     CHECK(each.list[0].pid == (uint32_t)getppid()); /* another's: as it was */
     each.list[0].pid = (uint32_t)reach_pid_inside(getpid());
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof call, &call) == 0 && fake.last_pid == (uint32_t)getpid());
     static struct nv2080_util_samples moments;
-    struct nvos54 sampled = {.client = ROOT,
-                             .object = ROOT,
-                             .command = NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2,
-                             .params = (uintptr_t)&moments,
-                             .params_size = sizeof moments};
+    struct nvos54 sampled = control_of(NV2080_CTRL_CMD_PERF_GET_GPUMON_PERFMON_UTIL_SAMPLES_V2, &moments,
+                                       sizeof moments);
     CHECK(fake_call(ALICE, NV_ESC_RM_CONTROL, sizeof sampled, &sampled) == 0 && sampled.status == NV_OK);
     const struct nv2080_engine_util *one = &moments.samples[0].engines[0], *other = &moments.samples[1].engines[0];
     CHECK(one->util == 70 && one->pid == (uint32_t)reach_pid_inside(getpid()) && !one->kernel_pointer);

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,31 +39,30 @@ class Outcome:
 
     code: int
     line: str
-    seconds: float
 
 
-def _outcome(process: subprocess.Popen[str], began: float) -> Outcome:
+def _outcome(process: subprocess.Popen[str]) -> Outcome:
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return Outcome(-9, f"no end within {SECONDS} s", SECONDS)
+        return Outcome(-9, f"no end within {SECONDS} s")
     text = out if out.strip() else err
-    return Outcome(process.returncode, (text.strip().splitlines() or [""])[-1], time.monotonic() - began)
+    return Outcome(process.returncode, (text.strip().splitlines() or [""])[-1])
 
 
 def _in_slice(node: Node, name: str, argv: list[str]) -> Outcome:
     tenant = node.tenant("12G", 50, name)
     try:
-        return _outcome(node.spawn(tenant, *argv, stdin=subprocess.DEVNULL), time.monotonic())
+        return _outcome(node.spawn(tenant, *argv, stdin=subprocess.DEVNULL))
     finally:
         node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
 
 
 def _natively(argv: list[str]) -> Outcome:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return _outcome(subprocess.Popen(argv, text=True, **pipes), time.monotonic())
+    return _outcome(subprocess.Popen(argv, text=True, **pipes))
 
 
 def _word(native: Outcome, sliced: Outcome) -> str:
