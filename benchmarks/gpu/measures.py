@@ -374,14 +374,15 @@ COSTS = (*CALLS, *TRAINING)
 
 def overhead(bench: Bench, parts: Sequence[str]) -> list[Row]:
     """Pairs in turns: natively, in a slice of 100 %."""
-    script = str(Path(__file__).with_name("training.py"))
     with bench.slices.tenant(100, "36G") as tenant:
-        return [
-            pairs(name, [bench.load, *CALLS[name]], tenant)
-            if name in CALLS
-            else _ratio(name, [sys.executable, script, name], tenant)
-            for name in parts
-        ]
+        rows = [pairs(name, [bench.load, *CALLS[name]], tenant) for name in parts if name in CALLS]
+        return rows + programs([name for name in parts if name in TRAINING], tenant)
+
+
+def programs(names: Sequence[str], tenant: Tenant) -> list[Row]:
+    """Speed of whole programs in a slice, of that natively."""
+    script = str(Path(__file__).with_name("training.py"))
+    return [_ratio(name, [sys.executable, script, name], tenant) for name in names]
 
 
 def pairs(name: str, argv: list[str], tenant: Tenant) -> Row:

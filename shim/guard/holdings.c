@@ -9,7 +9,7 @@
 
 bool holdings_open(struct holdings *holdings)
 {
-    *holdings = (struct holdings){.clients = {-1, -1, 0}, .exports = {-1, -1, 0}};
+    *holdings = (struct holdings){.clients = {-1, -1, -1, 0}, .exports = {-1, -1, -1, 0}};
     pthread_mutex_init(&holdings->lock, NULL);
     for (int i = 0; i < HOLDINGS_ROOT_LOCKS; i++)
         pthread_mutex_init(&holdings->root_locks[i], NULL);

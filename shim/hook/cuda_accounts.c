@@ -12,7 +12,7 @@
 
 typedef int CUresult, CUdevice;
 typedef uint64_t CUdeviceptr;
-typedef void *CUstream, *CUcontext;
+typedef void *CUstream, *CUcontext, *CUgreenCtx;
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_OUT_OF_MEMORY = 2, CUDA_ERROR_NOT_INITIALIZED = 3 };
 
 /* The error stays CUDA's own; the daemon hears who was refused what. */
@@ -137,10 +137,22 @@ static CUresult release(CUresult (*next)(CUdevice), CUdevice device)
     return ended(rc);
 }
 
+static CUresult destroy_green(CUresult (*next)(CUgreenCtx), CUgreenCtx green)
+{
+    CUresult (*context_of)(CUcontext *, CUgreenCtx) = (CUresult (*)(CUcontext *, CUgreenCtx))real_symbol(
+        "libcuda.so.1", "cuCtxFromGreenCtx");
+    CUcontext context = NULL;
+
+    if (green && context_of && context_of(&context, green) == CUDA_SUCCESS)
+        pace_forget_green(green, context);
+    return next ? next(green) : CUDA_ERROR_NOT_INITIALIZED;
+}
+
 #define ENDS(symbol, type, call) \
     API CUresult symbol(type what) { return call(REAL(symbol), what); }
 ENDS(cuCtxDestroy, CUcontext, destroy)
 ENDS(cuCtxDestroy_v2, CUcontext, destroy)
+ENDS(cuGreenCtxDestroy, CUgreenCtx, destroy_green)
 ENDS(cuDevicePrimaryCtxRelease, CUdevice, release)
 ENDS(cuDevicePrimaryCtxRelease_v2, CUdevice, release)
 ENDS(cuDevicePrimaryCtxReset, CUdevice, reset)

@@ -3,9 +3,11 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "budget.h"
 #include "hook.h"
@@ -19,6 +21,9 @@
 #define SHORT_NS 2000000ull /* work in flight is kept between these: less would leave the GPU waiting, more would */
 #define LONG_NS 5000000ull  /* run on for long after the budget is used up */
 #define PATIENCE_NS 5000000000ull /* then a launch goes on: what is on the GPU may be waiting for it */
+
+#define RETRY_MS 20
+#define TELL_AFTER_MS 3000
 
 enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_READY = 600, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906 };
 enum { STREAM_LEGACY = 1, STREAM_PER_THREAD = 2, CAPTURE_MODE_RELAXED = 2 };
@@ -41,6 +46,7 @@ static struct {
     int (*create)(void **, unsigned), (*record)(void *, void *), (*query)(void *), (*destroy)(void *);
     int (*elapsed)(float *, void *, void *), (*capturing)(void *, int *), (*current)(void **), (*device)(int *);
     int (*push)(void *), (*pop)(void **), (*capture_mode)(int *);
+    int (*green)(void *, void **); /* of a stream; newer drivers only */
 } driver;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -78,6 +84,7 @@ static bool find_driver(void)
     FIND(push, "cuCtxPushCurrent_v2");
     FIND(pop, "cuCtxPopCurrent_v2");
     FIND(capture_mode, "cuThreadExchangeStreamCaptureMode");
+    FIND(green, "cuStreamGetGreenCtx");
 #undef FIND
     return driver.create && driver.record && driver.query && driver.destroy && driver.elapsed && driver.capturing &&
            driver.current && driver.device && driver.push && driver.pop;
@@ -304,7 +311,7 @@ static void prepare(void)
     atexit(stop);
 }
 
-/* Under the mutex. False: launches go on unpaced; the driver has no events, or there is no more room for a thread. */
+/* Under the mutex. False: not now; there is no account, or no room for a thread. */
 static bool start(struct vgpu_account *mapped)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -466,19 +473,32 @@ static struct lane *enter_slowly(struct lane *lane)
     return lane;
 }
 
-struct lane *pace_enter(void *stream, bool per_thread)
+/* Without its thread nothing is measured: so launches wait for it, as they do for a guard that is away. */
+static bool is_paced(void)
 {
-    if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED) ||
-        __atomic_load_n(&lacking, __ATOMIC_RELAXED))
-        return NULL;
-    if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE)) {
+    for (unsigned waited_ms = 0;; waited_ms += RETRY_MS) {
+        if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED) ||
+            __atomic_load_n(&lacking, __ATOMIC_RELAXED))
+            return false;
+        if (__atomic_load_n(&running, __ATOMIC_ACQUIRE))
+            return true;
         struct vgpu_account *mapped = account_map(); /* the daemon is asked: others are not to wait for that */
         pthread_mutex_lock(&mutex);
         bool started = start(mapped);
         pthread_mutex_unlock(&mutex);
-        if (!started)
-            return NULL;
+        if (started)
+            return true;
+        if (waited_ms == TELL_AFTER_MS)
+            fputs("vgpu: this process has no place in its slice's account yet; its work waits for the node's vgpud\n",
+                  stderr);
+        usleep(RETRY_MS * 1000);
     }
+}
+
+struct lane *pace_enter(void *stream, bool per_thread)
+{
+    if (!is_paced())
+        return NULL;
     struct lane *lane = lane_of(stream, per_thread);
     if (lane && !(has_room(lane) && is_busy(lane))) {
         pthread_mutex_lock(&mutex);
@@ -505,6 +525,14 @@ void pace_leave(struct lane *lane)
     pthread_mutex_unlock(&mutex);
 }
 
+bool pace_hold(void)
+{
+    if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE))
+        return false;
+    pthread_mutex_lock(&mutex);
+    return true;
+}
+
 /* Its work goes on, and its events with it. */
 static void orphan(struct lane *lane)
 {
@@ -520,9 +548,8 @@ static void orphan(struct lane *lane)
 
 void pace_forget_stream(void *stream)
 {
-    if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE))
+    if (!pace_hold())
         return;
-    pthread_mutex_lock(&mutex);
     for (int i = 0; i < LANES; i++)
         if (lanes[i].stream == stream && !lanes[i].orphan)
             orphan(&lanes[i]);
@@ -530,12 +557,23 @@ void pace_forget_stream(void *stream)
     pthread_mutex_unlock(&mutex);
 }
 
-bool pace_hold(void)
+static bool is_of_green(const struct lane *lane, const void *green)
 {
-    if (!__atomic_load_n(&running, __ATOMIC_ACQUIRE))
-        return false;
-    pthread_mutex_lock(&mutex);
-    return true;
+    void *its = NULL;
+
+    return (uintptr_t)lane->stream > STREAM_PER_THREAD && driver.green &&
+           driver.green(lane->stream, &its) == CUDA_SUCCESS && its == green;
+}
+
+void pace_forget_green(const void *green, const void *context)
+{
+    if (!pace_hold())
+        return;
+    for (int i = 0; i < LANES; i++)
+        if (lanes[i].stream && !lanes[i].orphan && (lanes[i].context == context || is_of_green(&lanes[i], green)))
+            orphan(&lanes[i]);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
 }
 
 /* Under the mutex. */

@@ -11,8 +11,9 @@ struct lane;
 
 /* Before a launch into `stream`: waits until it may. per_thread: a stream of 0 is the thread's own. NULL: not paced. */
 struct lane *pace_enter(void *stream, bool per_thread);
-void pace_leave(struct lane *lane);    /* and after it */
-void pace_forget_stream(void *stream); /* it is about to be destroyed; its work goes on */
+void pace_leave(struct lane *lane);                             /* and after it */
+void pace_forget_stream(void *stream);                          /* it is about to be destroyed; its work goes on */
+void pace_forget_green(const void *green, const void *context); /* and all streams of a green context */
 /* A context is about to end, or all of a device. */
 #define NO_CONTEXT ((const void *)1)
 #define NO_DEVICE (-1)

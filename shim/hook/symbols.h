@@ -44,6 +44,7 @@ enum row_id {
     W(cuDevicePrimaryCtxRelease_v2) \
     W(cuDevicePrimaryCtxReset)      \
     W(cuDevicePrimaryCtxReset_v2)   \
+    W(cuGreenCtxDestroy)            \
     W(cuStreamDestroy)              \
     W(cuStreamDestroy_v2)
 

@@ -18,6 +18,7 @@ void test_audit(void);
 void test_judge(void);
 void test_budget(void);
 void test_clients(void);
+void test_files(void);
 void test_perform(void);
 void test_policy(void);
 void test_ptx(void);

@@ -12,6 +12,7 @@ int main(void)
     test_judge();
     test_budget();
     test_clients();
+    test_files();
     test_perform();
     test_policy();
     test_ptx();

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,8 +28,8 @@ from support.node import Node  # noqa: E402
 from tools import tools  # noqa: E402
 
 PAGE = ROOT / "docs" / "compatibility.md"
-SECONDS = 240
-AT_ONCE = 9
+SECONDS = 300
+AT_ONCE = 12
 VERSIONS = ("torch", "jax", "cupy-cuda13x", "cupy-cuda12x", "triton", "numba", "numba-cuda", "onnxruntime-gpu", "onnx")
 
 
@@ -39,6 +39,7 @@ class Outcome:
 
     code: int
     line: str
+    before: list[str] = field(default_factory=list, compare=False)
 
 
 def _outcome(process: subprocess.Popen[str]) -> Outcome:
@@ -48,8 +49,8 @@ def _outcome(process: subprocess.Popen[str]) -> Outcome:
         process.kill()
         process.communicate()
         return Outcome(-9, f"no end within {SECONDS} s")
-    text = out if out.strip() else err
-    return Outcome(process.returncode, (text.strip().splitlines() or [""])[-1])
+    lines = (out if out.strip() else err).strip().splitlines()
+    return Outcome(process.returncode, (lines or [""])[-1], lines[-40:-1])
 
 
 def _in_slice(node: Node, name: str, argv: list[str]) -> Outcome:
@@ -70,8 +71,12 @@ def _word(native: Outcome, sliced: Outcome) -> str:
         return "not on this machine"
     if native.code:
         return "fails natively too" if sliced.code else "**passes**, and natively not"
-    same = (native.code, native.line) == (sliced.code, sliced.line)
-    return "as natively" if same else f"**differs**: {sliced.code} `{sliced.line[-120:]}`"
+    if native == sliced:
+        return "as natively"
+    print(
+        "natively:", *native.before, native.line, "in a slice:", *sliced.before, sliced.line, sep="\n", file=sys.stderr
+    )
+    return f"**differs**: {sliced.code} `{sliced.line[-120:]}`"
 
 
 def _page(rows: list[tuple[str, Outcome, dict[str, Outcome]]]) -> str:
@@ -99,8 +104,7 @@ def _page(rows: list[tuple[str, Outcome, dict[str, Outcome]]]) -> str:
         said = "absent: " + native.line if native.code == ABSENT else f"{native.code} `{native.line[-80:]}`"
         words = (_word(native, tiers[tier]) for tier in ("guard", "shim"))
         lines.append(f"| {name.replace('_', ' ')} | {said} | {' | '.join(words)} |")
-    notes = (HERE / "notes.md").read_text()
-    return "\n".join(lines) + "\n" + (f"\n{notes}" if notes else "")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
