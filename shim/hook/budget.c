@@ -1,5 +1,7 @@
 #include "budget.h"
 
+#include <stdbool.h>
+
 #include "account.h"
 
 #define SAVED_NS 20000000ull        /* a tenant that rested may use so much of the GPU at once, of its share */
@@ -56,4 +58,4 @@ void budget_refill(struct vgpu_account *account, uint32_t share, uint64_t now)
     } while (!__atomic_compare_exchange_n(&account->budget, &budget, more, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
 }
 
-bool budget_is_left(struct vgpu_account *account) { return __atomic_load_n(&account->budget, __ATOMIC_SEQ_CST) > 0; }
+int64_t budget_left(struct vgpu_account *account) { return __atomic_load_n(&account->budget, __ATOMIC_SEQ_CST); }

@@ -5,7 +5,6 @@
 #ifndef VGPU_HOOK_BUDGET_H
 #define VGPU_HOOK_BUDGET_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct vgpu_account;
@@ -21,6 +20,6 @@ void budget_charge(struct vgpu_account *account, struct span *span, uint64_t unt
 void budget_settle(struct vgpu_account *account, struct span *span, uint64_t ended_ns, uint64_t now);
 /* share: thousandths of a percent of the clock. */
 void budget_refill(struct vgpu_account *account, uint32_t share, uint64_t now);
-bool budget_is_left(struct vgpu_account *account);
+int64_t budget_left(struct vgpu_account *account); /* nanoseconds; below 0: used ahead */
 
 #endif

@@ -14,6 +14,8 @@
 
 #define LANES 256
 #define TICK_NS 500000ull
+#define CALM_TICK_NS 2000000ull /* while nobody waits and much is left: each tick takes the driver from the program */
+#define MUCH_NS ((int64_t)CALM_TICK_NS * 2)
 #define REST_TICKS 40 /* without work, then the thread sleeps until there is some */
 #define FIRST_WINDOW 2
 #define UNCERTAIN_MAX 16
@@ -50,11 +52,13 @@ static struct {
 } driver;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER, wanted = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t wanted = PTHREAD_COND_INITIALIZER; /* by the monotonic clock, once the thread is there */
 static struct lane lanes[LANES];
 static uint64_t generation; /* of lanes: what a thread remembers is as old as this */
 static bool running, stopping, resting, open_gate;
-static bool lacking; /* the driver has no events: asked once */
+static unsigned waiting; /* launches */
+static bool lacking;     /* the driver has no events: asked once */
 static struct vgpu_account *account;
 
 static uint64_t now_ns(void)
@@ -62,6 +66,14 @@ static uint64_t now_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static void add_ns(struct timespec *time, uint64_t ns)
+{
+    uint64_t sum = (uint64_t)time->tv_nsec + ns;
+
+    time->tv_sec += (time_t)(sum / 1000000000ull);
+    time->tv_nsec = (long)(sum % 1000000000ull);
 }
 
 static void *find(const char *symbol) { return real_symbol("libcuda.so.1", symbol); }
@@ -245,7 +257,7 @@ static bool tick(void)
     budget_refill(account, slice_core_now(), now);
     if (busy)
         account_note_busy(now);
-    __atomic_store_n(&open_gate, budget_is_left(account), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&open_gate, budget_left(account) > 0, __ATOMIC_SEQ_CST);
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&mutex);
     return busy;
@@ -266,9 +278,26 @@ static void rest(void)
     pthread_mutex_unlock(&mutex);
 }
 
+/* Until the next look; a launch that begins to wait ends a long pause. */
+static void pause_between_ticks(void)
+{
+    const struct timespec tick = {.tv_nsec = TICK_NS};
+    struct timespec until;
+
+    pthread_mutex_lock(&mutex);
+    bool calm = !waiting && !stopping && budget_left(account) > MUCH_NS;
+    if (calm) {
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        add_ns(&until, CALM_TICK_NS);
+        pthread_cond_timedwait(&wanted, &mutex, &until);
+    }
+    pthread_mutex_unlock(&mutex);
+    if (!calm)
+        nanosleep(&tick, NULL);
+}
+
 static void *measure(void *unused)
 {
-    const struct timespec pause = {.tv_nsec = TICK_NS};
     int mode = CAPTURE_MODE_RELAXED, idle = 0;
 
     (void)unused;
@@ -279,7 +308,7 @@ static void *measure(void *unused)
         idle = tick() ? 0 : idle + 1;
         if (idle >= REST_TICKS)
             rest();
-        nanosleep(&pause, NULL);
+        pause_between_ticks();
     }
     return NULL;
 }
@@ -294,19 +323,31 @@ static void stop(void)
     pthread_mutex_unlock(&mutex);
 }
 
+static void prepare_wanted(void)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&wanted, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 /* A child has neither its parent's thread nor its streams. */
 static void forget_parent(void)
 {
     pthread_mutex_init(&mutex, NULL);
     pthread_cond_init(&changed, NULL);
-    pthread_cond_init(&wanted, NULL);
+    prepare_wanted();
     memset(lanes, 0, sizeof lanes);
     __atomic_add_fetch(&generation, 1, __ATOMIC_SEQ_CST);
     running = resting = false;
+    waiting = 0;
 }
 
 static void prepare(void)
 {
+    prepare_wanted();
     pthread_atfork(NULL, NULL, forget_parent);
     atexit(stop);
 }
@@ -329,7 +370,7 @@ static bool start(struct vgpu_account *mapped)
     pthread_once(&once, prepare);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are for the program's own threads */
-    __atomic_store_n(&open_gate, budget_is_left(account), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&open_gate, budget_left(account) > 0, __ATOMIC_SEQ_CST);
     bool started = pthread_create(&thread, NULL, measure, NULL) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (started)
@@ -381,7 +422,9 @@ static void wait_for_change(void)
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec++;
     pthread_cond_broadcast(&wanted);
+    waiting++;
     pthread_cond_timedwait(&changed, &mutex, &until);
+    waiting--;
 }
 
 /* Is every lane taken by work on the GPU, or by a thread that is about to put some there? */
