@@ -63,12 +63,13 @@ compatibility: native
 docs: $(STAMPS)/demo
 	$(PIP) install --no-build-isolation --editable ".[demo,docs]"
 	$(BIN)/python benchmarks/report.py --plots
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python -m sphinx -q -W docs build/docs
 
 # The pictures of the README, as the browser tests took them.
 screenshots: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest tests/ui
-	cp tests/output/panel.png tests/output/spawn.png docs/images/
+	cp tests/output/panel.png tests/output/spawn.png tests/output/admin.png docs/images/
 
 lint: $(STAMPS)/test $(STAMPS)/labextension
 	$(BIN)/ruff check .
@@ -133,9 +134,10 @@ $(STAMPS)/demo: pyproject.toml hatch_build.py | labextension $(STAMPS)/proxy
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/demo
 	$(PIP) install --no-build-isolation --editable ".[demo,test]"
+	$(NPM) install --prefix .tools axe-core@4
 	@touch $@
 
-# Docker Engine, Chromium and debootstrap come from Debian; without root, tests that need one say so.
+# Docker Engine, Chromium, PostgreSQL and debootstrap come from Debian; without root, tests that need one say so.
 $(STAMPS)/system: tests/install-system-packages.sh | $(STAMPS)/venv
 	bash tests/install-system-packages.sh
 	@touch $@

@@ -158,7 +158,8 @@ def main() -> int:
         demo.start()
         if options.smoke:
             return smoke.walk(demo.url, demo.root / "run", PASSWORD)
-        print(f"\nOpen {demo.url} and log in as alice or bob, password {PASSWORD}. Ctrl-C ends it all.\n", flush=True)
+        print(f"\nOpen {demo.url} and log in as alice or bob, password {PASSWORD}.", flush=True)
+        print(f"The admin is dean, same password: {demo.url}/services/vgpu/. Ctrl-C ends it all.\n", flush=True)
         while (name := demo.failed()) is None:
             time.sleep(0.5)
         print(f"'{name}' ended by itself; its log:\n" + (demo.root / f"{name}.log").read_text()[-3000:])

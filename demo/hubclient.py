@@ -60,6 +60,13 @@ class HubUser:
         # the server's own login, for its cookies
         self.session.get(f"{self.url}/user/{self.name}/lab", timeout=60).raise_for_status()
 
+    def token(self) -> str:
+        """A new API token with all that the user may do."""
+        url = f"{self.url}/hub/api/users/{self.name}/tokens"
+        answer = self.session.post(url, json={}, headers={"X-XSRFToken": self._xsrf("/hub/")}, timeout=20)
+        answer.raise_for_status()
+        return str(answer.json()["token"])
+
     def model(self) -> Json:
         answer = self.session.get(f"{self.url}/hub/api/users/{self.name}", timeout=20)
         answer.raise_for_status()

@@ -1,9 +1,11 @@
-"""The demo's hub: two users, local processes, three slices to choose from. Started by demo.py."""
+"""The demo's hub: two users and an admin, local processes, three slices to choose from. Started by demo.py."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from jupyter_vgpu_spawner import setup_vgpu
 
 root = Path(os.environ["VGPU_DEMO_ROOT"])
 port = int(os.environ["VGPU_DEMO_PORT"])
@@ -21,12 +23,14 @@ c.JupyterHub.cookie_secret_file = str(root / "cookie_secret")
 
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = os.environ["VGPU_DEMO_PASSWORD"]
-c.Authenticator.allowed_users = {"alice", "bob"}
+c.Authenticator.allowed_users = {"alice", "bob", "dean"}
 
 c.JupyterHub.spawner_class = "vgpu-simple"
 c.VGPUMixin.vgpu_socket = str(root / "run" / "vgpud.sock")
 c.VGPUMixin.gpu_mem_limit = "4G"
 c.VGPUMixin.gpu_core_limit = 50
+c.VGPUMixin.gpu_mem_ceiling = "8G"
+c.VGPUMixin.gpu_core_ceiling = 100
 c.VGPUMixin.gpu_slices = [
     {"memory": "1G", "cores": 25},
     {"memory": "2G", "cores": 50},
@@ -54,3 +58,5 @@ def give_notebook(spawner):
 
 
 c.Spawner.pre_spawn_hook = give_notebook
+
+setup_vgpu(c, admins=["dean"], db_url=f"sqlite:///{root}/vgpu.sqlite")

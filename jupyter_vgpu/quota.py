@@ -42,6 +42,15 @@ class Quota:
         """Make a quota of values that came from a user. Raises QuotaError."""
         return cls(parse_memory(memory), parse_cores(cores), parse_policy(policy))
 
+    def is_within(self, ceiling: Quota) -> bool:
+        """Nothing of it is above the ceiling's, and it is no `burst` below a `hard` one."""
+        burst = self.policy is Policy.HARD or ceiling.policy is Policy.BURST
+        return self.memory <= ceiling.memory and self.cores <= ceiling.cores and burst
+
+    def as_json(self) -> dict[str, int | float | str]:
+        """As the daemon's API has it."""
+        return {"memory": self.memory, "cores": self.cores, "policy": str(self.policy)}
+
     def __str__(self) -> str:
         return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"
 
@@ -103,6 +112,14 @@ def format_bytes(size: float) -> str:
         if abs(size) >= factor:
             return f"{size / factor:.3g} {unit}" if size / factor < 1000 else f"{size / factor:.0f} {unit}"
     return f"{size:.0f} B"
+
+
+def exact_bytes(size: int) -> str:
+    """`4G`, `4.5G` as `4608M`: short, and what `parse_memory` reads back without loss."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
 
 
 def format_percent(value: float) -> str:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What the tests use of Debian: a Docker Engine, a browser, and debootstrap for the base image. Root installs it;
+# What the tests use of Debian: a Docker Engine, a browser, PostgreSQL, and debootstrap for the base image. Root installs it;
 # others are told what is missing, and the tests that need it are left out, aloud.
 set -euo pipefail
 missing=()
 command -v dockerd > /dev/null || missing+=(docker.io)
 command -v chromium > /dev/null || missing+=(chromium fonts-dejavu-core)
 command -v debootstrap > /dev/null || missing+=(debootstrap)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql)
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
     echo "tests: not here: ${missing[*]} (root on Debian would install them); the tests that need them are left out"

@@ -64,17 +64,31 @@ _QUOTA_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def _quota_of(data: Json) -> Quota:
+    if set(data) - set(_QUOTA_FIELDS) or not {"memory", "cores"} <= set(data):
+        raise Refused(400, f"ceiling={str(data)[:80]} is no quota: give memory, cores and perhaps policy")
+    return Quota.parse(data["memory"], data["cores"], data.get("policy", Policy.HARD))
+
+
 class TenantsHandler(ApiHandler):
     def get(self) -> None:
         self.finish({"tenants": [self.manager.describe(tenant) for tenant in self.manager.tenants.values()]})
 
     def post(self) -> None:
-        data = self.body({"name": str, **_QUOTA_FIELDS, "gpu": str, "owner": int, "until_pid": int})
+        data = self.body({"name": str, **_QUOTA_FIELDS, "gpu": str, "owner": int, "until_pid": int, "ceiling": dict})
         for field in ("name", "memory", "cores"):
             if field not in data:
                 raise Refused(400, f"{field} is missing: a tenant has a name, memory and cores")
         quota = Quota.parse(data["memory"], data["cores"], data.get("policy", Policy.HARD))
-        created = self.manager.create(data["name"], quota, data.get("gpu"), data.get("owner"), data.get("until_pid", 0))
+        ceiling = data.get("ceiling")
+        created = self.manager.create(
+            data["name"],
+            quota,
+            gpu=data.get("gpu"),
+            owner=data.get("owner"),
+            until_pid=data.get("until_pid", 0),
+            ceiling=_quota_of(ceiling) if ceiling else None,
+        )
         self.set_status(201)
         self.finish(created)
 

@@ -183,12 +183,21 @@ class Manager:
         return [room(gpu) for gpu in self.gpus]
 
     def create(
-        self, name: str, quota: Quota, gpu: str | None = None, owner: int | None = None, until_pid: int = 0
+        self,
+        name: str,
+        quota: Quota,
+        *,
+        gpu: str | None = None,
+        owner: int | None = None,
+        until_pid: int = 0,
+        ceiling: Quota | None = None,
     ) -> Json:
         """Place, reserve, persist, open. Returns what a launcher needs: see `_describe_launch`.
 
         gpu: only on this one. owner: the user who alone may enter the slice. until_pid: removed with that process.
+        ceiling: what no resize may pass.
         """
+        _check_ceiling(quota, ceiling)
         if not name or len(name) > NAME_MAX or not name.isprintable():
             raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
         if any(tenant.name == name for tenant in self._promised()):
@@ -201,7 +210,7 @@ class Manager:
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
-        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid, owner)
+        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid, owner, ceiling)
         self._store.add(tenant)
         self.tenants[tenant.id] = tenant
         try:
@@ -215,6 +224,7 @@ class Manager:
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
         tenant = self.find(key)
+        _check_ceiling(quota, tenant.ceiling)
         others = [t.quota for t in self._promised() if t.gpu == tenant.gpu and t.id != tenant.id]
         room = next(room for room in self.rooms() if room.uuid == tenant.gpu)
         memory = room.memory_total - sum(other.memory for other in others)
@@ -412,11 +422,8 @@ class Manager:
                 "name": gpu.name if gpu else "not in this node any more",
                 "emulated": gpu.emulated if gpu else False,
             },
-            "quota": {
-                "memory": tenant.quota.memory,
-                "cores": tenant.quota.cores,
-                "policy": str(tenant.quota.policy),
-            },
+            "quota": tenant.quota.as_json(),
+            "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,
             "usage": {
                 "memory": state.memory_used,
                 "memory_managed": state.memory_managed,
@@ -503,6 +510,11 @@ def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
         "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": room.cores_free},
         "tenants": sorted(tenant.name for tenant in tenants),
     }
+
+
+def _check_ceiling(quota: Quota, ceiling: Quota | None) -> None:
+    if ceiling and not quota.is_within(ceiling):
+        raise Refused(403, f"{quota} is above this slice's ceiling: give at most {ceiling}")
 
 
 def _activity(row: ProcessRow, percent: int) -> Json:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import BigInteger, Engine, Float, String, create_engine, event, select
+from sqlalchemy import JSON, BigInteger, Engine, Float, String, create_engine, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ..quota import Policy, Quota
@@ -17,6 +18,7 @@ class Tenant:
     """A slice: a quota placed on a GPU. `slot` is its place in the guard's ledger.
 
     until_pid: the tenant ends with that process; 0: when it is removed. owner: the user who alone may join; None: any.
+    ceiling: no resize passes it; None: the GPU's own size is the end.
     """
 
     id: str
@@ -27,6 +29,7 @@ class Tenant:
     created: str
     until_pid: int = 0
     owner: int | None = None
+    ceiling: Quota | None = None
 
 
 class _Base(DeclarativeBase):
@@ -46,10 +49,12 @@ class _Row(_Base):
     created: Mapped[str] = mapped_column(String(32))
     until_pid: Mapped[int] = mapped_column(default=0)
     owner: Mapped[int | None]
+    ceiling: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     def tenant(self) -> Tenant:
         quota = Quota(self.memory, self.cores, Policy(self.policy))
-        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid, self.owner)
+        ceiling = Quota.parse(**self.ceiling) if self.ceiling else None
+        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid, self.owner, ceiling)
 
 
 class Store:
@@ -81,6 +86,7 @@ class Store:
                     created=tenant.created,
                     until_pid=tenant.until_pid,
                     owner=tenant.owner,
+                    ceiling=tenant.ceiling.as_json() if tenant.ceiling else None,
                 )
             )
 

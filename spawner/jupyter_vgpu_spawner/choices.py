@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,19 +27,22 @@ def slice_key(quota: Quota) -> str:
     return f"{format_bytes(quota.memory).replace(' ', '')}-{quota.cores:g}"
 
 
-def allowed_slices(slices: Sequence[Mapping[str, Any]], ceiling: Quota) -> list[Quota]:
-    """The slices that a user may choose: those of the config that fit under the ceiling, else the ceiling itself.
+def allowed_slices(
+    slices: Sequence[Mapping[str, Any]], quota: Quota, keys: Collection[str] | None = None
+) -> list[Quota]:
+    """The slices that a user may choose: those of the config that fit into the quota, else the quota itself.
 
-    Raises QuotaError when the config holds something that is no slice.
+    keys: only these, where they are given. Raises QuotaError when the config holds something that is no slice.
     """
     parsed = [
-        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), ceiling.policy)
+        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), quota.policy)
         if {"memory", "cores"} <= set(entry)
         else _malformed(entry)
         for entry in slices
     ]
-    fitting = [quota for quota in parsed if quota.memory <= ceiling.memory and quota.cores <= ceiling.cores]
-    return fitting or [ceiling]
+    fitting = [each for each in parsed if each.memory <= quota.memory and each.cores <= quota.cores]
+    offered = fitting or [quota]
+    return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
 def _malformed(entry: Mapping[str, Any]) -> Quota:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from jupyterhub.traitlets import ByteSpecification, Callable
 from jupyterhub.utils import maybe_future
 from tornado import web
-from traitlets import Dict, Enum, Float, List, Unicode, Union, default
-from traitlets.config import Configurable
+from traitlets import Unicode, default
 
 from jupyter_vgpu.client import Client, DaemonAway, DaemonError
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
-from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
+from jupyter_vgpu.quota import Quota, QuotaError
 
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, choices, describe, pick, slice_key, why_not
-
-if TYPE_CHECKING:
-    from jupyterhub.spawner import Spawner as _Base
-else:
-    _Base = Configurable
+from .database import DatabaseError
+from .hours import Balance, Window, why_spent
+from .limits import Limits
 
 Json = dict[str, Any]
 
 _templates = Environment(
     loader=PackageLoader("jupyter_vgpu_spawner"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
+
+_DAEMON_AWAY = "The GPU service of this hub does not answer now: start without a GPU, or try again later."
+_DAEMON_AWAY_FORM = "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
+_DATABASE_AWAY = "The GPU quotas of this hub can't be read now: start without a GPU, or try again later."
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a user may choose from. why_none: in words, where none of it can be had for now."""
+
+    slices: list[Quota] = field(default_factory=list)
+    balance: Balance = field(default_factory=Balance)
+    why_none: str = ""
 
 
 def spawn_error(status: int, message: str) -> web.HTTPError:
@@ -37,68 +48,8 @@ def spawn_error(status: int, message: str) -> web.HTTPError:
     return error
 
 
-class VGPUMixin(_Base):
+class VGPUMixin(Limits):
     """Give each server a slice of a GPU. Goes before a Spawner class in the bases."""
-
-    gpu_mem_limit = Union(
-        [Callable(), ByteSpecification()],
-        default_value=None,
-        allow_none=True,
-        help="""
-        GPU memory for each user's server, CUDA context included.
-
-        An allocation beyond it fails with CUDA's own out-of-memory error. It is also the ceiling for what the
-        user may choose of `gpu_slices`. None: the server gets no GPU. May be a callable that takes the spawner::
-
-            c.VGPUDockerSpawner.gpu_mem_limit = lambda spawner: "8G" if spawner.user.admin else "4G"
-
-        .. versionadded:: 0.1
-        """,
-    ).tag(config=True)
-
-    gpu_core_limit = Union(
-        [Callable(), Float()],
-        default_value=100.0,
-        help="""
-        Share of a GPU's compute for each user's server, in percent.
-
-        Above 0 and up to 100. It is also the ceiling for what the user may choose of `gpu_slices`.
-        May be a callable that takes the spawner::
-
-            c.VGPUDockerSpawner.gpu_core_limit = 25
-
-        .. versionadded:: 0.1
-        """,
-    ).tag(config=True)
-
-    gpu_policy = Union(
-        [Callable(), Enum([str(policy) for policy in Policy])],
-        default_value=str(Policy.HARD),
-        help="""
-        What happens to compute that others leave idle.
-
-        `hard`: a server never gets more than its percent. `burst`: it gets its percent, and what is idle.
-        May be a callable that takes the spawner::
-
-            c.VGPUDockerSpawner.gpu_policy = "burst"
-
-        .. versionadded:: 0.1
-        """,
-    ).tag(config=True)
-
-    gpu_slices = List(
-        Dict(),
-        help="""
-        The slices that a user may choose from on the spawn page.
-
-        Each with `memory` and `cores`; those above `gpu_mem_limit` or `gpu_core_limit` are not offered.
-        Empty: the limits themselves are the one slice::
-
-            c.VGPUDockerSpawner.gpu_slices = [{"memory": "2G", "cores": 10}, {"memory": "4G", "cores": 25}]
-
-        .. versionadded:: 0.1
-        """,
-    ).tag(config=True)
 
     _tenant: str | None = None
     _launch: Json | None = None
@@ -125,34 +76,40 @@ class VGPUMixin(_Base):
         """The node daemon."""
         return Client(self.vgpu_socket)
 
-    async def _resolve(self, value: Any) -> Any:
-        return await maybe_future(value(self)) if callable(value) else value
-
-    async def gpu_ceiling(self) -> Quota | None:
-        """The most that config gives this user; None: no GPU. Raises QuotaError."""
-        memory = await self._resolve(self.gpu_mem_limit)
-        if memory is None or memory == 0:
-            return None
-        cores = parse_cores(await self._resolve(self.gpu_core_limit))
-        return Quota(parse_memory(memory), cores, Policy(await self._resolve(self.gpu_policy)))
-
-    async def _offered(self) -> list[Quota]:
-        ceiling = await self.gpu_ceiling()
-        return allowed_slices(self.gpu_slices, ceiling) if ceiling else []
+    async def _offer(self) -> Offer:
+        """What may be chosen. Raises HTTPError."""
+        try:
+            entitlement = await self.gpu_entitlement()
+            balance = await self.gpu_balance(entitlement)
+        except QuotaError as error:
+            raise spawn_error(500, f"This hub's GPU settings are wrong; tell its admins: {error}") from error
+        except DatabaseError as error:
+            self.log.error("quota of %s: %s", self.user.name, error)
+            raise spawn_error(503, _DATABASE_AWAY) from error
+        slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
+        window = Window(self.gpu_hours_window)
+        return Offer(slices, balance, why_spent(balance, window, datetime.now(UTC)))
 
     async def chosen_quota(self) -> Quota | None:
-        """What this server gets: the user's choice under the config's ceiling. None: no GPU.
+        """What this server gets: the user's choice among what is allowed. None: no GPU.
 
         `user_options` also come by REST and from the database, so they are checked here again. Raises HTTPError.
         """
+        key = self.user_options.get(FIELD)
+        if key == NO_GPU:
+            return None
+        return self._pick(key, await self._offer())
+
+    def _pick(self, key: Any, offer: Offer) -> Quota | None:
+        if not offer.slices:
+            return None
         try:
-            offered = await self._offered()
-            if not offered:
-                return None
-            key = self.user_options.get(FIELD)
-            return pick(key if key is not None else slice_key(offered[0]), offered)
+            quota = pick(key if key is not None else slice_key(offer.slices[0]), offer.slices)
         except QuotaError as error:
             raise spawn_error(400, str(error)) from error
+        if quota and offer.why_none:
+            raise spawn_error(403, f"No GPU for this server: {offer.why_none}. You can start without a GPU.")
+        return quota
 
     # --- spawn page ---
 
@@ -173,22 +130,26 @@ class VGPUMixin(_Base):
         base = getattr(super(), "_default_options_form", None)
         form = base() if base else ""
         form = await maybe_future(form(spawner)) if callable(form) else form
-        offered = await self._offered()
-        if not offered:
-            return str(form)
-        trouble, lines = "", [Choice(slice_key(quota), "") for quota in offered]
+        trouble = ""
         try:
-            gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
-            lines = choices(offered, gpus)
+            offer = await self._offer()
+        except web.HTTPError as error:  # a GPU can't be had now: that must not keep anybody from working without one
+            offer, trouble = Offer(), str(error.log_message)
+        if not offer.slices and not trouble:
+            return str(form)
+        lines = [Choice(slice_key(quota), describe(quota), offer.why_none or "not now") for quota in offer.slices]
+        try:
+            if not offer.why_none:
+                lines = choices(offer.slices, (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"])
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
-            trouble = (
-                "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
-            )
-            lines = [Choice(line.key, describe(quota), "not now") for line, quota in zip(lines, offered, strict=True)]
+            trouble = _DAEMON_AWAY_FORM
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
-        return str(form) + page.render(field=FIELD, none=NO_GPU, lines=lines, selected=selected, trouble=trouble)
+        hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
+        return str(form) + page.render(
+            field=FIELD, none=NO_GPU, lines=lines, selected=selected, trouble=trouble, hours=hours
+        )
 
     async def vgpu_options_from_form(self, form_data: dict[str, list[str]], spawner: Any = None) -> Json:
         """The form's choice; refused in words while the form is still on the screen. Reserves nothing."""
@@ -196,15 +157,13 @@ class VGPUMixin(_Base):
         from_form = base() if base else None
         options: Json = dict(await maybe_future(from_form(form_data))) if from_form else {}
         options.pop(FIELD, None)
-        try:
-            offered = await self._offered()
-            if not offered:
-                return options
-            key = (form_data.get(FIELD) or [slice_key(offered[0])])[0]
-            quota = pick(key, offered)
-        except QuotaError as error:
-            raise spawn_error(400, str(error)) from error
-        if quota:
+        if form_data.get(FIELD) == [NO_GPU]:
+            return options | {FIELD: NO_GPU}
+        offer = await self._offer()
+        if not offer.slices:
+            return options
+        key = (form_data.get(FIELD) or [slice_key(offer.slices[0])])[0]
+        if quota := self._pick(key, offer):
             await self._check_room(quota)
         return options | {FIELD: key}
 
@@ -213,9 +172,7 @@ class VGPUMixin(_Base):
             gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
         except DaemonAway as error:
             self.log.error("%s", error)
-            raise spawn_error(
-                503, "The GPU service of this hub does not answer now: start without a GPU, or try again later."
-            ) from error
+            raise spawn_error(503, _DAEMON_AWAY) from error
         if reason := why_not(quota, gpus):
             raise spawn_error(
                 409, f"No room for {describe(quota)} now; {reason}. Choose a smaller slice, or start without a GPU."
@@ -233,13 +190,13 @@ class VGPUMixin(_Base):
         await self.close_slice()
         if quota is None:
             return
-        body = {"name": self.tenant_name, "memory": quota.memory, "cores": quota.cores, "policy": str(quota.policy)}
+        ceiling = (await self.gpu_bounds()).ceiling
+        body = {"name": self.tenant_name, **quota.as_json(), "ceiling": ceiling.as_json()}
         try:
             tenant = await self._create(body | self.slice_owner())
         except DaemonAway as error:
             self.log.error("%s", error)
-            message = "The GPU service of this hub does not answer now: start without a GPU, or try again later."
-            raise spawn_error(503, message) from error
+            raise spawn_error(503, _DAEMON_AWAY) from error
         except DaemonError as error:
             raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
         self._tenant, self._launch = tenant["id"], tenant["launch"]

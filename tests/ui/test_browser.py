@@ -3,83 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.node import left_out, wait_until
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "demo"))
-from demo import PASSWORD, Demo, free_port  # noqa: E402
+from playwright.sync_api import Page, expect
+from support.node import wait_until
+from ui import Demo, log_in, shot
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
-
-OUTPUT = ROOT / "tests" / "output"
-# a closed network: the browser is not to look for its maker's servers
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(autouse=True)
-def jp_asyncio_loop() -> None:
-    """None of pytest-jupyter's event loop here: Playwright runs its own."""
-
-
-@pytest.fixture(autouse=True)
-def jp_server_cleanup() -> None:
-    """Nor its server."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        left_out("there is no Chromium here")
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield made
-        made.close()
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    made = Demo(free_port(), emulate=True, memory="8G")
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    context.set_default_timeout(30_000)
-    yield context.new_page()
-    context.close()
-
-
-def shot(page: Page, name: str) -> None:
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"{name}.png")
-
-
-def log_in(page: Page, demo: Demo, user: str) -> None:
-    page.goto(demo.url)
-    page.get_by_label("Username").fill(user)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
 
 
 def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
@@ -122,8 +52,6 @@ def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
 
 
 def test_a_live_resize_is_seen_and_a_lost_daemon_says_so(page: Page, demo: Demo) -> None:
-    from jupyter_vgpu.client import Client
-
     log_in(page, demo, "bob")
     page.get_by_label("2 GiB of GPU memory, 50 % of its compute").check()
     page.get_by_role("button", name="Start").click()
@@ -131,7 +59,7 @@ def test_a_live_resize_is_seen_and_a_lost_daemon_says_so(page: Page, demo: Demo)
     page.get_by_role("tab", name="GPU slice").click()
     panel = page.locator("#jupyter-vgpu-panel")
     expect(panel).to_contain_text("of 2 GiB")
-    daemon = Client(demo.root / "run" / "vgpud.sock")
+    daemon = demo.daemon()
     daemon.request("PATCH", "/api/tenants/bob%2F", {"memory": "3G", "cores": 10})
     expect(panel).to_contain_text("of 3 GiB", timeout=3000)
     expect(panel).to_contain_text("of 10 %")
@@ -140,12 +68,10 @@ def test_a_live_resize_is_seen_and_a_lost_daemon_says_so(page: Page, demo: Demo)
 
 
 def test_the_spawn_page_refuses_in_words_what_was_taken_meanwhile(page: Page, demo: Demo) -> None:
-    from jupyter_vgpu.client import Client
-
     context = page.context
     context.clear_cookies()
     log_in(page, demo, "bob")
-    daemon = Client(demo.root / "run" / "vgpud.sock")
+    daemon = demo.daemon()
     if "spawn" not in page.url:  # bob's server of the test before
         page.goto(f"{demo.url}/hub/home")
         page.get_by_role("button", name=re.compile("Stop My Server")).click()

@@ -34,9 +34,9 @@ def test_both_forms_show_together_and_say_when_the_daemon_is_away() -> None:
 
 def test_limits_may_be_callables_of_the_spawner() -> None:
     made = spawner(gpu_mem_limit=lambda s: "8G" if s.user.name == "alice" else None, gpu_core_limit=lambda _: 30)
-    ceiling = asyncio.run(made.gpu_ceiling())
-    assert ceiling is not None
-    assert (ceiling.memory, ceiling.cores) == (8 << 30, 30)
+    quota = asyncio.run(made.gpu_entitlement()).quota
+    assert quota is not None
+    assert (quota.memory, quota.cores) == (8 << 30, 30)
 
 
 def test_an_admins_own_form_goes_before_ours() -> None:

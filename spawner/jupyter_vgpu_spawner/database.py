@@ -1,0 +1,234 @@
+"""Users' quotas, who changed them, and what was used: any database that SQLAlchemy knows; tested on SQLite, PostgreSQL.
+
+The hub's spawner reads it; the service writes it. The tables' history is in migrations/.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import JSON, BigInteger, DateTime, Engine, Float, String, create_engine, delete, event, func, select
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from jupyter_vgpu.quota import Policy
+
+from .rules import FIELDS, Rule
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_TEXT_MAX = 1024
+DatabaseError = SQLAlchemyError
+
+
+class Base(DeclarativeBase):
+    """All tables; what the migrations make is compared with it by a test."""
+
+
+class _RuleRow(Base):
+    __tablename__ = "user_rules"
+
+    user: Mapped[str] = mapped_column(String(255), primary_key=True)
+    memory: Mapped[int | None] = mapped_column(BigInteger)
+    cores: Mapped[float | None] = mapped_column(Float)
+    policy: Mapped[str | None] = mapped_column(String(16))
+    slices: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    hours: Mapped[float | None] = mapped_column(Float)
+
+    def rule(self) -> Rule:
+        policy = None if self.policy is None else Policy(self.policy)
+        return Rule(self.memory, self.cores, policy, None if self.slices is None else tuple(self.slices), self.hours)
+
+
+class _ChangeRow(Base):
+    __tablename__ = "changes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    actor: Mapped[str] = mapped_column(String(255))
+    subject: Mapped[str] = mapped_column(String(255))
+    field: Mapped[str] = mapped_column(String(32))
+    old: Mapped[str | None] = mapped_column(String(_TEXT_MAX))
+    new: Mapped[str | None] = mapped_column(String(_TEXT_MAX))
+
+
+class _MeterRow(Base):
+    __tablename__ = "meter"
+
+    user: Mapped[str] = mapped_column(String(255), primary_key=True)
+    hour: Mapped[int] = mapped_column(primary_key=True)
+    held: Mapped[float] = mapped_column(Float)
+    used: Mapped[float] = mapped_column(Float)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the audit log. subject: a user's or server's name. old, new: as text; None: nothing was said."""
+
+    at: datetime
+    actor: str
+    subject: str
+    field: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """GPU-hours: an hour of a whole GPU is one. held: of slices, by their percent. used: of time on the GPU."""
+
+    held: float = 0.0
+    used: float = 0.0
+
+    def __add__(self, other: Metered) -> Metered:
+        return Metered(self.held + other.held, self.used + other.used)
+
+
+class Database:
+    """Each call is one transaction, on disk when it returns. Raises DatabaseError."""
+
+    def __init__(self, url: str) -> None:
+        self._engine: Engine = create_engine(url, pool_pre_ping=True)
+        self._writer = self._engine.execution_options(writes=True)
+        if make_url(url).get_backend_name() == "sqlite":
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+
+    def upgrade(self, revision: str = "head") -> None:
+        """Bring the tables to a revision, by default the newest, with what is in them."""
+        self._migrate(command.upgrade, revision)
+
+    def downgrade(self, revision: str) -> None:
+        """Back to an older revision; what that has no place for is lost."""
+        self._migrate(command.downgrade, revision)
+
+    def _migrate(self, how: Callable[[Config, str], None], revision: str) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        with self._writer.begin() as connection:
+            config.attributes["connection"] = connection
+            how(config, revision)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- quotas ---
+
+    def rule(self, user: str) -> Rule:
+        """What is said of a user; an empty rule if nothing is."""
+        with Session(self._engine) as session:
+            row = session.get(_RuleRow, user)
+            return row.rule() if row else Rule()
+
+    def rules(self) -> dict[str, Rule]:
+        """By user, of all of whom something is said."""
+        with Session(self._engine) as session:
+            return {row.user: row.rule() for row in session.scalars(select(_RuleRow))}
+
+    def set_rule(self, user: str, rule: Rule, actor: str) -> list[Change]:
+        """Say this of a user instead of what was said before; an empty rule: nothing. Returns what changed."""
+        try:
+            return self._set_rule(user, rule, actor)
+        except IntegrityError:  # another said something of the same user for the first time, at the same moment
+            return self._set_rule(user, rule, actor)
+
+    def _set_rule(self, user: str, rule: Rule, actor: str) -> list[Change]:
+        with Session(self._writer) as session, session.begin():
+            row = session.get(_RuleRow, user, with_for_update=True)
+            before = row.rule() if row else Rule()
+            changes = [
+                Change(_now(), actor, user, name, _text(getattr(before, name)), _text(getattr(rule, name)))
+                for name in FIELDS
+                if getattr(before, name) != getattr(rule, name)
+            ]
+            if row and rule.is_empty:
+                session.delete(row)
+            elif not rule.is_empty:
+                session.merge(
+                    _RuleRow(
+                        user=user,
+                        memory=rule.memory,
+                        cores=rule.cores,
+                        policy=None if rule.policy is None else str(rule.policy),
+                        slices=None if rule.slices is None else list(rule.slices),
+                        hours=rule.hours,
+                    )
+                )
+            session.add_all(_row(change) for change in changes)
+        return changes
+
+    # --- audit ---
+
+    def note(self, actor: str, subject: str, field: str, old: str | None, new: str | None) -> None:
+        """Something else that an admin did."""
+        with Session(self._writer) as session, session.begin():
+            session.add(_row(Change(_now(), actor, subject, field, old, new)))
+
+    def changes(self, limit: int | None = None) -> list[Change]:
+        """The audit log, newest first."""
+        with Session(self._engine) as session:
+            rows = session.scalars(select(_ChangeRow).order_by(_ChangeRow.id.desc()).limit(limit))
+            return [
+                Change(row.at.replace(tzinfo=UTC), row.actor, row.subject, row.field, row.old, row.new) for row in rows
+            ]
+
+    # --- GPU-hours ---
+
+    def meter(self, hour: int, more: Mapping[str, Metered]) -> None:
+        """Add to what users held and used in an hour, counted in hours since 1970."""
+        with Session(self._writer) as session, session.begin():
+            for user, metered in sorted(more.items()):
+                row = session.get(_MeterRow, (user, hour), with_for_update=True)
+                if row is None:
+                    row = _MeterRow(user=user, hour=hour, held=0.0, used=0.0)
+                    session.add(row)
+                row.held += metered.held
+                row.used += metered.used
+
+    def metered(self, since_hour: int, users: Iterable[str] | None = None) -> dict[str, Metered]:
+        """Sums by user since the beginning of an hour; of all users, or of these."""
+        sums = select(_MeterRow.user, func.sum(_MeterRow.held), func.sum(_MeterRow.used)).group_by(_MeterRow.user)
+        sums = sums.where(_MeterRow.hour >= since_hour)
+        if users is not None:
+            sums = sums.where(_MeterRow.user.in_(list(users)))
+        with Session(self._engine) as session:
+            return {user: Metered(held, used) for user, held, used in session.execute(sums)}
+
+    def forget_meter(self, before_hour: int) -> None:
+        """Drop what is older than any window."""
+        with Session(self._writer) as session, session.begin():
+            session.execute(delete(_MeterRow).where(_MeterRow.hour < before_hour))
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # else Python begins a transaction only when something is written
+    connection.execute("PRAGMA busy_timeout=10000")
+    connection.execute("PRAGMA journal_mode=WAL")  # readers don't wait for the writer
+    connection.execute("PRAGMA synchronous=FULL")  # a power cut loses nothing that was answered for
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # who reads first and writes then must be the only one from the beginning
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def _row(change: Change) -> _ChangeRow:
+    return _ChangeRow(
+        at=change.at, actor=change.actor, subject=change.subject, field=change.field, old=change.old, new=change.new
+    )
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    return (", ".join(value) if isinstance(value, tuple) else str(value))[:_TEXT_MAX]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,264 @@
+"""What each user may have: the traits of the config, and what groups and the database say under them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from jupyterhub.traitlets import ByteSpecification, Callable
+from jupyterhub.utils import maybe_future
+from traitlets import Dict, Enum, Float, List, Unicode, Union
+from traitlets.config import Configurable
+
+from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
+
+from .database import Database, Metered
+from .hours import Balance, Measure, Window, window_start
+from .rules import GROUP_PROPERTY, NO_MEMORY, Bounds, Entitlement, Rule, entitle, of_groups
+
+if TYPE_CHECKING:
+    from jupyterhub.spawner import Spawner as _Base
+else:
+    _Base = Configurable
+
+open_database = lru_cache(maxsize=4)(Database)
+
+
+def group_rules(groups: Iterable[tuple[str, Any]]) -> tuple[list[Rule], list[str]]:
+    """Rules of groups' properties, and what is wrong with those that are none: these give nothing."""
+    rules, wrong = [], []
+    for name, properties in groups:
+        values = (properties or {}).get(GROUP_PROPERTY)
+        if values is None:
+            continue
+        try:
+            if not isinstance(values, dict):
+                raise QuotaError(f"{GROUP_PROPERTY} is no object")
+            rules.append(Rule.parse(values))
+        except QuotaError as error:
+            wrong.append(f"group {name}: {error}")
+    return rules, wrong
+
+
+class Limits(_Base):
+    """The quota traits of every VGPU spawner."""
+
+    gpu_mem_limit = Union(
+        [Callable(), ByteSpecification()],
+        default_value=None,
+        allow_none=True,
+        help="""
+        GPU memory for each user's server, CUDA context included.
+
+        An allocation beyond it fails with CUDA's own out-of-memory error. It is what a user has of whom neither a
+        group nor an admin says anything. None: no GPU. May be a callable that takes the spawner::
+
+            c.VGPUMixin.gpu_mem_limit = lambda spawner: "8G" if spawner.user.admin else "4G"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_core_limit = Union(
+        [Callable(), Float()],
+        default_value=100.0,
+        help="""
+        Share of a GPU's compute for each user's server, in percent.
+
+        Above 0 and up to 100. May be a callable that takes the spawner::
+
+            c.VGPUMixin.gpu_core_limit = 25
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_policy = Union(
+        [Callable(), Enum([str(policy) for policy in Policy])],
+        default_value=str(Policy.HARD),
+        help="""
+        What happens to compute that others leave idle.
+
+        `hard`: a server never gets more than its percent. `burst`: it gets its percent, and what is idle.
+        May be a callable that takes the spawner::
+
+            c.VGPUMixin.gpu_policy = "burst"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_mem_ceiling = ByteSpecification(
+        default_value=None,
+        allow_none=True,
+        help="""
+        The most GPU memory that a group, an admin or a form can give anybody.
+
+        What is above is cut to it. None: `gpu_mem_limit`, so that only less can be given::
+
+            c.VGPUMixin.gpu_mem_ceiling = "40G"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_core_ceiling = Float(
+        default_value=None,
+        allow_none=True,
+        help="""
+        The most compute that a group, an admin or a form can give anybody, in percent.
+
+        What is above is cut to it. None: `gpu_core_limit`, so that only less can be given::
+
+            c.VGPUMixin.gpu_core_ceiling = 50
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_policy_ceiling = Enum(
+        [str(policy) for policy in Policy],
+        default_value=None,
+        allow_none=True,
+        help="""
+        `burst` where a group or an admin may give it.
+
+        None: `gpu_policy`, so that with `hard` there nobody can be given `burst`::
+
+            c.VGPUMixin.gpu_policy_ceiling = "burst"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_slices = List(
+        Dict(),
+        help="""
+        The slices that a user may choose from on the spawn page.
+
+        Each with `memory` and `cores`; those above the user's quota are not offered.
+        Empty: the quota itself is the one slice::
+
+            c.VGPUMixin.gpu_slices = [{"memory": "2G", "cores": 10}, {"memory": "4G", "cores": 25}]
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_hours = Float(
+        default_value=None,
+        allow_none=True,
+        min=0,
+        help="""
+        GPU-hours for each user in a window (see `gpu_hours_window`).
+
+        An hour of a whole GPU is one; an hour of a quarter is a quarter. Who has used them up can start servers
+        without a GPU only. None: no end. Needs `vgpu_db_url` and the service, which counts them::
+
+            c.VGPUMixin.gpu_hours = 20
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_hours_window = Enum(
+        [str(window) for window in Window],
+        default_value=str(Window.ROLLING),
+        help="""
+        The window that GPU-hours are counted in.
+
+        `rolling`: the last seven days. `week`: since Monday, 0:00 UTC::
+
+            c.VGPUMixin.gpu_hours_window = "week"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_hours_of = Enum(
+        [str(measure) for measure in Measure],
+        default_value=str(Measure.HELD),
+        help="""
+        What is counted as GPU-hours.
+
+        `held`: the time that a slice is held, by its percent. `used`: the time that its work was on the GPU::
+
+            c.VGPUMixin.gpu_hours_of = "used"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    vgpu_db_url = Unicode(
+        help="""
+        The database with users' quotas and GPU-hours, as SQLAlchemy writes it.
+
+        The service keeps it; `setup_vgpu` sets both. Empty: nobody has a quota of their own::
+
+            c.VGPUMixin.vgpu_db_url = "postgresql+psycopg://vgpu@db.example.org/vgpu"
+
+        .. versionadded:: 0.1
+        """
+    ).tag(config=True)
+
+    async def _resolve(self, value: Any) -> Any:
+        return await maybe_future(value(self)) if callable(value) else value
+
+    async def gpu_bounds(self) -> Bounds:
+        """What the config says of this user: the default, and what nobody passes. Raises QuotaError."""
+        memory = await self._resolve(self.gpu_mem_limit)
+        cores = parse_cores(await self._resolve(self.gpu_core_limit))
+        return bounds_of(
+            memory,
+            cores,
+            await self._resolve(self.gpu_policy),
+            mem_ceiling=self.gpu_mem_ceiling,
+            core_ceiling=self.gpu_core_ceiling,
+            policy_ceiling=self.gpu_policy_ceiling,
+            hours=self.gpu_hours,
+        )
+
+    async def gpu_entitlement(self) -> Entitlement:
+        """What this user may have. Raises QuotaError for what the config says, DatabaseError where it can't be read."""
+        bounds = await self.gpu_bounds()
+        rules, wrong = group_rules((group.name, group.properties) for group in getattr(self.user, "groups", ()))
+        for words in wrong:
+            self.log.error("%s", words)
+        user = await asyncio.to_thread(self._database.rule, self.user.name) if self._database else Rule()
+        return entitle(bounds, of_groups(rules), user)
+
+    async def gpu_balance(self, entitlement: Entitlement) -> Balance:
+        """GPU-hours spent, and allowed. Raises DatabaseError."""
+        if entitlement.hours is None or not self._database:
+            return Balance(0, None)
+        since = window_start(Window(self.gpu_hours_window), datetime.now(UTC))
+        metered = await asyncio.to_thread(self._database.metered, since, [self.user.name])
+        mine = metered.get(self.user.name, Metered())
+        return Balance(mine.held if self.gpu_hours_of == Measure.HELD else mine.used, entitlement.hours)
+
+    @property
+    def _database(self) -> Database | None:
+        return open_database(self.vgpu_db_url) if self.vgpu_db_url else None
+
+
+def bounds_of(
+    memory: Any,
+    cores: Any,
+    policy: Any,
+    *,
+    mem_ceiling: Any = None,
+    core_ceiling: Any = None,
+    policy_ceiling: Any = None,
+    hours: float | None = None,
+) -> Bounds:
+    """Bounds of the traits' values; a ceiling of None is the limit itself. Raises QuotaError."""
+    default = Quota(parse_memory(memory) if memory else NO_MEMORY, parse_cores(cores), Policy(policy))
+    ceiling = Quota(
+        parse_memory(mem_ceiling, "gpu_mem_ceiling") if mem_ceiling is not None else default.memory,
+        parse_cores(core_ceiling) if core_ceiling is not None else default.cores,
+        Policy(policy_ceiling or policy),
+    )
+    return Bounds(default, ceiling, hours)

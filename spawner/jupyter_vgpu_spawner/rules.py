@@ -1,0 +1,180 @@
+"""Who may use how much of a GPU: the config's default, then groups, then the user, under the config's ceiling. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory, parse_policy
+
+GROUP_PROPERTY = "vgpu"
+"""Key of a rule among a hub group's properties."""
+Number = TypeVar("Number", int, float)
+
+FIELDS = ("memory", "cores", "policy", "slices", "hours")
+NO_MEMORY = 0
+"""Memory of somebody who gets no GPU."""
+MAX_HOURS = 24 * 7 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a group or a user is given; None: nothing is said, and what stands before holds.
+
+    memory: bytes, 0 for no GPU. cores: percent. slices: keys of the slices that may be chosen (see `slice_key`).
+    hours: GPU-hours in a window, where an hour of the whole GPU is one.
+    """
+
+    memory: int | None = None
+    cores: float | None = None
+    policy: Policy | None = None
+    slices: tuple[str, ...] | None = None
+    hours: float | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Rule:
+        """Make a rule of values that came from an admin. Raises QuotaError."""
+        for name in values:
+            if name not in FIELDS:
+                raise QuotaError(f"{str(name)[:40]!r} is no part of a GPU quota: give some of {', '.join(FIELDS)}")
+        parsers: dict[str, Callable[[Any], Any]] = {
+            "memory": _parse_memory,
+            "cores": parse_cores,
+            "policy": parse_policy,
+            "slices": _parse_slices,
+            "hours": _parse_hours,
+        }
+        return cls(**{name: parsers[name](value) for name, value in values.items() if value not in (None, "")})
+
+    def as_json(self) -> dict[str, Any]:
+        """What is said, by field."""
+        said = {name: getattr(self, name) for name in FIELDS}
+        return {name: list(value) if name == "slices" else value for name, value in said.items() if value is not None}
+
+    @property
+    def is_empty(self) -> bool:
+        return self == Rule()
+
+
+def _parse_memory(value: object) -> int:
+    if str(value).strip().lower() in ("0", "none"):
+        return NO_MEMORY
+    return parse_memory(value)
+
+
+def _parse_slices(value: object) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise QuotaError(
+            f"slices={str(value)[:40]!r} is no list of slices: give keys, such as '1GiB-25, 2GiB-50'"
+        )
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def _parse_hours(value: object) -> float:
+    try:
+        hours = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        hours = math.nan
+    if not 0 <= hours <= MAX_HOURS:
+        raise QuotaError(f"hours={str(value)[:40]!r} is no number of GPU-hours: give one from 0 to {MAX_HOURS}")
+    return hours
+
+
+def of_groups(rules: Iterable[Rule]) -> Rule:
+    """One rule of several groups': the most that any of them gives, field by field."""
+    merged = Rule()
+    for rule in rules:
+        merged = Rule(
+            memory=_most(merged.memory, rule.memory),
+            cores=_most(merged.cores, rule.cores),
+            policy=Policy.BURST if Policy.BURST in (merged.policy, rule.policy) else rule.policy or merged.policy,
+            slices=_union(merged.slices, rule.slices),
+            hours=_most(merged.hours, rule.hours),
+        )
+    return merged
+
+
+def _most(one: Number | None, other: Number | None) -> Number | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
+
+
+def _union(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return tuple(dict.fromkeys(one + other))
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What somebody may have in the end. quota None: no GPU. slices None: any that fits. hours None: no end.
+
+    sources: where each field comes from: `default`, `group`, `user` or `ceiling`.
+    """
+
+    quota: Quota | None
+    slices: tuple[str, ...] | None
+    hours: float | None
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The config's part: what everybody has, and what nobody passes. Of no memory: no GPU."""
+
+    default: Quota
+    ceiling: Quota
+    hours: float | None = None
+
+
+def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
+    """Default, then group, then user, each over the one before; nothing passes the ceiling.
+
+    Memory above the ceiling is cut to it, and so are cores; `burst` needs a ceiling that is `burst`.
+    """
+    said, sources = _said(bounds, group, user)
+    ceiling = bounds.ceiling
+    memory, cores, policy = said.memory or NO_MEMORY, said.cores or ceiling.cores, said.policy or Policy.HARD
+    if memory > ceiling.memory:
+        memory, sources["memory"] = ceiling.memory, "ceiling"
+    if cores > ceiling.cores:
+        cores, sources["cores"] = ceiling.cores, "ceiling"
+    if policy is Policy.BURST and ceiling.policy is Policy.HARD:
+        policy, sources["policy"] = Policy.HARD, "ceiling"
+    quota = Quota(memory, cores, policy) if memory else None
+    return Entitlement(quota, said.slices, said.hours, sources)
+
+
+def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]]:
+    first = bounds.default
+    said = Rule(first.memory, first.cores, first.policy, hours=bounds.hours)
+    sources = dict.fromkeys(FIELDS, "default")
+    for source, rule in (("group", group), ("user", user)):
+        for name in FIELDS:
+            if (value := getattr(rule, name)) is not None:
+                said = replace(said, **{name: value})
+                sources[name] = source
+    return said, sources
+
+
+def follow(held: Quota, before: Entitlement, after: Entitlement) -> Quota | None:
+    """What becomes of a running slice when its user's quota changes; None: it stays as it is.
+
+    A slice that was all that the user might have grows and shrinks with it; one that was chosen smaller only shrinks.
+    Nobody loses a slice by this: a user who may have no GPU any more keeps it until the server stops.
+    """
+    if after.quota is None:
+        return None
+    whole = before.quota
+    memory = _followed(held.memory, whole.memory if whole else None, after.quota.memory)
+    cores = _followed(held.cores, whole.cores if whole else None, after.quota.cores)
+    followed = Quota(memory, cores, after.quota.policy)
+    return None if followed == held else followed
+
+
+def _followed(held: Number, before: Number | None, after: Number) -> Number:
+    return after if before is not None and held >= before else min(held, after)

@@ -1,0 +1,382 @@
+"""The service's pages and its API. Every route names the scope that it needs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from tornado import web
+
+from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
+
+from ..database import DatabaseError
+from ..rules import FIELDS, Rule
+from .hub import HubError
+from .manager import Manager, Person, Refused, State
+from .settings import READ_SCOPE, WRITE_SCOPE
+
+log = logging.getLogger("vgpu.service")
+
+Json = dict[str, Any]
+AUDIT_LINES = 200
+_EXPECTED = (Refused, QuotaError, HubError, DatabaseError)
+
+_templates = Environment(
+    loader=PackageLoader("jupyter_vgpu_spawner.service"),
+    autoescape=select_autoescape(),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters |= {"bytes": format_bytes, "exact": exact_bytes, "percent": format_percent}
+
+
+def _status_of(error: BaseException | None) -> int | None:
+    if isinstance(error, Refused | HubError):
+        return error.status
+    if isinstance(error, QuotaError):
+        return 400
+    return 503 if isinstance(error, DatabaseError) else None
+
+
+class ServiceHandler(HubOAuthenticated, web.RequestHandler):
+    """scope: what a user or token must have for this route, besides access to the service."""
+
+    scope: ClassVar[str] = READ_SCOPE
+
+    def initialize(self, manager: Manager) -> None:
+        self.manager = manager
+
+    @property
+    def hub_scopes(self) -> set[str]:
+        return {self.scope}
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; form-action 'self'")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+
+    def check_xsrf_cookie(self) -> None:
+        """Another site's page can't set this header; whose token it is, is looked at after this."""
+        if "Authorization" not in self.request.headers:
+            super().check_xsrf_cookie()
+
+    @property
+    def actor(self) -> str:
+        return str(self.current_user["name"])
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        status = _status_of(kwargs.get("exc_info", (None, None, None))[1])
+        super().send_error(status or status_code, **kwargs)
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, DatabaseError):
+            log.error("%s", value)
+        elif not isinstance(value, _EXPECTED):
+            super().log_exception(typ, value, tb)
+
+    def words_of(self, **kwargs: Any) -> str:
+        """What went wrong, for the one who asked; the database's own words are for the log."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, DatabaseError):
+            return "The database with the quotas does not answer now; nothing was changed. Try again later."
+        if isinstance(error, _EXPECTED):
+            return str(error)
+        return str(error.log_message) if isinstance(error, web.HTTPError) and error.log_message else self._reason
+
+
+# --- pages ---
+
+
+class PageHandler(ServiceHandler):
+    """HTML that works without JavaScript."""
+
+    def page(self, template: str, **values: Any) -> None:
+        may_write = WRITE_SCOPE in (self.current_user or {}).get("scopes", ())
+        self.finish(
+            _templates.get_template(template).render(
+                base=self.settings["prefix"],
+                hub=self.settings["hub_prefix"],
+                user=self.current_user,
+                may_write=may_write,
+                xsrf=self.xsrf_form_html(),
+                xsrf_token=self.xsrf_token.decode(),
+                **values,
+            )
+        )
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.page("error.html", status=status_code, words=self.words_of(**kwargs))
+
+
+class AdminHandler(PageHandler):
+    """GPUs and users. ?q=: users whose name or group has it. ?message=…: see EditHandler."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show()
+
+    async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
+        state = await self.manager.state()
+        wanted = self.get_query_argument("q", "").strip()
+        people = [person for person in state.people if _is_wanted(person, wanted)]
+        self.page(
+            "admin.html",
+            state=state,
+            people=people,
+            q=wanted,
+            message=message,
+            troubles=[*troubles, *state.troubles],
+            **_hours(self.manager),
+        )
+
+
+def _is_wanted(person: Person, wanted: str) -> bool:
+    return not wanted or any(wanted.lower() in text.lower() for text in (person.name, *person.groups))
+
+
+def _hours(manager: Manager) -> Json:
+    return {"window": manager.settings.window, "spent": manager.spent}
+
+
+class LiveHandler(PageHandler):
+    """The part of the admin page that changes by itself: GPUs and their slices."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.page("gpus.html", state=await self.manager.node_state())
+
+
+class EditHandler(AdminHandler):
+    """The forms of the admin page."""
+
+    scope = WRITE_SCOPE
+
+    @web.authenticated
+    async def post(self) -> None:
+        user = self.get_body_argument("user")
+        try:
+            rule = Rule.parse({name: self.get_body_argument(name, "") for name in FIELDS})
+            troubles = await self.manager.set_rule(user, rule, self.actor)
+        except (QuotaError, Refused) as error:
+            self.set_status(_status_of(error) or 400)
+            await self.show(troubles=[f"Nothing was changed: {error}"])
+            return
+        await self.show(message=f"The quota of {user} is changed.", troubles=troubles)
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"])  # where a reload of the answer to a form goes
+
+
+class StopHandler(AdminHandler):
+    """The button beside a slice."""
+
+    scope = WRITE_SCOPE
+
+    @web.authenticated
+    async def post(self) -> None:
+        name = self.get_body_argument("server")
+        try:
+            await self.manager.stop(name, self.actor)
+        except (HubError, Refused) as error:
+            self.set_status(error.status)
+            await self.show(troubles=[f"{name[:80]} was not stopped: {error}"])
+            return
+        await self.show(message=f"The server {name} is being stopped.")
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"])
+
+
+class AuditHandler(PageHandler):
+    """The newest lines of the audit log."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.page("audit.html", changes=await self.manager.changes(AUDIT_LINES), most=AUDIT_LINES)
+
+
+# --- CSV ---
+
+
+class CsvHandler(ServiceHandler):
+    def csv(self, name: str, rows: Iterable[Iterable[object]]) -> None:
+        out = io.StringIO()
+        csv.writer(out).writerows([_safe_cell(cell) for cell in row] for row in rows)
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        self.finish(out.getvalue())
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.finish(self.words_of(**kwargs))
+
+
+def _safe_cell(cell: object) -> str:
+    """A name that begins like a formula must not become one in somebody's spreadsheet."""
+    text = "" if cell is None else str(cell)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+class AuditCsvHandler(CsvHandler):
+    @web.authenticated
+    async def get(self) -> None:
+        rows = [(c.at.isoformat(), c.actor, c.subject, c.field, c.old, c.new) for c in await self.manager.changes()]
+        self.csv("vgpu-audit.csv", [("time", "who", "whose", "what", "from", "to"), *rows])
+
+
+class UsersCsvHandler(CsvHandler):
+    @web.authenticated
+    async def get(self) -> None:
+        state = await self.manager.state()
+        rows = [
+            (
+                person.name,
+                " ".join(person.groups),
+                *_quota_cells(person),
+                len(person.tenants),
+                f"{person.spent.held:.3f}",
+                f"{person.spent.used:.3f}",
+            )
+            for person in state.people
+        ]
+        head = ("user", "groups", "memory", "cores", "policy", "hours", "servers", "hours_held", "hours_used")
+        self.csv("vgpu-users.csv", [head, *rows])
+
+
+def _quota_cells(person: Person) -> tuple[object, ...]:
+    entitlement = person.entitlement
+    if entitlement is None:
+        return (person.rule.memory, person.rule.cores, person.rule.policy, person.rule.hours)
+    quota = entitlement.quota
+    return (*((quota.memory, quota.cores, quota.policy) if quota else (0, 0, "")), entitlement.hours)
+
+
+# --- API ---
+
+
+class ApiHandler(ServiceHandler):
+    """JSON in, JSON out, and errors as {"error": words}."""
+
+    def get_login_url(self) -> str:
+        raise web.HTTPError(403, "a token with the scope of this route is needed, or a login on the admin page")
+
+    def body(self) -> Json:
+        try:
+            data = json.loads(self.request.body or b"{}")
+        except ValueError as error:
+            raise Refused(400, f"the request is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise Refused(400, "the request is not a JSON object")
+        return data
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.finish({"error": self.words_of(**kwargs)})
+
+
+class StateHandler(ApiHandler):
+    @web.authenticated
+    async def get(self) -> None:
+        state = await self.manager.state()
+        self.finish({"gpus": state.gpus, "users": [_person(person) for person in state.people], **_troubles(state)})
+
+
+def _troubles(state: State) -> Json:
+    return {"troubles": state.troubles}
+
+
+def _person(person: Person) -> Json:
+    entitlement = person.entitlement
+    return {
+        "name": person.name,
+        "groups": list(person.groups),
+        "rule": person.rule.as_json(),
+        "quota": entitlement.quota.as_json() if entitlement and entitlement.quota else None,
+        "hours": {
+            "allowed": entitlement.hours if entitlement else person.rule.hours,
+            "held": person.spent.held,
+            "used": person.spent.used,
+        },
+        "servers": person.tenants,
+    }
+
+
+class QuotaHandler(ApiHandler):
+    """PUT: {memory, cores, policy, slices, hours}, each or none; what is not in it is not said. DELETE: nothing is."""
+
+    scope = WRITE_SCOPE
+
+    @web.authenticated
+    async def put(self, user: str) -> None:
+        rule = Rule.parse(self.body())
+        self.finish({"rule": rule.as_json(), "troubles": await self.manager.set_rule(user, rule, self.actor)})
+
+    @web.authenticated
+    async def delete(self, user: str) -> None:
+        self.finish({"rule": {}, "troubles": await self.manager.set_rule(user, Rule(), self.actor)})
+
+
+class SliceHandler(ApiHandler):
+    """One running slice, by its server's name: PATCH {memory, cores, policy}; DELETE stops the server."""
+
+    scope = WRITE_SCOPE
+
+    @web.authenticated
+    async def patch(self, name: str) -> None:
+        self.finish(await self.manager.resize(name, self.body(), self.actor))
+
+    @web.authenticated
+    async def delete(self, name: str) -> None:
+        await self.manager.stop(name, self.actor)
+        self.set_status(202)
+
+
+class NotFoundHandler(PageHandler):
+    def prepare(self) -> None:
+        raise web.HTTPError(404, "There is no such page here.")
+
+
+class HealthHandler(web.RequestHandler):
+    """For the hub and for whoever watches: says nothing but that it runs, and when."""
+
+    def get(self) -> None:
+        self.finish({"status": "ok", "time": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def application(manager: Manager, prefix: str, hub_prefix: str, cookie_secret: bytes) -> web.Application:
+    """prefix: where the hub's proxy puts the service, with a slash at its end."""
+    arguments = {"manager": manager}
+    pages: list[tuple[str, Any]] = [
+        (r"", AdminHandler),
+        (r"live", LiveHandler),
+        (r"edit", EditHandler),
+        (r"stop", StopHandler),
+        (r"audit", AuditHandler),
+        (r"audit\.csv", AuditCsvHandler),
+        (r"users\.csv", UsersCsvHandler),
+        (r"api/state", StateHandler),
+        (r"api/users/([^/]+)/quota", QuotaHandler),
+        (r"api/slices/(.+)", SliceHandler),
+    ]
+    return web.Application(
+        [
+            *((prefix + path, handler, arguments) for path, handler in pages),
+            (prefix + r"health", HealthHandler),
+            (prefix + r"oauth_callback", HubOAuthCallbackHandler),
+            (prefix + r"static/(.*)", web.StaticFileHandler, {"path": str(Path(__file__).parent / "static")}),
+        ],
+        default_handler_class=NotFoundHandler,
+        default_handler_args=arguments,
+        cookie_secret=cookie_secret,
+        xsrf_cookies=True,
+        prefix=prefix,
+        hub_prefix=hub_prefix,
+    )

@@ -1,0 +1,88 @@
+"""The hub's REST API, as far as the service may use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+
+PAGE = 200
+
+
+class HubError(RuntimeError):
+    """The hub did not do it; `status` is HTTP's, the message is the hub's own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class HubUser:
+    """As the hub has it. servers: names of those that are not stopped."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+    servers: tuple[str, ...] = field(default=())
+
+
+class HubApi:
+    """url: with /hub/api at its end. token: of the service's own role."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url, self._token = url.rstrip("/"), token
+
+    async def users(self) -> list[HubUser]:
+        return [
+            HubUser(user["name"], tuple(user.get("groups", ())), tuple(user.get("servers") or ()))
+            for user in await self._all("/users")
+        ]
+
+    async def groups(self) -> dict[str, Any]:
+        """Properties by group."""
+        return {group["name"]: group.get("properties") for group in await self._all("/groups")}
+
+    async def has_user(self, name: str) -> bool:
+        try:
+            await self._request("GET", f"/users/{quote(name, safe='')}")
+        except HubError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    async def stop(self, user: str, server: str) -> None:
+        """Ask the hub to stop a server; it may take a while after this returns."""
+        name, whose = quote(server, safe=""), quote(user, safe="")
+        await self._request("DELETE", f"/users/{whose}/servers/{name}" if server else f"/users/{whose}/server")
+
+    async def _all(self, path: str) -> list[Any]:
+        found: list[Any] = []
+        offset: int | None = 0
+        while offset is not None:
+            page = await self._request("GET", f"{path}?limit={PAGE}&offset={offset}")
+            found += page["items"]
+            after = page["_pagination"]["next"]
+            offset = after["offset"] if after else None
+        return found
+
+    async def _request(self, method: str, path: str) -> Any:
+        headers = {"Authorization": f"token {self._token}", "Accept": "application/jupyterhub-pagination+json"}
+        try:
+            answer = await AsyncHTTPClient().fetch(self._url + path, method=method, headers=headers, request_timeout=30)
+        except HTTPClientError as error:
+            raise HubError(error.code, _words(error)) from error
+        except OSError as error:
+            raise HubError(503, f"the hub does not answer ({error})") from error
+        return json.loads(answer.body) if answer.body else None
+
+
+def _words(error: HTTPClientError) -> str:
+    try:
+        assert error.response  # noqa: S101 (as tornado promises for answers)
+        return str(json.loads(error.response.body)["message"])
+    except (AssertionError, ValueError, KeyError, TypeError):
+        return f"the hub answered {error.code}"

@@ -1,0 +1,52 @@
+"""GPU-hours from what vgpud says of its tenants, now and then. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..database import Metered
+
+_SECONDS = 3600.0
+LONGEST_S = 120.0
+"""More than this between two looks is not counted: the service or the daemon was away."""
+
+
+def user_of(tenant: str) -> str | None:
+    """The hub's user of a tenant's name; None: it is no server's, but somebody's on the node."""
+    user, slash, _ = tenant.partition("/")
+    return user if slash else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    at: float
+    on_gpu_ns: int
+
+
+class Meter:
+    """Remembers the last look at each tenant; what was before the first look is not counted."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, _Look] = {}
+
+    def look(self, tenants: Iterable[Mapping[str, Any]], now: float) -> dict[str, Metered]:
+        """What users held and used since the last look. now: seconds of a clock that only goes forward."""
+        sums: dict[str, Metered] = {}
+        seen = {}
+        for tenant in tenants:
+            user = user_of(tenant["name"])
+            if user is None:
+                continue
+            look = seen[tenant["id"]] = _Look(now, int(tenant["usage"]["on_gpu_ns"]))
+            if before := self._last.get(tenant["id"]):
+                sums[user] = sums.get(user, Metered()) + _between(before, look, float(tenant["quota"]["cores"]))
+        self._last = seen
+        return sums
+
+
+def _between(before: _Look, now: _Look, cores: float) -> Metered:
+    seconds = min(max(0.0, now.at - before.at), LONGEST_S)
+    used = min(max(0, now.on_gpu_ns - before.on_gpu_ns) / 1e9, seconds)  # a restarted guard counts from zero
+    return Metered(seconds * cores / 100 / _SECONDS, used / _SECONDS)

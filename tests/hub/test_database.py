@@ -1,0 +1,134 @@
+"""The hub's database, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from jupyter_vgpu_spawner.database import Base, Database, DatabaseError, Metered
+from jupyter_vgpu_spawner.rules import Rule
+from sqlalchemy import create_engine, text
+from support.node import left_out
+from support.postgres import Postgres, find_programs
+
+from jupyter_vgpu.quota import Policy
+
+GIB = 1 << 30
+RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    if not find_programs():
+        left_out("PostgreSQL is not here; as root, tests/install-system-packages.sh installs it")
+    made = Postgres()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/hub.sqlite"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.database()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    made = Database(url)
+    made.upgrade()
+    yield made
+    made.close()
+
+
+def test_a_rule_comes_back_as_it_was_given(database: Database) -> None:
+    database.set_rule("alice", RULE, "root")
+    assert database.rule("alice") == RULE
+    assert database.rule("bob") == Rule()
+    assert database.rules() == {"alice": RULE}
+
+
+def test_every_change_is_audited_with_who_from_and_to(database: Database) -> None:
+    database.set_rule("alice", RULE, "root")
+    database.set_rule("alice", Rule(memory=4 * GIB, cores=37.5), "dean")
+    database.set_rule("alice", Rule(), "dean")
+    said = [(change.actor, change.field, change.old, change.new) for change in database.changes()]
+    assert said[:2] == [("dean", "cores", "37.5", None), ("dean", "memory", str(4 * GIB), None)]
+    assert ("dean", "memory", str(8 * GIB), str(4 * GIB)) in said
+    assert ("root", "slices", None, "1GiB-25, 2GiB-50") in said
+    assert database.rules() == {}
+    assert database.set_rule("alice", Rule(), "dean") == []  # nothing changed, nothing is noted
+    assert len(database.changes()) == len(said)
+
+
+def test_two_admins_at_once_leave_one_rule_and_both_traces(database: Database) -> None:
+    database.set_rule("alice", Rule(memory=GIB), "root")
+
+    def change(actor: str, sizes: range) -> None:
+        for size in sizes:
+            database.set_rule("alice", Rule(memory=size * GIB), actor)
+
+    threads = [
+        threading.Thread(target=change, args=arguments) for arguments in (("a", range(2, 22)), ("b", range(32, 52)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trace = [(change.old, change.new) for change in reversed(database.changes())]
+    assert len(trace) == 41
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(trace))  # none is lost
+    assert str(database.rule("alice").memory) == trace[-1][1]
+
+
+def test_hours_add_up_by_user_and_window(database: Database) -> None:
+    database.meter(100, {"alice": Metered(0.5, 0.25), "bob": Metered(1, 1)})
+    database.meter(100, {"alice": Metered(0.5, 0)})
+    database.meter(200, {"alice": Metered(2, 1)})
+    assert database.metered(0) == {"alice": Metered(3, 1.25), "bob": Metered(1, 1)}
+    assert database.metered(101) == {"alice": Metered(2, 1)}
+    assert database.metered(0, ["bob", "eve"]) == {"bob": Metered(1, 1)}
+    database.forget_meter(150)
+    assert database.metered(0) == {"alice": Metered(2, 1)}
+
+
+def test_migrations_go_up_and_down_with_data(url: str) -> None:
+    database = Database(url)
+    database.upgrade("0001")
+    with create_engine(url).begin() as connection:
+        connection.execute(
+            text('INSERT INTO user_rules ("user", memory, cores) VALUES (:user, :memory, 25)'),
+            {"user": "alice", "memory": 2 * GIB},
+        )
+    database.upgrade()
+    assert database.rule("alice") == Rule(memory=2 * GIB, cores=25)
+    database.set_rule("alice", RULE, "root")
+    database.downgrade("0001")
+    database.upgrade()
+    assert database.rule("alice") == Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"))  # hours had no place
+    assert database.changes()
+    database.downgrade("base")
+    with pytest.raises(DatabaseError):
+        database.rules()
+    database.close()
+
+
+def test_the_migrations_make_what_the_models_say(url: str) -> None:
+    database = Database(url)
+    database.upgrade()
+    with create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    database.close()
+
+
+def test_a_name_that_is_sql_is_a_name(database: Database) -> None:
+    name = "'; DROP TABLE user_rules; --"
+    database.set_rule(name, RULE, name)
+    assert database.rules() == {name: RULE}
+    assert database.changes()[0].subject == name

@@ -1,0 +1,317 @@
+"""The service and its admin page on a real JupyterHub: quotas by group and user, live changes, hours, and denial."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from support.node import Node, wait_until
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hub import Hub
+from hubclient import HubUser
+
+GIB = 1 << 30
+API = "services/vgpu/api"
+
+CONFIG = """
+c.Authenticator.allowed_users = {"alice", "bob", "dean", "eve<b>"}
+c.JupyterHub.load_groups = {
+    "physics": {"users": ["alice"], "properties": {"vgpu": {"memory": "2G"}}},
+    "broken": {"users": ["bob"], "properties": {"vgpu": {"memory": "lots"}}},
+}
+c.JupyterHub.services = [{"name": "other", "api_token": "other-services-secret-token"}]
+c.JupyterHub.load_roles = [{"name": "watcher", "services": ["other"], "scopes": ["custom:vgpu:read", "access:services!service=vgpu"]}]
+c.VGPUMixin.gpu_mem_limit = "1G"
+c.VGPUMixin.gpu_core_limit = 25
+c.VGPUMixin.gpu_mem_ceiling = "6G"
+c.VGPUMixin.gpu_core_ceiling = 75
+c.VGPUMixin.gpu_slices = []
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_node() -> Iterator[Node]:
+    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.allow_shim_tier=False")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def hub(shared_node: Node) -> Iterator[Hub]:
+    made = Hub(shared_node, CONFIG.replace("{root}", str(shared_node.root)))
+    wait_until(lambda: requests.get(f"{made.url}/services/vgpu/health", timeout=5).ok, 30, "the service answers")
+    yield made
+    made.stop()
+
+
+class Admin:
+    """A user's session with the service's pages and API."""
+
+    def __init__(self, hub: Hub, name: str = "dean") -> None:
+        self.user: HubUser = hub.user(name)
+        self.base = f"{hub.url}/services/vgpu/"
+        self.get()  # through the hub's login to the service, if it lets this user in
+
+    def get(self, path: str = "") -> requests.Response:
+        return self.user.session.get(self.base + path, timeout=30)
+
+    def page(self, path: str = "") -> str:
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def post(self, path: str, **form: str) -> requests.Response:
+        found = re.search(r'name="_xsrf" value="([^"]+)"', self.page())
+        assert found
+        return self.user.session.post(self.base + path, data={"_xsrf": found[1], **form}, timeout=30)
+
+    def person(self, name: str) -> dict[str, Any]:
+        state = self.get("api/state")
+        assert state.status_code == 200, state.text
+        users: list[dict[str, Any]] = state.json()["users"]
+        return next(user for user in users if user["name"] == name)
+
+
+@pytest.fixture
+def admin(hub: Hub) -> Iterator[Admin]:
+    made = Admin(hub)
+    yield made
+    for name in ("alice", "bob"):
+        made.post("edit", user=name)
+
+
+def test_default_then_group_then_user_under_the_ceiling(hub: Hub, admin: Admin) -> None:
+    assert admin.person("bob")["quota"] == {"memory": GIB, "cores": 25, "policy": "hard"}
+    assert admin.person("alice")["quota"]["memory"] == 2 * GIB  # her group's
+    assert admin.post("edit", user="alice", memory="3G", cores="50").status_code == 200
+    assert admin.person("alice")["quota"] == {"memory": 3 * GIB, "cores": 50, "policy": "hard"}
+    admin.post("edit", user="alice", memory="64G", cores="100", policy="burst")
+    assert admin.person("alice")["quota"] == {"memory": 6 * GIB, "cores": 75, "policy": "hard"}
+    assert "6 GiB (ceiling), 75 % (ceiling), hard (ceiling)" in admin.page()
+    assert "6 GiB of GPU memory, 75 % of its compute" in hub.user("alice").spawn_page()
+
+
+def test_a_running_server_follows_its_quota_at_once(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    bob = hub.user("bob")
+    bob.spawn("1GiB-25")
+    try:
+        assert bob.get("vgpu/slice")["quota"]["memory"] == GIB
+        admin.post("edit", user="bob", memory="4G", cores="60")
+        wait_until(lambda: bob.get("vgpu/slice")["quota"]["memory"] == 4 * GIB, 2, "the student's own view")
+        assert shared_node.show("bob/")["quota"]["cores"] == 60
+        admin.post("edit", user="bob", memory="512M")
+        assert bob.get("vgpu/slice")["quota"] == {"memory": GIB // 2, "cores": 25, "policy": "hard"}
+        answer = admin.post("edit", user="bob", memory="0")  # takes effect at the next start
+        assert answer.status_code == 200
+        assert shared_node.show("bob/")["quota"]["memory"] == GIB // 2
+    finally:
+        bob.stop()
+    bob.spawn_page()  # there is nothing to choose: the server starts
+    wait_until(lambda: bob.model()["servers"].get("", {}).get("ready"), 30, "a server without a GPU")
+    assert shared_node.client.request("GET", "/api/tenants")["tenants"] == []
+    bob.stop()
+
+
+def test_a_quota_that_has_no_room_is_kept_and_the_admin_is_told(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    bob = hub.user("bob")
+    bob.spawn("1GiB-25")
+    other = shared_node.tenant("6G", 20, "somebody")
+    try:
+        page = admin.post("edit", user="bob", memory="5G").text
+        assert "bob/ stays at 1 GiB, 25 % hard" in page
+        assert "does not fit on GPU 0 beside the others" in page
+        assert admin.person("bob")["rule"] == {"memory": 5 * GIB}
+    finally:
+        shared_node.client.request("DELETE", f"/api/tenants/{other['id']}")
+        bob.stop()
+
+
+def test_the_audit_log_tells_who_changed_what_and_leaves_as_csv(admin: Admin) -> None:
+    admin.post("edit", user="alice", memory="3G")
+    admin.post("edit", user="alice", memory="4G")
+    line = admin.page("audit").split("<tbody>")[1].split("</tr>")[0]
+    for word in ("dean", "alice", "memory", str(3 * GIB), str(4 * GIB)):
+        assert word in line
+    rows = list(csv.DictReader(io.StringIO(admin.page("audit.csv"))))
+    assert (rows[0]["who"], rows[0]["whose"], rows[0]["from"], rows[0]["to"]) == (
+        "dean",
+        "alice",
+        str(3 * GIB),
+        str(4 * GIB),
+    )
+    assert {row["user"] for row in csv.DictReader(io.StringIO(admin.page("users.csv")))} >= {"alice", "bob", "dean"}
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"user": "alice", "memory": "lots"}, "is not a size"),
+        ({"user": "alice", "cores": "140"}, "is not a percentage"),
+        ({"user": "alice", "policy": "nice"}, "give &#39;hard&#39; or &#39;burst&#39;"),
+        ({"user": "nobody-here", "memory": "1G"}, "this hub has no user &#39;nobody-here&#39;"),
+        ({"user": "<script>alert(1)</script>", "memory": "1G"}, "&lt;script&gt;"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_changed(admin: Admin, form: dict[str, str], words: str) -> None:
+    before = admin.page("audit.csv")
+    answer = admin.post("edit", **form)
+    assert answer.status_code in (400, 404)
+    assert words in answer.text
+    assert "<script>alert" not in answer.text
+    assert admin.page("audit.csv") == before
+
+
+def test_a_name_with_html_is_text(hub: Hub, admin: Admin) -> None:
+    hub.user("eve<b>")
+    page = admin.page()
+    assert "eve&lt;b&gt;" in page
+    assert "eve<b>" not in page
+
+
+def test_a_groups_broken_quota_gives_nothing_and_is_shown(admin: Admin) -> None:
+    assert "group broken: memory=&#39;lots&#39; is not a size" in admin.page()
+    assert admin.person("bob")["quota"]["memory"] == GIB
+
+
+def test_a_server_is_stopped_from_the_page(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    bob = hub.user("bob")
+    bob.spawn("1GiB-25")
+    assert "is being stopped" in admin.post("stop", server="bob/").text
+    wait_until(lambda: not shared_node.client.request("GET", "/api/tenants")["tenants"], 30, "slice and server end")
+    assert admin.post("stop", server="bob/").status_code == 404
+
+
+def test_hours_are_counted_and_when_they_are_used_up_only_the_gpu_is_refused(hub: Hub, admin: Admin) -> None:
+    bob = hub.user("bob")
+    bob.spawn("1GiB-25")
+    wait_until(lambda: admin.person("bob")["hours"]["held"] > 0, 30, "the first look counts")
+    held = admin.person("bob")["hours"]["held"]
+    began = time.monotonic()
+    wait_until(lambda: admin.person("bob")["hours"]["held"] > held, 30, "and the next")
+    more = admin.person("bob")["hours"]["held"] - held
+    assert 0 < more <= (time.monotonic() - began + 20) * 0.25 / 3600
+    bob.stop()
+    admin.post("edit", user="bob", hours="0.00001")
+    page = bob.spawn_page()
+    assert "your GPU-hours are used up" in page
+    assert "disabled aria-describedby" in page
+    with pytest.raises(AssertionError, match="your GPU-hours are used up .*You can start without a GPU"):
+        bob.spawn("1GiB-25")
+    bob.spawn("none")
+    bob.stop()
+
+
+ROUTES = (
+    ("GET", ""),
+    ("GET", "live"),
+    ("GET", "audit"),
+    ("GET", "audit.csv"),
+    ("GET", "users.csv"),
+    ("GET", "edit"),
+    ("GET", "stop"),
+    ("POST", "edit"),
+    ("POST", "stop"),
+    ("GET", "api/state"),
+    ("PUT", "api/users/alice/quota"),
+    ("DELETE", "api/users/alice/quota"),
+    ("PATCH", "api/slices/alice%2F"),
+    ("DELETE", "api/slices/alice%2F"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_nobody_without_the_scope_gets_anywhere(hub: Hub, admin: Admin, method: str, path: str) -> None:
+    before = admin.page("audit.csv")
+    url = f"{hub.url}/services/vgpu/{path}"
+    alice = Admin(hub, "alice")
+    own = alice.user.session.request(method, url, data={"user": "alice", "memory": "6G"}, timeout=30)
+    assert own.status_code == 403
+    token = alice.user.token()
+    for headers in ({}, {"Authorization": "token nonsense"}, {"Authorization": f"token {token}"}):
+        answer = requests.request(
+            method, url, headers=headers, json={"memory": "6G"}, timeout=30, allow_redirects=False
+        )
+        assert answer.status_code in (302, 403), (headers, answer.text)
+        if answer.status_code == 302:
+            assert "/hub/api/oauth2/authorize" in answer.headers["Location"]
+    assert admin.page("audit.csv") == before
+
+
+@pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route[0] != "GET"])
+def test_who_may_only_read_changes_nothing(hub: Hub, admin: Admin, method: str, path: str) -> None:
+    before = admin.page("audit.csv")
+    url = f"{hub.url}/services/vgpu/{path}"
+    headers = {"Authorization": "token other-services-secret-token"}
+    assert requests.get(f"{hub.url}/{API}/state", headers=headers, timeout=30).status_code == 200
+    answer = requests.request(method, url, headers=headers, json={"memory": "6G"}, timeout=30, allow_redirects=False)
+    assert answer.status_code == 403
+    assert admin.page("audit.csv") == before
+
+
+def test_another_sites_form_is_refused(admin: Admin) -> None:
+    admin.page()
+    answer = admin.user.session.post(admin.base + "edit", data={"user": "alice", "memory": "6G"}, timeout=30)
+    assert answer.status_code == 403
+    assert "memory" not in admin.person("alice")["rule"]
+
+
+def test_the_api_changes_quotas_and_slices_for_a_token_that_may(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    headers = {"Authorization": f"token {admin.user.token()}"}
+    url = f"{hub.url}/{API}/users/bob/quota"
+    answer = requests.put(url, json={"memory": "3G", "hours": 5}, headers=headers, timeout=30)
+    assert answer.json() == {"rule": {"memory": 3 * GIB, "hours": 5.0}, "troubles": []}
+    refused = requests.put(url, json={"memroy": "3G"}, headers=headers, timeout=30)
+    assert (refused.status_code, "memory, cores, policy" in refused.json()["error"]) == (400, True)
+    bob = hub.user("bob")
+    bob.spawn("3GiB-25")
+    try:
+        one = f"{hub.url}/{API}/slices/bob%2F"
+        assert (
+            requests.patch(one, json={"memory": "2G"}, headers=headers, timeout=30).json()["quota"]["memory"] == 2 * GIB
+        )
+        above = requests.patch(one, json={"memory": "7G"}, headers=headers, timeout=30)
+        assert (above.status_code, "above this slice's ceiling: give at most 6 GiB" in above.json()["error"]) == (
+            403,
+            True,
+        )
+        assert shared_node.show("bob/")["quota"]["memory"] == 2 * GIB
+    finally:
+        bob.stop()
+    assert requests.delete(url, headers=headers, timeout=30).json() == {"rule": {}, "troubles": []}
+
+
+def test_a_daemon_that_is_away_leaves_the_page_and_a_killed_service_comes_back(
+    hub: Hub, admin: Admin, shared_node: Node
+) -> None:
+    shared_node.kill()
+    assert "does not answer at" in admin.page()
+    assert "alice" in admin.page()
+    shared_node.start()
+    assert "does not answer at" not in admin.page()
+    os.kill(service_pid(shared_node), signal.SIGKILL)
+    wait_until(lambda: admin.get("health").ok, 60, "the hub starts it again")
+    assert "alice" in Admin(hub).page()
+
+
+def service_pid(node: Node) -> int:
+    for entry in Path("/proc").iterdir():
+        try:
+            service = entry.name.isdigit() and b"jupyter_vgpu_spawner.service" in (entry / "cmdline").read_bytes()
+            if service and str(node.root).encode() in (entry / "environ").read_bytes():
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError("no service")

@@ -1,0 +1,97 @@
+"""The admin page in a real browser: live, without JavaScript, light and dark, and accessible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from ui import ROOT, Demo, log_in, new_page, shot
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def slices(demo: Demo) -> Iterator[None]:
+    """Two servers' slices, without the servers."""
+    for name, memory, cores in (("alice/", "2G", 25), ("bob/", "1G", 50)):
+        demo.daemon().request("POST", "/api/tenants", {"name": name, "memory": memory, "cores": cores})
+    yield
+    for name in ("alice%2F", "bob%2F"):
+        demo.daemon().request("DELETE", f"/api/tenants/{name}")
+
+
+@pytest.fixture(params=["light", "dark"])
+def admin(request: pytest.FixtureRequest, browser: Browser, demo: Demo, slices: None) -> Iterator[Page]:
+    page = new_page(browser, color_scheme=request.param)
+    log_in(page, demo, "dean")
+    page.goto(f"{demo.url}/services/vgpu/")
+    yield page
+    page.context.close()
+
+
+def violations(page: Page) -> list[Any]:
+    page.evaluate(AXE.read_text())
+    found: dict[str, Any] = page.evaluate("axe.run()")
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
+
+
+def test_the_admin_sees_who_holds_what_and_it_follows_by_itself(admin: Page, demo: Demo) -> None:
+    expect(admin.get_by_role("img", name="Memory: 3 GiB of 8 GiB promised, 5 GiB free")).to_be_visible()
+    expect(admin.get_by_role("img", name="Compute: 75 % of 100 % promised, 25 % free")).to_be_visible()
+    bars = admin.locator("svg.vgpu-bar").first.locator(".vgpu-slice")
+    assert [float(bar.get_attribute("width") or 0) for bar in bars.all()] == [250, 125]  # to scale
+    expect(admin.get_by_role("row", name="bob")).to_contain_text("bob/ on GPU 0: 0 B of 1 GiB, 0 % of 50 %")
+    shot(admin, "admin-dark" if admin.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "admin")
+    demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "2G"})
+    expect(admin.get_by_role("img", name="Memory: 4 GiB of 8 GiB promised, 4 GiB free")).to_be_visible(timeout=4000)
+    demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "1G"})
+
+
+def test_the_pages_have_no_accessibility_violations(admin: Page, demo: Demo) -> None:
+    assert violations(admin) == []
+    admin.goto(f"{demo.url}/services/vgpu/audit")
+    assert violations(admin) == []
+    admin.goto(f"{demo.url}/services/vgpu/nowhere")
+    assert violations(admin) == []
+
+
+def test_a_quota_is_changed_in_the_row_and_stands_in_the_audit_log(admin: Page) -> None:
+    admin.get_by_label("Memory of bob").fill("3G")
+    admin.get_by_role("button", name="Save the quota of bob").click()
+    expect(admin.get_by_role("status")).to_have_text("The quota of bob is changed.")
+    expect(admin.get_by_label("Memory of bob")).to_have_value("3G")
+    expect(admin.get_by_role("row", name="bob")).to_contain_text("3 GiB (user)")
+    admin.get_by_label("Memory of bob").fill("a lot")
+    admin.get_by_role("button", name="Save the quota of bob").click()
+    expect(admin.get_by_role("alert")).to_contain_text("Nothing was changed: memory='a lot' is not a size")
+    admin.get_by_role("link", name="Audit log").click()
+    for word in ("dean", "bob", "memory", str(3 * GIB)):
+        expect(admin.get_by_role("row").nth(1)).to_contain_text(word)
+
+
+def test_it_works_without_javascript(browser: Browser, demo: Demo, slices: None) -> None:
+    page = new_page(browser, java_script_enabled=False)
+    log_in(page, demo, "dean")
+    page.goto(f"{demo.url}/services/vgpu/")
+    page.get_by_label("User or group").fill("ali")
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_text("1 of 3 users.")).to_be_visible()
+    page.get_by_label("Percent of compute of alice").fill("75")
+    page.get_by_role("button", name="Save the quota of alice").click()
+    expect(page.get_by_role("row", name="alice")).to_contain_text("75 % (user)")
+    page.context.close()
+
+
+def test_a_user_is_told_that_the_page_is_not_for_them(browser: Browser, demo: Demo) -> None:
+    page = new_page(browser)
+    log_in(page, demo, "alice")
+    answer = page.goto(f"{demo.url}/services/vgpu/")
+    assert answer is not None
+    assert answer.status == 403
+    expect(page.locator("body")).not_to_contain_text("Save")
+    page.context.close()

@@ -1,0 +1,57 @@
+"""What the browser tests share: the demo, a Chromium, and how a user logs in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page
+
+from jupyter_vgpu.client import Client
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+from demo import PASSWORD, free_port  # noqa: E402
+from demo import Demo as _Demo  # noqa: E402
+
+__all__ = ["ARGUMENTS", "ROOT", "Demo", "free_port", "log_in", "new_page", "shot"]
+
+OUTPUT = ROOT / "tests" / "output"
+# a closed network: the browser is not to look for its maker's servers
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Demo(_Demo):
+    """The demo, with what a test asks of it."""
+
+    def daemon(self) -> Client:
+        return Client(self.root / "run" / "vgpud.sock")
+
+
+def new_page(browser: Browser, **options: Any) -> Page:
+    """A page in a context of its own, without anybody's cookies."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "color_scheme": "light", **options})
+    context.set_default_timeout(30_000)
+    return context.new_page()
+
+
+def shot(page: Page, name: str) -> None:
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT / f"{name}.png")
+
+
+def log_in(page: Page, demo: Demo, user: str) -> None:
+    page.goto(demo.url)
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/hub/**")

@@ -1,0 +1,113 @@
+"""Who may use how much: config, groups, user, and the ceiling that nothing passes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jupyter_vgpu_spawner.rules import Bounds, Rule, entitle, follow, of_groups
+
+from jupyter_vgpu.quota import Policy, Quota, QuotaError
+
+GIB = 1 << 30
+BOUNDS = Bounds(Quota(4 * GIB, 25), Quota(16 * GIB, 50, Policy.BURST), hours=10)
+NOTHING = Rule()
+
+
+def quotas() -> st.SearchStrategy[Quota]:
+    return st.builds(Quota, st.integers(GIB, 80 * GIB), st.floats(1, 100), st.sampled_from(Policy))
+
+
+def rules() -> st.SearchStrategy[Rule]:
+    return st.builds(
+        Rule,
+        st.none() | st.just(0) | st.integers(GIB, 80 * GIB),
+        st.none() | st.floats(1, 100),
+        st.none() | st.sampled_from(Policy),
+        st.none() | st.lists(st.sampled_from(["1GiB-25", "2GiB-50"]), unique=True).map(tuple),
+        st.none() | st.floats(0, 100),
+    )
+
+
+def test_the_default_holds_where_nobody_says_more() -> None:
+    got = entitle(BOUNDS, NOTHING, NOTHING)
+    assert (got.quota, got.slices, got.hours) == (Quota(4 * GIB, 25), None, 10)
+    assert set(got.sources.values()) == {"default"}
+
+
+def test_the_user_goes_before_the_group_field_by_field() -> None:
+    got = entitle(BOUNDS, Rule(memory=8 * GIB, cores=40), Rule(memory=2 * GIB, hours=99))
+    assert (got.quota, got.hours) == (Quota(2 * GIB, 40), 99)
+    assert (got.sources["memory"], got.sources["cores"], got.sources["policy"]) == ("user", "group", "default")
+
+
+def test_several_groups_give_the_most_that_one_of_them_gives() -> None:
+    both = of_groups([Rule(memory=8 * GIB, slices=("a",)), Rule(cores=40, policy=Policy.BURST), Rule(memory=GIB)])
+    assert both == Rule(8 * GIB, 40, Policy.BURST, ("a",))
+
+
+@given(rules(), rules(), quotas(), quotas())
+def test_nothing_passes_the_ceiling(group: Rule, user: Rule, default: Quota, ceiling: Quota) -> None:
+    got = entitle(Bounds(default, ceiling), group, user).quota
+    if got:
+        assert got.memory <= ceiling.memory
+        assert got.cores <= ceiling.cores
+        assert got.policy is Policy.HARD or ceiling.policy is Policy.BURST
+
+
+def test_what_the_ceiling_cut_says_so() -> None:
+    got = entitle(BOUNDS, NOTHING, Rule(memory=64 * GIB, cores=100, policy=Policy.BURST))
+    assert got.quota == BOUNDS.ceiling
+    assert (got.sources["memory"], got.sources["cores"], got.sources["policy"]) == ("ceiling", "ceiling", "user")
+
+
+def test_no_memory_is_no_gpu_and_a_rule_may_give_or_take_one() -> None:
+    nobody = Bounds(Quota(0, 25), BOUNDS.ceiling)
+    assert entitle(nobody, NOTHING, NOTHING).quota is None
+    assert entitle(nobody, Rule(memory=GIB), NOTHING).quota == Quota(GIB, 25)
+    assert entitle(nobody, Rule(memory=GIB), Rule.parse({"memory": "none"})).quota is None
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (Quota(4 * GIB, 25), Quota(8 * GIB, 50)),  # it had all, and has all
+        (Quota(GIB, 10), None),  # chosen smaller: it stays
+        (Quota(4 * GIB, 10), Quota(8 * GIB, 10)),
+    ],
+)
+def test_a_running_slice_grows_with_a_quota_that_it_filled(held: Quota, expected: Quota | None) -> None:
+    before, after = entitle(BOUNDS, NOTHING, NOTHING), entitle(BOUNDS, NOTHING, Rule(memory=8 * GIB, cores=50))
+    assert follow(held, before, after) == expected
+
+
+@given(rules(), rules(), quotas())
+def test_a_running_slice_is_never_above_its_users_new_quota(old: Rule, new: Rule, held: Quota) -> None:
+    before, after = entitle(BOUNDS, NOTHING, old), entitle(BOUNDS, NOTHING, new)
+    followed = follow(held, before, after) or held
+    if after.quota:
+        assert followed.memory <= after.quota.memory
+        assert followed.cores <= after.quota.cores
+        assert followed.policy is after.quota.policy
+
+
+@given(rules())
+def test_a_rule_is_written_and_read_without_loss(rule: Rule) -> None:
+    assert Rule.parse(rule.as_json()) == rule
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"memory": "lots"}, "is not a size"),
+        ({"cores": 0}, "is not a percentage"),
+        ({"policy": "nice"}, "give 'hard' or 'burst'"),
+        ({"hours": -1}, "give one from 0 to"),
+        ({"hours": "nan"}, "give one from 0 to"),
+        ({"slices": 7}, "give keys"),
+        ({"memroy": "4G"}, "give some of memory, cores, policy, slices, hours"),
+    ],
+)
+def test_nonsense_is_refused_in_words(values: dict[str, object], words: str) -> None:
+    with pytest.raises(QuotaError, match=words):
+        Rule.parse(values)
