@@ -86,6 +86,7 @@ format: $(STAMPS)/test $(STAMPS)/labextension
 
 bench: $(STAMPS)/demo native
 	$(BIN)/python benchmarks/guard.py
+	$(BIN)/python benchmarks/placement.py
 
 # BENCH: measures to take (see benchmarks/gpu/__main__.py); HAMI_CORE_LIB: a built HAMi-core to compare with.
 bench-gpu: native

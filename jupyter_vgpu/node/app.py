@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, Unicode
 
 from .. import __version__
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
@@ -23,6 +23,7 @@ from .guard import GuardError
 from .handlers import admin_application, serve, tenant_application
 from .manager import Limits, Manager
 from .metrics import registry
+from .placement import Strategy
 from .store import Store
 
 _SAMPLE_SECONDS = 1.0
@@ -112,6 +113,18 @@ class NodeApp(JupyterApp):
             c.NodeApp.core_overcommit = 4.0
         """,
     ).tag(config=True)
+    placement = Enum(
+        [str(strategy) for strategy in Strategy],
+        default_value=str(Strategy.SPREAD),
+        help="""
+        Which GPU of the node a new slice goes to.
+
+        `spread`: the one with the most free memory, so that neighbours are few. `binpack`: the first where it leaves
+        little that others can't use, so that whole GPUs stay free for large slices::
+
+            c.NodeApp.placement = "binpack"
+        """,
+    ).tag(config=True)
     gpu_mem_oversubscribe = Float(
         1.0,
         min=1.0,
@@ -154,6 +167,7 @@ class NodeApp(JupyterApp):
         "emulated-memory": "NodeApp.emulated_memory",
         "emulated-gpus": "NodeApp.emulated_gpus",
         "memory-overcommit": "NodeApp.memory_overcommit",
+        "placement": "NodeApp.placement",
         "core-overcommit": "NodeApp.core_overcommit",
         "mem-oversubscribe": "NodeApp.gpu_mem_oversubscribe",
     }
@@ -223,6 +237,7 @@ class NodeApp(JupyterApp):
             self.gpu_mem_oversubscribe,
             self.allow_shim_tier or self.force_shim_tier,
             self.force_shim_tier,
+            Strategy(self.placement),
         )
         manager = Manager(
             run_dir,

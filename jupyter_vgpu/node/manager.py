@@ -24,7 +24,7 @@ from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
 from .page import PageState, ProcessRow, SlicePage
-from .placement import NoRoom, Room, place
+from .placement import NoRoom, Room, Strategy, place
 from .refusal_watch import RefusalWatch, holder_of
 from .shim_tier import Allowance
 from .store import Store, Tenant, timestamp
@@ -54,6 +54,7 @@ class Limits:
     mem_oversubscribe: float = 1.0
     allow_shim_tier: bool = False
     force_shim_tier: bool = False
+    placement: Strategy = Strategy.SPREAD
 
 
 class _Live:
@@ -203,7 +204,8 @@ class Manager:
         if any(tenant.name == name for tenant in self._promised()):
             raise Refused(409, f"tenant {name!r} exists already: remove it first, or choose another name")
         try:
-            room = place(quota, self.rooms(), gpu)
+            held = [tenant.quota for tenant in self._promised()]
+            room = place(quota, self.rooms(), gpu, self.limits.placement, held)
         except NoRoom as error:
             raise Refused(409, str(error)) from error
         used = {tenant.slot for tenant in self._promised()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from ..quota import Quota, format_bytes, format_percent
 
@@ -35,11 +37,25 @@ class NoRoom(Exception):
     """No GPU can take the slice; the message says what would fit."""
 
 
-def place(quota: Quota, rooms: Sequence[Room], wanted: str | None = None) -> Room:
-    """Pick the GPU with the most free memory for a slice, or raise NoRoom.
+class Strategy(StrEnum):
+    """`spread`: to the GPU with the most free memory, so that neighbours are few. `binpack`: to the first GPU where the
+    slice leaves little that others can't use, so that whole GPUs stay free for large slices."""
+
+    SPREAD = "spread"
+    BINPACK = "binpack"
+
+
+def place(
+    quota: Quota,
+    rooms: Sequence[Room],
+    wanted: str | None = None,
+    strategy: Strategy = Strategy.SPREAD,
+    held: Iterable[Quota] = (),
+) -> Room:
+    """Pick the GPU for a slice, or raise NoRoom.
 
     Reserves nothing. Ties go to the lowest index, so the answer is the same on every call.
-    wanted: only the GPU of this UUID or index will do.
+    wanted: only the GPU of this UUID or index will do. held: the slices that there are; others like them will come.
     """
     candidates = [room for room in rooms if wanted in (None, room.uuid, str(room.index))]
     if not candidates:
@@ -48,7 +64,22 @@ def place(quota: Quota, rooms: Sequence[Room], wanted: str | None = None) -> Roo
     fitting = [room for room in candidates if room.fits(quota)]
     if not fitting:
         raise NoRoom(_why_not(quota, candidates))
-    return max(fitting, key=lambda room: (room.memory_free, -room.index))
+    if strategy is Strategy.SPREAD:
+        return max(fitting, key=lambda room: (room.memory_free, -room.index))
+    sizes = Counter((each.memory, each.cores) for each in (*held, quota))
+    return min(fitting, key=lambda room: (_newly_stranded(room, quota, sizes) + room.index / len(rooms), room.index))
+
+
+def _newly_stranded(room: Room, quota: Quota, sizes: Counter[tuple[int, float]]) -> float:
+    """How much more of the GPU others could not use. Weng et al., "Beware of Fragmentation", USENIX ATC 2023."""
+    memory, cores = room.memory_free, room.cores_free
+    return _stranded(room, memory - quota.memory, cores - quota.cores, sizes) - _stranded(room, memory, cores, sizes)
+
+
+def _stranded(room: Room, memory: int, cores: float, sizes: Counter[tuple[int, float]]) -> float:
+    """The part of a GPU that is free and that a slice of these sizes, drawn at random, can't use."""
+    useless = sum(count for (size, percent), count in sizes.items() if size > memory or percent > cores)
+    return useless / sizes.total() * (memory / room.memory_total + cores / room.cores_total) / 2
 
 
 def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:

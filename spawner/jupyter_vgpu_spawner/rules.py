@@ -67,9 +67,7 @@ def _parse_memory(value: object) -> int:
 def _parse_slices(value: object) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise QuotaError(
-            f"slices={str(value)[:40]!r} is no list of slices: give keys, such as '1GiB-25, 2GiB-50'"
-        )
+        raise QuotaError(f"slices={str(value)[:40]!r} is no list of slices: give keys, such as '1GiB-25, 2GiB-50'")
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_vgpu.node.placement import NoRoom, Room, place
+from jupyter_vgpu.node.placement import NoRoom, Room, Strategy, place
 from jupyter_vgpu.quota import Quota
 
 GIB = 1 << 30
@@ -41,21 +41,52 @@ def test_a_slice_that_no_gpu_could_ever_hold_is_told_so() -> None:
         place(Quota(32 * GIB, 10), [room(0)])
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 16), st.integers(0, 100)), min_size=1, max_size=8),
-    st.integers(1, 16),
-    st.integers(1, 100),
-)
-def test_what_is_placed_fits_and_what_fits_is_placed(taken: list[tuple[int, int]], memory: int, cores: int) -> None:
+def test_binpack_keeps_whole_gpus_free() -> None:
+    rooms = [room(0), room(1, 4 * GIB, 25), room(2)]
+    assert place(Quota(4 * GIB, 25), rooms, strategy=Strategy.BINPACK, held=[Quota(16 * GIB, 100)]).index == 1
+    assert place(Quota(4 * GIB, 25), rooms).index == 0  # spread
+
+
+def test_binpack_leaves_no_memory_that_has_no_compute_left() -> None:
+    full = [room(i, 16 * GIB, 100) for i in range(6)]
+    others = [Quota(2 * GIB, 25)] * 9
+    # on the first with room all compute would be gone, and 12 GiB of memory nobody's
+    rooms = [*full, room(6, 2 * GIB, 50), room(7, 12 * GIB, 50)]
+    assert place(Quota(2 * GIB, 50), rooms, strategy=Strategy.BINPACK, held=others).index == 7
+
+
+GPUS = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 100)), min_size=1, max_size=8)
+QUOTAS = st.builds(lambda gib, cores: Quota(gib * GIB, cores), st.integers(1, 16), st.integers(1, 100))
+
+
+@given(GPUS, QUOTAS, st.sampled_from(Strategy), st.lists(QUOTAS, max_size=5))
+def test_what_is_placed_fits_and_what_fits_is_placed(
+    taken: list[tuple[int, int]], quota: Quota, strategy: Strategy, held: list[Quota]
+) -> None:
     rooms = [room(i, gib * GIB, used) for i, (gib, used) in enumerate(taken)]
-    quota = Quota(memory * GIB, cores)
     try:
-        chosen = place(quota, rooms)
+        chosen = place(quota, rooms, strategy=strategy, held=held)
     except NoRoom:
         assert not any(r.fits(quota) for r in rooms)
     else:
         assert chosen.fits(quota)
-        assert place(quota, rooms) == chosen
+        assert place(quota, rooms, strategy=strategy, held=held) == chosen
+
+
+@given(GPUS, st.lists(QUOTAS, min_size=1, max_size=20), st.sampled_from(Strategy))
+def test_no_gpu_is_ever_promised_beyond_what_it_has(
+    taken: list[tuple[int, int]], quotas: list[Quota], strategy: Strategy
+) -> None:
+    rooms = {i: room(i, gib * GIB, used) for i, (gib, used) in enumerate(taken)}
+    for quota in quotas:
+        try:
+            chosen = place(quota, list(rooms.values()), strategy=strategy, held=quotas)
+        except NoRoom:
+            continue
+        memory, cores = chosen.memory_reserved + quota.memory, chosen.cores_reserved + quota.cores
+        rooms[chosen.index] = room(chosen.index, memory, cores)
+        assert memory <= chosen.memory_total
+        assert cores <= chosen.cores_total
 
 
 def test_room_is_never_negative_where_more_was_promised_than_there_is() -> None:
