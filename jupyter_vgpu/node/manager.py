@@ -68,6 +68,7 @@ class _Live:
         self.refusals = RefusalWatch(page)
         self.unknown: set[str] = set()
         self.until = -1
+        self.active_at = time.time()  # work of it was on the GPU then, or nobody knows of earlier
 
     def close(self) -> None:
         self.stop_api()
@@ -365,10 +366,17 @@ class Manager:
             try:
                 if live.join:
                     live.join.refresh()
+                self._note_activity(live, self._cores.get(tenant_id, 0))
                 live.page.write_busy(self._usage.get(self._index(self.tenants[tenant_id]), {}), now)
                 live.refusals.look()
             except Exception:  # the others' numbers go on
                 log.exception("sampling tenant %s", self.tenants[tenant_id].name)
+
+    @staticmethod
+    def _note_activity(live: _Live, cores: int) -> None:
+        """Kept beside the processes' own times, which end with them."""
+        last = max((row.active_ns / 1e9 for row in live.page.read().processes), default=0.0)
+        live.active_at = time.time() if cores else max(live.active_at, last)
 
     def _index(self, tenant: Tenant) -> int:
         """Of its GPU; -1: that is not in this node any more."""
@@ -434,6 +442,7 @@ class Manager:
                 "cores": self._cores.get(tenant.id, 0),
                 "on_gpu_ns": state.on_ns,
             },
+            "activity": {"busy": time.time() - live.active_at < ACTIVE_S, "last_active": live.active_at},
             "refusals": {
                 "count": state.refusals,
                 "last": {

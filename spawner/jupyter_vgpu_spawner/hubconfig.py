@@ -15,12 +15,15 @@ from traitlets.config.loader import LazyConfigValue
 
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 
+from .idle import VARIABLE as IDLE_VARIABLE
 from .service.settings import READ_SCOPE, WRITE_SCOPE, Settings
 
 SERVICE = "vgpu"
+IDLE_SERVICE = "vgpu-idle"
 ADMIN_ROLE = "vgpu-admin"
 # What the service asks the hub for: users with groups and servers, groups' properties, and to stop a server.
 _SERVICE_SCOPES = ["list:users", "read:users:groups", "read:servers", "list:groups", "read:groups", "delete:servers"]
+_IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
 _LIMITS = {
     "memory": ("gpu_mem_limit", None),
     "cores": ("gpu_core_limit", 100.0),
@@ -39,6 +42,7 @@ def setup_vgpu(
     admin_groups: Collection[str] = (),
     db_url: str | None = None,
     port: int | None = None,
+    gpu_idle_minutes: float | None = None,
 ) -> None:
     """Give a hub GPU slices: call it last in jupyterhub_config.py, after the traits that you set.
 
@@ -50,9 +54,11 @@ def setup_vgpu(
         admin_groups: hub groups whose members may.
         db_url: the database with users' quotas, as SQLAlchemy writes it; by default a SQLite file beside the hub.
         port: of the service, on 127.0.0.1; by default a free one, chosen when the hub starts.
+        gpu_idle_minutes: stop servers that hold GPU memory and launched nothing for so long, by jupyterhub-idle-culler.
+            A working job is never touched. None: nothing is stopped.
 
     Raises:
-        QuotaError: for a limit that is none. ValueError: where it was called before.
+        QuotaError: for a limit that is none. ValueError: where it was called before, or for minutes that are none.
     """
     if any(service.get("name") == SERVICE for service in _list(c, "services")):
         raise ValueError(f"the hub's config has a service named {SERVICE!r} already: call setup_vgpu once")
@@ -77,6 +83,9 @@ def setup_vgpu(
             "scopes": [f"access:services!service={SERVICE}", READ_SCOPE, WRITE_SCOPE],
         }
     )
+    if gpu_idle_minutes is not None:
+        c.JupyterHub.services = [*_list(c, "services"), _idle_culler(c, gpu_idle_minutes)]
+        roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
     c.JupyterHub.load_roles = [*_list(c, "load_roles"), *roles]
 
 
@@ -96,6 +105,21 @@ def _service(c: Config, port: int) -> dict[str, Any]:
         "environment": settings.as_environment() | _python_path(),
         "oauth_client_allowed_scopes": [READ_SCOPE, WRITE_SCOPE],
         "oauth_no_confirm": True,
+    }
+
+
+def _idle_culler(c: Config, minutes: float) -> dict[str, Any]:
+    if minutes <= 0:
+        raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
+    seconds = minutes * 60
+    every = max(1, round(min(60, seconds / 2)))
+    config = Path(__file__).with_name("idle_culler_config.py")
+    arguments = [f"--config={config}", f"--timeout={max(1, round(seconds))}", f"--cull-every={every}"]
+    values = json.dumps({"socket": c.VGPUMixin.vgpu_socket, "seconds": seconds})
+    return {
+        "name": IDLE_SERVICE,
+        "command": [sys.executable, "-m", "jupyterhub_idle_culler", *arguments],
+        "environment": {IDLE_VARIABLE: values} | _python_path(),
     }
 
 

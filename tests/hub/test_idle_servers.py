@@ -1,0 +1,77 @@
+"""The idle-culler with our arbiter on a real hub: who holds and rests is stopped, who works is not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.node import Node, wait_until
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hub import Hub
+
+MIB = 1 << 20
+LIMIT_S = 12
+
+CONFIG = """
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, db_url="sqlite:///{root}/vgpu.sqlite", gpu_idle_minutes=0.2)
+c.JupyterHub.last_activity_interval = 2
+"""
+HOLD = """
+from cuda.bindings import driver
+driver.cuInit(0)
+driver.cuCtxSetCurrent(driver.cuDevicePrimaryCtxRetain(0)[1])
+buffer = driver.cuMemAlloc(64 << 20)[1]
+"""
+WORK = (
+    HOLD
+    + """
+import threading, time
+context = driver.cuCtxGetCurrent()[1]
+def work():
+    driver.cuCtxSetCurrent(context)
+    for _ in range(300):
+        driver.cuMemsetD8(buffer, 1, 64 << 20)
+        time.sleep(0.2)
+threading.Thread(target=work, daemon=True).start()
+"""
+)
+
+
+@pytest.fixture
+def hub(node: Node) -> Iterator[Hub]:
+    made = Hub(node, CONFIG.replace("{root}", str(node.root)))
+    yield made
+    made.stop()
+
+
+def test_a_server_that_holds_and_rests_is_stopped_and_one_that_works_is_not(hub: Hub, node: Node) -> None:
+    alice, bob = hub.user("alice"), hub.user("bob")
+    for user, code in ((bob, WORK), (alice, HOLD)):
+        user.spawn("1GiB-25")
+        kernel = user.open_notebook("a.ipynb")["kernel"]["id"]
+        user.execute(kernel, code)
+    assert node.used("alice/") >= 64 * MIB
+    began = time.monotonic()
+    wait_until(lambda: "" not in alice.model()["servers"], 60, "the resting server is stopped")
+    assert time.monotonic() - began > LIMIT_S - 3  # not before its time
+    time.sleep(LIMIT_S)  # some looks of the culler
+    assert bob.model()["servers"][""]["ready"]
+    assert node.show("bob/")["activity"]["busy"]
+    assert [tenant["name"] for tenant in node.client.request("GET", "/api/tenants")["tenants"]] == ["bob/"]
+    bob.stop()
+
+
+def test_a_slice_that_nobody_uses_is_left_while_its_user_is_there(hub: Hub, node: Node) -> None:
+    alice = hub.user("alice")
+    alice.spawn("1GiB-25")
+    end = time.monotonic() + 1.7 * LIMIT_S
+    while time.monotonic() < end:  # the hub hears of what its proxy sees
+        alice.get("vgpu/slice")
+        time.sleep(1)
+    assert node.used("alice/") == 0
+    alice.stop()
