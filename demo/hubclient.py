@@ -24,6 +24,12 @@ class HubUser:
         self.session = requests.Session()
         self._token = ""
 
+    def xsrf(self, path: str) -> str | None:
+        """The token for forms below a path, if there is one yet."""
+        return next(
+            (cookie.value for cookie in self.session.cookies if (cookie.name, cookie.path) == ("_xsrf", path)), None
+        )
+
     def _xsrf(self, path: str) -> str:
         return next(cookie.value for cookie in self.session.cookies if cookie.name == "_xsrf" and cookie.path == path)  # type: ignore[return-value]
 

@@ -64,6 +64,23 @@ _QUOTA_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+_CREATE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "gpu": str,
+    "owner": int,
+    "until_pid": int,
+    "ceiling": dict,
+    "labels": dict,
+}
+_LABELS_MAX, _LABEL_LENGTH = 16, 255
+
+
+def _labels_of(data: Json) -> dict[str, str]:
+    texts = [*data, *data.values()]
+    if len(data) > _LABELS_MAX or not all(isinstance(text, str) and len(text) <= _LABEL_LENGTH for text in texts):
+        raise Refused(400, f"labels: give up to {_LABELS_MAX} texts by name, of up to {_LABEL_LENGTH} characters each")
+    return data
+
+
 def _quota_of(data: Json) -> Quota:
     if set(data) - set(_QUOTA_FIELDS) or not {"memory", "cores"} <= set(data):
         raise Refused(400, f"ceiling={str(data)[:80]} is no quota: give memory, cores and perhaps policy")
@@ -75,7 +92,7 @@ class TenantsHandler(ApiHandler):
         self.finish({"tenants": [self.manager.describe(tenant) for tenant in self.manager.tenants.values()]})
 
     def post(self) -> None:
-        data = self.body({"name": str, **_QUOTA_FIELDS, "gpu": str, "owner": int, "until_pid": int, "ceiling": dict})
+        data = self.body({"name": str, **_QUOTA_FIELDS, **_CREATE_FIELDS})
         for field in ("name", "memory", "cores"):
             if field not in data:
                 raise Refused(400, f"{field} is missing: a tenant has a name, memory and cores")
@@ -88,6 +105,7 @@ class TenantsHandler(ApiHandler):
             owner=data.get("owner"),
             until_pid=data.get("until_pid", 0),
             ceiling=_quota_of(ceiling) if ceiling else None,
+            labels=_labels_of(data.get("labels", {})),
         )
         self.set_status(201)
         self.finish(created)

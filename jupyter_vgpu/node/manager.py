@@ -10,7 +10,7 @@ import secrets
 import select
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,11 +193,12 @@ class Manager:
         owner: int | None = None,
         until_pid: int = 0,
         ceiling: Quota | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Json:
         """Place, reserve, persist, open. Returns what a launcher needs: see `_describe_launch`.
 
         gpu: only on this one. owner: the user who alone may enter the slice. until_pid: removed with that process.
-        ceiling: what no resize may pass.
+        ceiling: what no resize may pass. labels: kept and told again; they mean nothing here.
         """
         _check_ceiling(quota, ceiling)
         if not name or len(name) > NAME_MAX or not name.isprintable():
@@ -213,7 +214,9 @@ class Manager:
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
-        tenant = Tenant(secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid, owner, ceiling)
+        tenant = Tenant(
+            secrets.token_hex(16), name, slot, room.uuid, quota, timestamp(), until_pid, owner, ceiling, labels or {}
+        )
         self._store.add(tenant)
         self.tenants[tenant.id] = tenant
         try:
@@ -434,6 +437,7 @@ class Manager:
             },
             "quota": tenant.quota.as_json(),
             "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,
+            "labels": dict(tenant.labels),
             "usage": {
                 "memory": state.memory_used,
                 "memory_managed": state.memory_managed,

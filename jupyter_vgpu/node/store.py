@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, Float, String, create_engine, event, select
+from sqlalchemy import JSON, BigInteger, Engine, Float, String, create_engine, event, inspect, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ..quota import Policy, Quota
@@ -18,7 +19,7 @@ class Tenant:
     """A slice: a quota placed on a GPU. `slot` is its place in the guard's ledger.
 
     until_pid: the tenant ends with that process; 0: when it is removed. owner: the user who alone may join; None: any.
-    ceiling: no resize passes it; None: the GPU's own size is the end.
+    ceiling: no resize passes it; None: the GPU's own size is the end. labels: its maker's own words.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Tenant:
     until_pid: int = 0
     owner: int | None = None
     ceiling: Quota | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Base(DeclarativeBase):
@@ -50,11 +52,23 @@ class _Row(_Base):
     until_pid: Mapped[int] = mapped_column(default=0)
     owner: Mapped[int | None]
     ceiling: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    labels: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
 
     def tenant(self) -> Tenant:
         quota = Quota(self.memory, self.cores, Policy(self.policy))
         ceiling = Quota.parse(**self.ceiling) if self.ceiling else None
-        return Tenant(self.id, self.name, self.slot, self.gpu, quota, self.created, self.until_pid, self.owner, ceiling)
+        return Tenant(
+            self.id,
+            self.name,
+            self.slot,
+            self.gpu,
+            quota,
+            self.created,
+            self.until_pid,
+            self.owner,
+            ceiling,
+            self.labels or {},
+        )
 
 
 class Store:
@@ -66,6 +80,17 @@ class Store:
         # a power cut must not bring back a slice that was given to another since
         event.listen(self._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=FULL"))
         _Base.metadata.create_all(self._engine)
+        self._add_columns()
+
+    def _add_columns(self) -> None:
+        """What an older daemon's table lacks; each may be null."""
+        table = _Row.__tablename__
+        have = {column["name"] for column in inspect(self._engine).get_columns(table)}
+        with self._engine.begin() as connection:
+            for column in _Row.__table__.columns:
+                if column.name not in have:
+                    kind = column.type.compile(self._engine.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}")
 
     def tenants(self) -> list[Tenant]:
         with Session(self._engine) as session:
@@ -87,6 +112,7 @@ class Store:
                     until_pid=tenant.until_pid,
                     owner=tenant.owner,
                     ceiling=tenant.ceiling.as_json() if tenant.ceiling else None,
+                    labels=dict(tenant.labels),
                 )
             )
 

@@ -27,6 +27,16 @@ def slice_key(quota: Quota) -> str:
     return f"{format_bytes(quota.memory).replace(' ', '')}-{quota.cores:g}"
 
 
+def all_slices(slices: Sequence[Mapping[str, Any]], policy: Policy) -> list[Quota]:
+    """The slices of the config. Raises QuotaError when it holds something that is no slice."""
+    return [
+        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), policy)
+        if {"memory", "cores"} <= set(entry)
+        else _malformed(entry)
+        for entry in slices
+    ]
+
+
 def allowed_slices(
     slices: Sequence[Mapping[str, Any]], quota: Quota, keys: Collection[str] | None = None
 ) -> list[Quota]:
@@ -34,13 +44,8 @@ def allowed_slices(
 
     keys: only these, where they are given. Raises QuotaError when the config holds something that is no slice.
     """
-    parsed = [
-        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), quota.policy)
-        if {"memory", "cores"} <= set(entry)
-        else _malformed(entry)
-        for entry in slices
-    ]
-    fitting = [each for each in parsed if each.memory <= quota.memory and each.cores <= quota.cores]
+    every = all_slices(slices, quota.policy)
+    fitting = [each for each in every if each.memory <= quota.memory and each.cores <= quota.cores]
     offered = fitting or [quota]
     return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import JSON, BigInteger, DateTime, Engine, Float, String, create_engine, delete, event, func, select
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -24,7 +25,10 @@ from .rules import FIELDS, Rule
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _TEXT_MAX = 1024
+PATIENCE_S = 5
+"""A hub must not stand still because its database does."""
 DatabaseError = SQLAlchemyError
+MigrationError = CommandError
 
 
 class Base(DeclarativeBase):
@@ -32,7 +36,7 @@ class Base(DeclarativeBase):
 
 
 class _RuleRow(Base):
-    __tablename__ = "user_rules"
+    __tablename__ = "vgpu_user_rules"
 
     user: Mapped[str] = mapped_column(String(255), primary_key=True)
     memory: Mapped[int | None] = mapped_column(BigInteger)
@@ -47,7 +51,7 @@ class _RuleRow(Base):
 
 
 class _ChangeRow(Base):
-    __tablename__ = "changes"
+    __tablename__ = "vgpu_changes"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
@@ -59,7 +63,7 @@ class _ChangeRow(Base):
 
 
 class _MeterRow(Base):
-    __tablename__ = "meter"
+    __tablename__ = "vgpu_meter"
 
     user: Mapped[str] = mapped_column(String(255), primary_key=True)
     hour: Mapped[int] = mapped_column(primary_key=True)
@@ -94,14 +98,18 @@ class Database:
     """Each call is one transaction, on disk when it returns. Raises DatabaseError."""
 
     def __init__(self, url: str) -> None:
-        self._engine: Engine = create_engine(url, pool_pre_ping=True)
+        patience = {"connect_timeout": PATIENCE_S} if make_url(url).get_backend_name() == "postgresql" else {}
+        self._engine: Engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
         self._writer = self._engine.execution_options(writes=True)
         if make_url(url).get_backend_name() == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
     def upgrade(self, revision: str = "head") -> None:
-        """Bring the tables to a revision, by default the newest, with what is in them."""
+        """Bring the tables to a revision, by default the newest, with what is in them.
+
+        Raises DatabaseError; MigrationError where a newer version of this package was at work there.
+        """
         self._migrate(command.upgrade, revision)
 
     def downgrade(self, revision: str) -> None:
@@ -174,14 +182,18 @@ class Database:
         """The audit log, newest first."""
         with Session(self._engine) as session:
             rows = session.scalars(select(_ChangeRow).order_by(_ChangeRow.id.desc()).limit(limit))
-            return [
-                Change(row.at.replace(tzinfo=UTC), row.actor, row.subject, row.field, row.old, row.new) for row in rows
-            ]
+            return [Change(_in_utc(row.at), row.actor, row.subject, row.field, row.old, row.new) for row in rows]
 
     # --- GPU-hours ---
 
     def meter(self, hour: int, more: Mapping[str, Metered]) -> None:
         """Add to what users held and used in an hour, counted in hours since 1970."""
+        try:
+            self._add_to_meter(hour, more)
+        except IntegrityError:  # another service counted the same user's first minute of this hour
+            self._add_to_meter(hour, more)
+
+    def _add_to_meter(self, hour: int, more: Mapping[str, Metered]) -> None:
         with Session(self._writer) as session, session.begin():
             for user, metered in sorted(more.items()):
                 row = session.get(_MeterRow, (user, hour), with_for_update=True)
@@ -228,6 +240,11 @@ def _text(value: object) -> str | None:
     if value is None:
         return None
     return (", ".join(value) if isinstance(value, tuple) else str(value))[:_TEXT_MAX]
+
+
+def _in_utc(time: datetime) -> datetime:
+    """SQLite gives it back without a zone, PostgreSQL in the session's."""
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _now() -> datetime:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import socket as socket_module
 import sys
 from collections.abc import Collection
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
+from traitlets.utils.importstring import import_item
 
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
+from jupyter_vgpu.quota import Policy
 
+from .choices import all_slices, slice_key
 from .idle import VARIABLE as IDLE_VARIABLE
+from .mixin import VGPUMixin
 from .service.settings import READ_SCOPE, WRITE_SCOPE, Settings
 
 SERVICE = "vgpu"
@@ -25,13 +30,13 @@ ADMIN_ROLE = "vgpu-admin"
 _SERVICE_SCOPES = ["list:users", "read:users:groups", "read:servers", "list:groups", "read:groups", "delete:servers"]
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
 _LIMITS = {
-    "memory": ("gpu_mem_limit", None),
-    "cores": ("gpu_core_limit", 100.0),
-    "policy": ("gpu_policy", "hard"),
-    "mem_ceiling": ("gpu_mem_ceiling", None),
-    "core_ceiling": ("gpu_core_ceiling", None),
-    "policy_ceiling": ("gpu_policy_ceiling", None),
-    "hours": ("gpu_hours", None),
+    "memory": "gpu_mem_limit",
+    "cores": "gpu_core_limit",
+    "policy": "gpu_policy",
+    "mem_ceiling": "gpu_mem_ceiling",
+    "core_ceiling": "gpu_core_ceiling",
+    "policy_ceiling": "gpu_policy_ceiling",
+    "hours": "gpu_hours",
 }
 
 
@@ -58,44 +63,56 @@ def setup_vgpu(
             A working job is never touched. None: nothing is stopped.
 
     Raises:
-        QuotaError: for a limit that is none. ValueError: where it was called before, or for minutes that are none.
+        QuotaError: for a limit or slice that is none.
+        ValueError: for a spawner class without slices, a database that is said twice, minutes that are none, and where
+            it was called before.
     """
     if any(service.get("name") == SERVICE for service in _list(c, "services")):
         raise ValueError(f"the hub's config has a service named {SERVICE!r} already: call setup_vgpu once")
     if not _get(c, "JupyterHub", "spawner_class"):
         c.JupyterHub.spawner_class = "vgpu-docker"
-    if not _get(c, "VGPUMixin", "vgpu_db_url"):
+    spawner = _spawner_class(c.JupyterHub.spawner_class)
+    if db_url and _trait(c, spawner, "vgpu_db_url"):
+        raise ValueError(
+            "the database is said twice: by setup_vgpu's db_url and by the trait vgpu_db_url; leave one out"
+        )
+    if not _trait(c, spawner, "vgpu_db_url"):
         c.VGPUMixin.vgpu_db_url = db_url or f"sqlite:///{Path.cwd() / 'vgpu.sqlite'}"
-    if not _get(c, "VGPUMixin", "vgpu_socket"):
+    if not _trait(c, spawner, "vgpu_socket"):
         c.VGPUMixin.vgpu_socket = str(default_run_dir() / ADMIN_SOCKET)
     scopes = {
         READ_SCOPE: {"description": "See the hub's GPUs, whose slices are on them, and everybody's GPU quotas"},
         WRITE_SCOPE: {"description": "Change GPU quotas and running slices, and stop servers with a slice"},
     }
-    c.JupyterHub.custom_scopes = scopes | (_get(c, "JupyterHub", "custom_scopes") or {})
-    c.JupyterHub.services = [*_list(c, "services"), _service(c, port or _free_port())]
+    c.JupyterHub.custom_scopes = scopes | (_get(c, "JupyterHub", "custom_scopes", {}) or {})
+    c.JupyterHub.services = [*_list(c, "services"), _service(c, spawner, port or _free_port())]
     roles = [{"name": SERVICE, "services": [SERVICE], "scopes": _SERVICE_SCOPES}]
     roles.append(
         {
             "name": ADMIN_ROLE,
-            "users": sorted({*admins, *(_get(c, "Authenticator", "admin_users") or ())}),
+            "users": sorted({*admins, *(_get(c, "Authenticator", "admin_users", set()) or ())}),
             "groups": sorted(admin_groups),
             "scopes": [f"access:services!service={SERVICE}", READ_SCOPE, WRITE_SCOPE],
         }
     )
     if gpu_idle_minutes is not None:
-        c.JupyterHub.services = [*_list(c, "services"), _idle_culler(c, gpu_idle_minutes)]
+        c.JupyterHub.services = [
+            *_list(c, "services"),
+            _idle_culler(_trait(c, spawner, "vgpu_socket"), gpu_idle_minutes),
+        ]
         roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
     c.JupyterHub.load_roles = [*_list(c, "load_roles"), *roles]
 
 
-def _service(c: Config, port: int) -> dict[str, Any]:
+def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
+    slices = _trait(c, spawner, "gpu_slices") or []
     settings = Settings(
-        db_url=c.VGPUMixin.vgpu_db_url,
-        socket=c.VGPUMixin.vgpu_socket,
-        limits=_limits(c),
-        window=_limit(c, "gpu_hours_window") or "rolling",
-        measure=_limit(c, "gpu_hours_of") or "held",
+        db_url=_trait(c, spawner, "vgpu_db_url"),
+        socket=_trait(c, spawner, "vgpu_socket"),
+        limits=_limits(c, spawner),
+        slices=[slice_key(quota) for quota in all_slices(slices, Policy.HARD)],
+        window=_trait(c, spawner, "gpu_hours_window"),
+        measure=_trait(c, spawner, "gpu_hours_of"),
     )
     _ = settings.bounds  # what is wrong is said now, not by each server
     return {
@@ -108,14 +125,14 @@ def _service(c: Config, port: int) -> dict[str, Any]:
     }
 
 
-def _idle_culler(c: Config, minutes: float) -> dict[str, Any]:
+def _idle_culler(socket: str, minutes: float) -> dict[str, Any]:
     if minutes <= 0:
         raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
     seconds = minutes * 60
     every = max(1, round(min(60, seconds / 2)))
     config = Path(__file__).with_name("idle_culler_config.py")
     arguments = [f"--config={config}", f"--timeout={max(1, round(seconds))}", f"--cull-every={every}"]
-    values = json.dumps({"socket": c.VGPUMixin.vgpu_socket, "seconds": seconds})
+    values = json.dumps({"socket": socket, "seconds": seconds})
     return {
         "name": IDLE_SERVICE,
         "command": [sys.executable, "-m", "jupyterhub_idle_culler", *arguments],
@@ -127,29 +144,36 @@ def _python_path() -> dict[str, str]:
     return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
 
 
-def _limits(c: Config) -> dict[str, Any] | None:
+def _limits(c: Config, spawner: type[VGPUMixin]) -> dict[str, Any] | None:
     """None where one of them is computed for each user."""
-    found = {name: _limit(c, trait, default) for name, (trait, default) in _LIMITS.items()}
-    try:
-        json.dumps(found)
-    except TypeError:
-        return None
-    return found
+    found = {name: _trait(c, spawner, trait) for name, trait in _LIMITS.items()}
+    return None if any(callable(value) for value in found.values()) else found
 
 
-def _limit(c: Config, trait: str, default: Any = None) -> Any:
-    """As set on the spawner class that is used, or on the mixin; the class goes first, as traitlets has it."""
-    for name in [name for name in c if name.startswith("VGPU") and name != "VGPUMixin"] + ["VGPUMixin"]:
-        value = _get(c, name, trait)
+def _spawner_class(name: Any) -> type[VGPUMixin]:
+    """As JupyterHub finds it: an entry point's name, a dotted name, or the class itself."""
+    if isinstance(name, str):
+        known = {point.name: point for point in entry_points(group="jupyterhub.spawners")}
+        name = known[name].load() if name in known else import_item(name)
+    if not (isinstance(name, type) and issubclass(name, VGPUMixin)):
+        own = "vgpu-docker, vgpu-local, vgpu-simple"
+        raise ValueError(f"spawner_class={name!r} gives no GPU slices: take {own}, or a class with VGPUMixin as a base")
+    return name
+
+
+def _trait(c: Config, spawner: type[VGPUMixin], name: str) -> Any:
+    """As the spawner will have it: the config of the nearest class goes first, then the class' own default."""
+    for cls in spawner.mro():
+        value = _get(c, cls.__name__, name)
         if value is not None:
             return value
-    return default
+    return spawner.class_traits()[name].default()
 
 
-def _get(c: Config, section: str, name: str) -> Any:
-    """What the config says, or None."""
+def _get(c: Config, section: str, name: str, initial: Any = None) -> Any:
+    """What the config says, or None. initial: what there is to add to, where it only adds."""
     value = c[section].get(name) if section in c else None
-    return value.get_value(set()) if isinstance(value, LazyConfigValue) else value
+    return value.get_value(initial) if isinstance(value, LazyConfigValue) else value
 
 
 def _list(c: Config, name: str) -> list[Any]:
@@ -158,6 +182,6 @@ def _list(c: Config, name: str) -> list[Any]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
+    with socket_module.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

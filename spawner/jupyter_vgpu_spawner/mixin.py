@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from .choices import FIELD, NO_GPU, Choice, allowed_slices, choices, describe, p
 from .database import DatabaseError
 from .hours import Balance, Window, why_spent
 from .limits import Limits
+from .rules import DEFAULT_LABEL, USER_LABEL
 
 Json = dict[str, Any]
 
@@ -190,8 +192,9 @@ class VGPUMixin(Limits):
         await self.close_slice()
         if quota is None:
             return
-        ceiling = (await self.gpu_bounds()).ceiling
-        body = {"name": self.tenant_name, **quota.as_json(), "ceiling": ceiling.as_json()}
+        bounds = await self.gpu_bounds()
+        labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
+        body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
         try:
             tenant = await self._create(body | self.slice_owner())
         except DaemonAway as error:

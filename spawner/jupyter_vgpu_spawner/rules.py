@@ -14,6 +14,8 @@ GROUP_PROPERTY = "vgpu"
 Number = TypeVar("Number", int, float)
 
 FIELDS = ("memory", "cores", "policy", "slices", "hours")
+USER_LABEL, DEFAULT_LABEL = "jupyterhub_user", "jupyterhub_default"
+"""What a spawner writes on its slices: whose it is, and what the config gives that user, as JSON of a quota."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000
@@ -68,7 +70,10 @@ def _parse_slices(value: object) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise QuotaError(f"slices={str(value)[:40]!r} is no list of slices: give keys, such as '1GiB-25, 2GiB-50'")
-    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    keys = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not keys:
+        raise QuotaError("slices is empty: give keys, leave it out for all slices, or give memory=0 for no GPU")
+    return keys
 
 
 def _parse_hours(value: object) -> float:
@@ -162,7 +167,8 @@ def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]
 def follow(held: Quota, before: Entitlement, after: Entitlement) -> Quota | None:
     """What becomes of a running slice when its user's quota changes; None: it stays as it is.
 
-    A slice that was all that the user might have grows and shrinks with it; one that was chosen smaller only shrinks.
+    Field by field: memory, or compute, that was all that the user might have grows and shrinks with it; what was chosen
+    smaller only shrinks.
     Nobody loses a slice by this: a user who may have no GPU any more keeps it until the server stops.
     """
     if after.quota is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import requests
 from support.node import Node, wait_until
@@ -100,3 +102,31 @@ class Hub:
                 os.kill(int(proxy.read_text()), signal.SIGTERM)
             except (ProcessLookupError, ValueError):
                 pass
+
+
+class Admin:
+    """A user's session with the service's pages and API."""
+
+    def __init__(self, hub: Hub, name: str = "dean") -> None:
+        self.user: HubUser = hub.user(name)
+        self.base = f"{hub.url}/services/vgpu/"
+        self.get()  # through the hub's login to the service, if it lets this user in
+
+    def get(self, path: str = "") -> requests.Response:
+        return self.user.session.get(self.base + path, timeout=30)
+
+    def page(self, path: str = "") -> str:
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def post(self, path: str, **form: str) -> requests.Response:
+        found = re.search(r'name="_xsrf" value="([^"]+)"', self.page())
+        assert found
+        return self.user.session.post(self.base + path, data={"_xsrf": found[1], **form}, timeout=30)
+
+    def person(self, name: str) -> dict[str, Any]:
+        state = self.get("api/state")
+        assert state.status_code == 200, state.text
+        users: list[dict[str, Any]] = state.json()["users"]
+        return next(user for user in users if user["name"] == name)

@@ -5,30 +5,21 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from jupyter_vgpu_spawner.database import Base, Database, DatabaseError, Metered
+from jupyter_vgpu_spawner.database import Base, Database, DatabaseError, Metered, MigrationError
 from jupyter_vgpu_spawner.rules import Rule
 from sqlalchemy import create_engine, text
-from support.node import left_out
-from support.postgres import Postgres, find_programs
+from support.postgres import Postgres
 
 from jupyter_vgpu.quota import Policy
 
 GIB = 1 << 30
 RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if not find_programs():
-        left_out("PostgreSQL is not here; as root, tests/install-system-packages.sh installs it")
-    made = Postgres()
-    yield made
-    made.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -103,7 +94,7 @@ def test_migrations_go_up_and_down_with_data(url: str) -> None:
     database.upgrade("0001")
     with create_engine(url).begin() as connection:
         connection.execute(
-            text('INSERT INTO user_rules ("user", memory, cores) VALUES (:user, :memory, 25)'),
+            text('INSERT INTO vgpu_user_rules ("user", memory, cores) VALUES (:user, :memory, 25)'),
             {"user": "alice", "memory": 2 * GIB},
         )
     database.upgrade()
@@ -123,12 +114,38 @@ def test_the_migrations_make_what_the_models_say(url: str) -> None:
     database = Database(url)
     database.upgrade()
     with create_engine(url).connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        context = MigrationContext.configure(connection, opts={"version_table": "vgpu_version"})
+        assert compare_metadata(context, Base.metadata) == []
+    database.close()
+
+
+def test_times_are_utc_whatever_zone_the_server_is_in(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    database = Database(url)
+    database.upgrade()
+    database.note("root", "alice/", "server", "running", "stopped")
+    at = database.changes()[0].at
+    assert at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+    database.close()
+
+
+def test_the_hubs_own_database_will_do_and_a_newer_one_is_told(url: str) -> None:
+    with create_engine(url).begin() as connection:  # as the hub's own alembic leaves it
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('f460b0348206')"))
+    database = Database(url)
+    database.upgrade()
+    database.set_rule("alice", RULE, "root")
+    with create_engine(url).begin() as connection:
+        connection.execute(text("UPDATE vgpu_version SET version_num = '9999'"))
+    with pytest.raises(MigrationError, match="9999"):
+        database.upgrade()
     database.close()
 
 
 def test_a_name_that_is_sql_is_a_name(database: Database) -> None:
-    name = "'; DROP TABLE user_rules; --"
+    name = "'; DROP TABLE vgpu_user_rules; --"
     database.set_rule(name, RULE, name)
     assert database.rules() == {name: RULE}
     assert database.changes()[0].subject == name

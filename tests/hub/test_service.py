@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 from support.node import Node, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Hub
-from hubclient import HubUser
+from hub import Admin, Hub
 
 GIB = 1 << 30
 API = "services/vgpu/api"
@@ -30,8 +28,14 @@ c.JupyterHub.load_groups = {
     "physics": {"users": ["alice"], "properties": {"vgpu": {"memory": "2G"}}},
     "broken": {"users": ["bob"], "properties": {"vgpu": {"memory": "lots"}}},
 }
-c.JupyterHub.services = [{"name": "other", "api_token": "other-services-secret-token"}]
-c.JupyterHub.load_roles = [{"name": "watcher", "services": ["other"], "scopes": ["custom:vgpu:read", "access:services!service=vgpu"]}]
+c.JupyterHub.services = [
+    {"name": "other", "api_token": "other-services-secret-token"},
+    {"name": "registrar", "api_token": "registrars-secret-token-for-tests"},
+]
+c.JupyterHub.load_roles = [
+    {"name": "watcher", "services": ["other"], "scopes": ["custom:vgpu:read", "access:services!service=vgpu"]},
+    {"name": "registrar", "services": ["registrar"], "scopes": ["groups"]},
+]
 c.VGPUMixin.gpu_mem_limit = "1G"
 c.VGPUMixin.gpu_core_limit = 25
 c.VGPUMixin.gpu_mem_ceiling = "6G"
@@ -55,34 +59,6 @@ def hub(shared_node: Node) -> Iterator[Hub]:
     wait_until(lambda: requests.get(f"{made.url}/services/vgpu/health", timeout=5).ok, 30, "the service answers")
     yield made
     made.stop()
-
-
-class Admin:
-    """A user's session with the service's pages and API."""
-
-    def __init__(self, hub: Hub, name: str = "dean") -> None:
-        self.user: HubUser = hub.user(name)
-        self.base = f"{hub.url}/services/vgpu/"
-        self.get()  # through the hub's login to the service, if it lets this user in
-
-    def get(self, path: str = "") -> requests.Response:
-        return self.user.session.get(self.base + path, timeout=30)
-
-    def page(self, path: str = "") -> str:
-        answer = self.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def post(self, path: str, **form: str) -> requests.Response:
-        found = re.search(r'name="_xsrf" value="([^"]+)"', self.page())
-        assert found
-        return self.user.session.post(self.base + path, data={"_xsrf": found[1], **form}, timeout=30)
-
-    def person(self, name: str) -> dict[str, Any]:
-        state = self.get("api/state")
-        assert state.status_code == 200, state.text
-        users: list[dict[str, Any]] = state.json()["users"]
-        return next(user for user in users if user["name"] == name)
 
 
 @pytest.fixture
@@ -237,7 +213,8 @@ def test_nobody_without_the_scope_gets_anywhere(hub: Hub, admin: Admin, method: 
     before = admin.page("audit.csv")
     url = f"{hub.url}/services/vgpu/{path}"
     alice = Admin(hub, "alice")
-    own = alice.user.session.request(method, url, data={"user": "alice", "memory": "6G"}, timeout=30)
+    xsrf = {"X-XSRFToken": alice.user.xsrf("/services/vgpu/") or ""}
+    own = alice.user.session.request(method, url, data={"user": "alice", "memory": "6G"}, headers=xsrf, timeout=30)
     assert own.status_code == 403
     token = alice.user.token()
     for headers in ({}, {"Authorization": "token nonsense"}, {"Authorization": f"token {token}"}):
@@ -250,6 +227,27 @@ def test_nobody_without_the_scope_gets_anywhere(hub: Hub, admin: Admin, method: 
     assert admin.page("audit.csv") == before
 
 
+@pytest.mark.parametrize("header", [{}, {"Authorization": "x"}, {"Authorization": "token nonsense"}])
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_page_of_another_users_server_can_not_act_for_the_admin(
+    hub: Hub, admin: Admin, method: str, path: str, header: dict[str, str]
+) -> None:
+    """It is of the same site, so the admin's cookies go with it, and it may set headers; it does not know the token."""
+    before = admin.page("audit.csv")
+    headers = header | {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
+    answer = admin.user.session.request(
+        method,
+        f"{hub.url}/services/vgpu/{path}",
+        data={"user": "alice", "memory": "6G"},
+        headers=headers,
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert answer.status_code in (302, 403), answer.text
+    assert "alice" not in answer.text
+    assert admin.page("audit.csv") == before
+
+
 @pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route[0] != "GET"])
 def test_who_may_only_read_changes_nothing(hub: Hub, admin: Admin, method: str, path: str) -> None:
     before = admin.page("audit.csv")
@@ -259,13 +257,6 @@ def test_who_may_only_read_changes_nothing(hub: Hub, admin: Admin, method: str, 
     answer = requests.request(method, url, headers=headers, json={"memory": "6G"}, timeout=30, allow_redirects=False)
     assert answer.status_code == 403
     assert admin.page("audit.csv") == before
-
-
-def test_another_sites_form_is_refused(admin: Admin) -> None:
-    admin.page()
-    answer = admin.user.session.post(admin.base + "edit", data={"user": "alice", "memory": "6G"}, timeout=30)
-    assert answer.status_code == 403
-    assert "memory" not in admin.person("alice")["rule"]
 
 
 def test_the_api_changes_quotas_and_slices_for_a_token_that_may(hub: Hub, admin: Admin, shared_node: Node) -> None:
@@ -291,6 +282,44 @@ def test_the_api_changes_quotas_and_slices_for_a_token_that_may(hub: Hub, admin:
     finally:
         bob.stop()
     assert requests.delete(url, headers=headers, timeout=30).json() == {"rule": {}, "troubles": []}
+
+
+def test_what_another_admin_changed_meanwhile_is_not_written_over(admin: Admin) -> None:
+    admin.post("edit", user="alice", memory="3G")
+    answer = admin.post("edit", user="alice", cores="10", expected="{}")  # a page of before
+    assert (answer.status_code, "was changed meanwhile" in answer.text) == (409, True)
+    assert admin.person("alice")["rule"] == {"memory": 3 * GIB}
+    now = json.dumps(admin.person("alice")["rule"])
+    assert admin.post("edit", user="alice", cores="10", expected=now).status_code == 200
+
+
+def test_a_slice_that_was_made_smaller_by_its_group_is_cut_soon(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    alice = hub.user("alice")
+    alice.spawn("2GiB-25")
+    headers = {"Authorization": "token registrars-secret-token-for-tests"}
+    group = f"{hub.url}/hub/api/groups/physics/properties"
+    try:
+        changed = requests.put(group, json={"vgpu": {"memory": "512M"}}, headers=headers, timeout=30)
+        assert changed.status_code == 200, changed.text
+        wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == GIB // 2, 25, "the slice is cut")
+        requests.put(group, json={"vgpu": {"memory": "2G"}}, headers=headers, timeout=30)
+        wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == 2 * GIB, 25, "and grows with it")
+    finally:
+        alice.stop()
+
+
+def test_a_tenant_of_nobody_in_the_hub_is_out_of_reach(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    """A program that the node's admin runs, with a name like a server's."""
+    job = shared_node.tenant("1G", 10, "alice/job")
+    headers = {"Authorization": f"token {admin.user.token()}"}
+    try:
+        one = f"{hub.url}/{API}/slices/alice%2Fjob"
+        assert requests.patch(one, json={"memory": "2G"}, headers=headers, timeout=30).status_code == 404
+        assert requests.delete(one, headers=headers, timeout=30).status_code == 404
+        assert admin.person("alice")["servers"] == []
+        assert shared_node.show("alice/job")["quota"]["memory"] == GIB
+    finally:
+        shared_node.client.request("DELETE", f"/api/tenants/{job['id']}")
 
 
 def test_a_daemon_that_is_away_leaves_the_page_and_a_killed_service_comes_back(

@@ -27,9 +27,16 @@ class Postgres:
         if os.geteuid() == 0:
             shutil.chown(self._root, "postgres", "postgres")
         self._run("initdb", "-A", "trust", "-U", "vgpu", "-D", str(self._root / "data"))
+        self._count = 0
+        self.start()
+
+    def start(self) -> None:
         options = f"-c listen_addresses='' -k {self._root}"
         self._run("pg_ctl", "-w", "-D", str(self._root / "data"), "-o", options, "-l", str(self._root / "log"), "start")
-        self._count = 0
+
+    def kill(self) -> None:
+        """As a machine that is switched off."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "-D", str(self._root / "data"), "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
         runuser = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -48,5 +55,5 @@ class Postgres:
         return f"postgresql+psycopg://vgpu@/{name}?host={quote(str(self._root), safe='')}"
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-w", "-m", "immediate", "-D", str(self._root / "data"), "stop")
+        self.kill()
         shutil.rmtree(self._root, ignore_errors=True)

@@ -33,7 +33,8 @@ def test_three_lines_are_enough() -> None:
     assert (bounds.default.memory, bounds.default.cores, bounds.ceiling.memory) == (4 * GIB, 100, 4 * GIB)
     role = next(role for role in c.JupyterHub.load_roles if role["name"] == "vgpu-admin")
     assert (role["users"], role["groups"]) == (["dean"], ["staff"])
-    assert {READ_SCOPE, WRITE_SCOPE} <= set(role["scopes"]) & (set(c.JupyterHub.custom_scopes) | set(role["scopes"]))
+    assert {READ_SCOPE, WRITE_SCOPE} <= set(role["scopes"])
+    assert set(c.JupyterHub.custom_scopes) == {READ_SCOPE, WRITE_SCOPE}
 
 
 def test_what_is_there_stays() -> None:
@@ -41,11 +42,14 @@ def test_what_is_there_stays() -> None:
     c.JupyterHub.spawner_class = "vgpu-local"
     c.JupyterHub.services = [{"name": "culler"}]
     c.JupyterHub.load_roles.append({"name": "mine"})  # as people append to what has no value yet
-    c.JupyterHub.custom_scopes = {"custom:mine": {"description": "mine"}}
+    c.JupyterHub.custom_scopes.update({"custom:mine": {"description": "mine"}})
     c.Authenticator.admin_users = {"root"}
     c.VGPUMixin.vgpu_db_url = "postgresql+psycopg://db/vgpu"
     c.VGPULocalProcessSpawner.gpu_core_limit = 30
     c.VGPUMixin.gpu_core_limit = 20  # the class goes first
+    c.VGPUDockerSpawner.gpu_core_limit = 99  # and is not this one
+    c.LocalProcessSpawner.gpu_hours = 7  # a base of it
+    c.VGPULocalProcessSpawner.vgpu_socket = "/elsewhere/vgpud.sock"
     setup_vgpu(c)
     assert c.JupyterHub.spawner_class == "vgpu-local"
     assert [service["name"] for service in c.JupyterHub.services] == ["culler", "vgpu"]
@@ -54,7 +58,37 @@ def test_what_is_there_stays() -> None:
     assert c.JupyterHub.load_roles[2]["users"] == ["root"]
     assert settings(c).db_url == "postgresql+psycopg://db/vgpu"
     assert settings(c).limits is not None
-    assert settings(c).limits["cores"] == 30  # type: ignore[index]
+    assert (settings(c).limits["cores"], settings(c).limits["hours"]) == (30, 7)  # type: ignore[index]
+    assert settings(c).socket == "/elsewhere/vgpud.sock"
+
+
+def test_what_can_not_be_is_said_when_the_hub_starts() -> None:
+    c = Config()
+    c.JupyterHub.spawner_class = "simple"
+    with pytest.raises(ValueError, match="gives no GPU slices: take vgpu-docker"):
+        setup_vgpu(c)
+    c = Config()
+    c.VGPUMixin.vgpu_db_url = "sqlite:///a"
+    with pytest.raises(ValueError, match="said twice"):
+        setup_vgpu(c, db_url="sqlite:///b")
+    c = Config()
+    c.VGPUMixin.gpu_slices = [{"memory": "4G"}]
+    with pytest.raises(QuotaError, match="each slice is a dict with 'memory' and 'cores'"):
+        setup_vgpu(c)
+    with pytest.raises(ValueError, match="gpu_idle_minutes=0 is no time"):
+        setup_vgpu(Config(), gpu_idle_minutes=0)
+
+
+def test_a_password_is_in_a_file_of_the_hubs_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    c = Config()
+    setup_vgpu(c, db_url="postgresql+psycopg://vgpu:secret@db/vgpu")
+    environment = c.JupyterHub.services[0]["environment"]
+    assert "secret" not in json.dumps(environment)  # the hub writes it into its database
+    file = tmp_path / "vgpu_service.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv(VARIABLE, environment[VARIABLE])
+    assert Settings.from_environment().db_url == "postgresql+psycopg://vgpu:secret@db/vgpu"
 
 
 def test_limits_that_are_computed_are_left_to_the_spawner() -> None:

@@ -24,7 +24,7 @@ def rules() -> st.SearchStrategy[Rule]:
         st.none() | st.just(0) | st.integers(GIB, 80 * GIB),
         st.none() | st.floats(1, 100),
         st.none() | st.sampled_from(Policy),
-        st.none() | st.lists(st.sampled_from(["1GiB-25", "2GiB-50"]), unique=True).map(tuple),
+        st.none() | st.lists(st.sampled_from(["1GiB-25", "2GiB-50"]), min_size=1, unique=True).map(tuple),
         st.none() | st.floats(0, 100),
     )
 
@@ -105,6 +105,7 @@ def test_a_rule_is_written_and_read_without_loss(rule: Rule) -> None:
         ({"hours": -1}, "give one from 0 to"),
         ({"hours": "nan"}, "give one from 0 to"),
         ({"slices": 7}, "give keys"),
+        ({"slices": []}, "leave it out for all slices"),
         ({"memroy": "4G"}, "give some of memory, cores, policy, slices, hours"),
     ],
 )

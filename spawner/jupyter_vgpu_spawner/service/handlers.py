@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated, UserNotAllowed
 from tornado import web
 
 from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
@@ -27,6 +27,8 @@ log = logging.getLogger("vgpu.service")
 
 Json = dict[str, Any]
 AUDIT_LINES = 200
+PAGE = 100
+"""Users on a page."""
 _EXPECTED = (Refused, QuotaError, HubError, DatabaseError)
 
 _templates = Environment(
@@ -47,16 +49,20 @@ def _status_of(error: BaseException | None) -> int | None:
 
 
 class ServiceHandler(HubOAuthenticated, web.RequestHandler):
-    """scope: what a user or token must have for this route, besides access to the service."""
+    """scopes: what a user or token must have for this route, all of them, besides access to the service."""
 
-    scope: ClassVar[str] = READ_SCOPE
+    scopes: ClassVar[tuple[str, ...]] = (READ_SCOPE,)
+    _resolving = False
 
     def initialize(self, manager: Manager) -> None:
         self.manager = manager
 
-    @property
-    def hub_scopes(self) -> set[str]:
-        return {self.scope}
+    def check_hub_user(self, model: Json) -> Json | None:
+        """The hub's own check is for access to the service, by any of several scopes; these are needed all."""
+        allowed: Json | None = super().check_hub_user(model)
+        if allowed is not None and not set(self.scopes) <= set(model["scopes"]):
+            raise UserNotAllowed(model)
+        return allowed
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; form-action 'self'")
@@ -64,9 +70,15 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     def check_xsrf_cookie(self) -> None:
-        """Another site's page can't set this header; whose token it is, is looked at after this."""
-        if "Authorization" not in self.request.headers:
-            super().check_xsrf_cookie()
+        """Only for a request that a token has let in: a page of another user's server can set any header."""
+        if "Authorization" in self.request.headers and not self._resolving:
+            _ = self.current_user
+        super().check_xsrf_cookie()
+
+    def get_current_user(self) -> Json | None:
+        self._resolving = True  # looking at a cookie asks for the check above, which must not look again
+        user: Json | None = super().get_current_user()
+        return user
 
     @property
     def actor(self) -> str:
@@ -86,10 +98,11 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         """What went wrong, for the one who asked; the database's own words are for the log."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, DatabaseError):
-            return "The database with the quotas does not answer now; nothing was changed. Try again later."
+            return "The database with the quotas does not answer now, so this was not done. Try again later."
         if isinstance(error, _EXPECTED):
             return str(error)
-        return str(error.log_message) if isinstance(error, web.HTTPError) and error.log_message else self._reason
+        own = isinstance(error, web.HTTPError) and error.status_code < 500 and error.log_message
+        return str(own or self._reason)
 
 
 # --- pages ---
@@ -117,7 +130,7 @@ class PageHandler(ServiceHandler):
 
 
 class AdminHandler(PageHandler):
-    """GPUs and users. ?q=: users whose name or group has it. ?message=…: see EditHandler."""
+    """GPUs and users. ?q=: users whose name or group has it. ?page=: which PAGE of them, from 1."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -127,10 +140,16 @@ class AdminHandler(PageHandler):
         state = await self.manager.state()
         wanted = self.get_query_argument("q", "").strip()
         people = [person for person in state.people if _is_wanted(person, wanted)]
+        pages = max(1, -(-len(people) // PAGE))
+        number = self.get_query_argument("page", "1")
+        at = min(max(1, int(number)), pages) if number.isdecimal() and len(number) < 9 else 1
         self.page(
             "admin.html",
             state=state,
-            people=people,
+            found=len(people),
+            people=people[(at - 1) * PAGE : at * PAGE],
+            at=at,
+            pages=pages,
             q=wanted,
             message=message,
             troubles=[*troubles, *state.troubles],
@@ -157,15 +176,17 @@ class LiveHandler(PageHandler):
 class EditHandler(AdminHandler):
     """The forms of the admin page."""
 
-    scope = WRITE_SCOPE
+    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def post(self) -> None:
         user = self.get_body_argument("user")
         try:
             rule = Rule.parse({name: self.get_body_argument(name, "") for name in FIELDS})
-            troubles = await self.manager.set_rule(user, rule, self.actor)
-        except (QuotaError, Refused) as error:
+            seen = self.get_body_argument("expected", "")
+            expected = Rule.parse(json.loads(seen)) if seen else None
+            troubles = await self.manager.set_rule(user, rule, self.actor, expected)
+        except (QuotaError, Refused, HubError, ValueError) as error:
             self.set_status(_status_of(error) or 400)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
@@ -179,7 +200,7 @@ class EditHandler(AdminHandler):
 class StopHandler(AdminHandler):
     """The button beside a slice."""
 
-    scope = WRITE_SCOPE
+    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def post(self) -> None:
@@ -217,6 +238,7 @@ class CsvHandler(ServiceHandler):
         self.finish(out.getvalue())
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(self.words_of(**kwargs))
 
 
@@ -312,7 +334,7 @@ def _person(person: Person) -> Json:
 class QuotaHandler(ApiHandler):
     """PUT: {memory, cores, policy, slices, hours}, each or none; what is not in it is not said. DELETE: nothing is."""
 
-    scope = WRITE_SCOPE
+    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def put(self, user: str) -> None:
@@ -327,7 +349,7 @@ class QuotaHandler(ApiHandler):
 class SliceHandler(ApiHandler):
     """One running slice, by its server's name: PATCH {memory, cores, policy}; DELETE stops the server."""
 
-    scope = WRITE_SCOPE
+    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def patch(self, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -22,11 +22,10 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HubUser:
-    """As the hub has it. servers: names of those that are not stopped."""
+    """As the hub has it."""
 
     name: str
     groups: tuple[str, ...] = ()
-    servers: tuple[str, ...] = field(default=())
 
 
 class HubApi:
@@ -36,23 +35,20 @@ class HubApi:
         self._url, self._token = url.rstrip("/"), token
 
     async def users(self) -> list[HubUser]:
-        return [
-            HubUser(user["name"], tuple(user.get("groups", ())), tuple(user.get("servers") or ()))
-            for user in await self._all("/users")
-        ]
+        return [_user(user) for user in await self._all("/users")]
 
     async def groups(self) -> dict[str, Any]:
         """Properties by group."""
         return {group["name"]: group.get("properties") for group in await self._all("/groups")}
 
-    async def has_user(self, name: str) -> bool:
+    async def user(self, name: str) -> HubUser | None:
+        """None: the hub has no such user."""
         try:
-            await self._request("GET", f"/users/{quote(name, safe='')}")
+            return _user(await self._request("GET", f"/users/{quote(name, safe='')}"))
         except HubError as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return True
 
     async def stop(self, user: str, server: str) -> None:
         """Ask the hub to stop a server; it may take a while after this returns."""
@@ -78,6 +74,10 @@ class HubApi:
         except OSError as error:
             raise HubError(503, f"the hub does not answer ({error})") from error
         return json.loads(answer.body) if answer.body else None
+
+
+def _user(model: dict[str, Any]) -> HubUser:
+    return HubUser(model["name"], tuple(model.get("groups", ())))
 
 
 def _words(error: HTTPClientError) -> str:

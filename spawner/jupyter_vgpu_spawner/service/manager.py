@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from jupyter_vgpu.client import Client, DaemonError
-from jupyter_vgpu.quota import Policy, Quota
+from jupyter_vgpu.quota import Policy, Quota, QuotaError
 
-from ..database import Change, Database, Metered
+from ..database import Change, Database, DatabaseError, Metered
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
-from ..rules import Bounds, Entitlement, Rule, entitle, follow, of_groups
-from .hub import HubApi, HubUser
+from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
+from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .settings import Settings
 
@@ -38,7 +41,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A user with all that the service knows. entitlement None: the config computes it when a server starts."""
+    """A user with all that the service knows.
+
+    entitlement None: the config computes it when a server starts. is_known False: the hub has no such user any more.
+    """
 
     name: str
     groups: tuple[str, ...]
@@ -46,6 +52,7 @@ class Person:
     entitlement: Entitlement | None
     spent: Metered
     tenants: list[Json]
+    is_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +73,28 @@ class Manager:
         self._database, self._node, self._hub = database, node, hub
         self._bounds = settings.bounds
         self._meter = Meter()
+        self._uncounted: dict[int, dict[str, Metered]] = {}
+        self._entitled: dict[str, Entitlement] = {}  # by tenant, as last seen: running slices follow changes of it
         self._changing = asyncio.Lock()
 
     # --- looking ---
-
-    async def state(self) -> State:
-        """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
-        troubles: list[str] = []
-        gpus, tenants = await self._look_at_node(troubles)
-        users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
-        rules = await asyncio.to_thread(self._database.rules)
-        since = window_start(Window(self.settings.window), datetime.now(UTC))
-        metered = await asyncio.to_thread(self._database.metered, since)
-        troubles += group_rules(groups.items())[1]
-        people = [self._person(user, groups, rules, metered, tenants) for user in users]
-        return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles)
 
     async def node_state(self) -> State:
         """GPUs and slices alone: what changes from second to second."""
         troubles: list[str] = []
         gpus, tenants = await self._look_at_node(troubles)
         return State(gpus, tenants, [], troubles)
+
+    async def state(self) -> State:
+        """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
+        troubles: list[str] = []
+        gpus, tenants = await self._look_at_node(troubles)
+        users, groups = await self._look_at_hub(troubles)
+        rules, metered = await self._look_at_database(troubles)
+        names = {user.name for user in users}
+        gone = [HubUser(name) for name in rules if name not in names]
+        people = [self._person(user, groups, rules, metered, tenants, user.name in names) for user in [*users, *gone]]
+        return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles)
 
     async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
         try:
@@ -96,6 +104,25 @@ class Manager:
             troubles.append(str(error))
             return [], []
 
+    async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
+        try:
+            users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
+        except HubError as error:
+            troubles.append(f"The users are not known now: {error}")
+            return [], {}
+        troubles += group_rules(groups.items())[1]
+        return users, groups
+
+    async def _look_at_database(self, troubles: list[str]) -> tuple[dict[str, Rule], dict[str, Metered]]:
+        since = window_start(Window(self.settings.window), datetime.now(UTC))
+        try:
+            rules = await asyncio.to_thread(self._database.rules)
+            return rules, await asyncio.to_thread(self._database.metered, since)
+        except DatabaseError as error:
+            log.error("%s", error)
+            troubles.append("The database with the users' quotas and GPU-hours does not answer now.")
+            return {}, {}
+
     def _person(
         self,
         user: HubUser,
@@ -103,6 +130,7 @@ class Manager:
         rules: dict[str, Rule],
         metered: dict[str, Metered],
         tenants: list[Json],
+        is_known: bool,
     ) -> Person:
         rule = rules.get(user.name, Rule())
         return Person(
@@ -111,7 +139,8 @@ class Manager:
             rule,
             entitle(self._bounds, _group_rule(user, groups), rule) if self._bounds else None,
             metered.get(user.name, Metered()),
-            [tenant for tenant in tenants if user_of(tenant["name"]) == user.name],
+            [tenant for tenant in tenants if user_of(tenant) == user.name],
+            is_known,
         )
 
     async def changes(self, limit: int | None = None) -> list[Change]:
@@ -120,85 +149,129 @@ class Manager:
 
     # --- changing ---
 
-    async def set_rule(self, user: str, rule: Rule, actor: str) -> list[str]:
-        """Say this of a user from now on; running slices follow at once. Returns what did not, in words."""
-        if not await self._hub.has_user(user):
-            raise Refused(404, f"this hub has no user {user[:80]!r}")
-        async with self._changing:
-            before = await asyncio.to_thread(self._database.rule, user)
-            await asyncio.to_thread(self._database.set_rule, user, rule, actor)
-            return await self._follow(user, before, rule)
+    async def set_rule(self, name: str, rule: Rule, actor: str, expected: Rule | None = None) -> list[str]:
+        """Say this of a user from now on; running slices follow at once. Returns what did not, in words.
 
-    async def _follow(self, user: str, before: Rule, after: Rule) -> list[str]:
-        troubles: list[str] = []
-        tenants = (await self._look_at_node(troubles))[1]
+        expected: what the actor saw; another's change since then is not written over.
+        """
+        self._check_slices(rule)
+        user = await self._hub.user(name)
+        if user is None and not rule.is_empty:
+            raise Refused(404, f"this hub has no user {name[:80]!r}")
         groups = await self._hub.groups()
-        users = {each.name: each for each in await self._hub.users()}
-        group = _group_rule(users.get(user, HubUser(user)), groups)
+        async with self._changing:
+            before = await asyncio.to_thread(self._database.rule, name)
+            if expected not in (None, before):
+                raise Refused(409, f"the quota of {name} was changed meanwhile: look at it as it is now, and try again")
+            await asyncio.to_thread(self._database.set_rule, name, rule, actor)
+            troubles: list[str] = []
+            for tenant in (await self._look_at_node(troubles))[1]:
+                if user and user_of(tenant) == name:
+                    self._entitled.setdefault(tenant["id"], self._entitlement(tenant, user, groups, before))
+                    troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule))
+            return troubles
+
+    def _check_slices(self, rule: Rule) -> None:
+        known = self.settings.slices
+        for key in rule.slices or ():
+            if known and key not in known:
+                raise QuotaError(f"slices: there is no {key[:40]!r}; this hub has: {', '.join(known)}")
+
+    async def follow_all(self) -> None:
+        """What changed elsewhere: groups, and quotas while a server was being started. Called now and then."""
+        tenants = [tenant for tenant in (await self._look_at_node([]))[1] if user_of(tenant)]
+        self._entitled = {key: value for key, value in self._entitled.items() if key in {t["id"] for t in tenants}}
+        if not tenants:
+            return
+        groups = await self._hub.groups()
         for tenant in tenants:
-            bounds = self._bounds_of(tenant)
-            if user_of(tenant["name"]) != user or bounds is None:
+            user = await self._hub.user(str(user_of(tenant)))
+            if user is None:
                 continue
-            old, new = (entitle(bounds, group, rule) for rule in (before, after))
-            if quota := follow(_quota(tenant["quota"]), old, new):
-                troubles += await self._resize(tenant, quota)
-        return troubles
+            async with self._changing:
+                rule = await asyncio.to_thread(self._database.rule, user.name)
+                for trouble in await self._follow(tenant, self._entitlement(tenant, user, groups, rule)):
+                    log.warning("%s", trouble)
 
-    def _bounds_of(self, tenant: Json) -> Bounds | None:
-        """Of a running slice the hub has said the ceiling, whatever the config computes."""
-        ceiling = _quota(tenant["ceiling"]) if tenant["ceiling"] else None
-        if self._bounds:
-            return Bounds(self._bounds.default, ceiling or self._bounds.ceiling, self._bounds.hours)
-        return Bounds(ceiling, ceiling) if ceiling else None
+    def _entitlement(self, tenant: Json, user: HubUser, groups: dict[str, Any], rule: Rule) -> Entitlement:
+        return entitle(_bounds_of(tenant), _group_rule(user, groups), rule)
 
-    async def _resize(self, tenant: Json, quota: Quota) -> list[str]:
+    async def _follow(self, tenant: Json, after: Entitlement) -> list[str]:
+        before = self._entitled.get(tenant["id"], after)
+        self._entitled[tenant["id"]] = after
+        held = _quota(tenant["quota"])
+        quota = follow(held, before, after)
+        if quota is None:
+            return []
         try:
             await self._node.arequest("PATCH", _path(tenant["id"]), quota.as_json())
         except DaemonError as error:
-            return [f"{tenant['name']} stays at {_quota(tenant['quota'])}: {error}"]
+            return [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota)]
         return []
+
+    async def _cut(self, tenant: Json, held: Quota, quota: Quota) -> list[str]:
+        """Where there is no room for more of one, less of the other holds all the same."""
+        less = Quota(min(held.memory, quota.memory), min(held.cores, quota.cores), quota.policy)
+        if less == held:
+            return []
+        try:
+            await self._node.arequest("PATCH", _path(tenant["id"]), less.as_json())
+        except DaemonError as error:
+            return [f"{tenant['name']} could not be cut to {less}: {error}"]
+        return [f"{tenant['name']} is cut to {less}"]
 
     async def resize(self, name: str, values: Json, actor: str) -> Json:
         """Change one running slice, under its ceiling. Returns it as it is now."""
         tenant = await self._tenant(name)
         old = _quota(tenant["quota"])
-        try:
-            resized: Json = await self._node.arequest("PATCH", _path(tenant["id"]), values)
-        except DaemonError as error:
-            raise Refused(error.status, str(error)) from error
-        new = _quota(resized["quota"])
-        await asyncio.to_thread(self._database.note, actor, name, "slice", str(old), str(new))
+        wanted = Quota.parse(
+            values.get("memory", old.memory), values.get("cores", old.cores), values.get("policy", old.policy)
+        )
+        async with self._noted(actor, name, "slice", str(old), str(wanted)):
+            try:
+                resized: Json = await self._node.arequest("PATCH", _path(tenant["id"]), values)
+            except DaemonError as error:
+                raise Refused(error.status, str(error)) from error
         return resized
 
     async def stop(self, name: str, actor: str) -> None:
         """Stop the server of a slice, as the hub does it."""
         tenant = await self._tenant(name)
         user, _, server = tenant["name"].partition("/")
-        await self._hub.stop(user, server)
-        await asyncio.to_thread(self._database.note, actor, name, "server", "running", "stopped")
+        async with self._noted(actor, name, "server", "running", "stopped"):
+            await self._hub.stop(user, server)
+
+    @asynccontextmanager
+    async def _noted(self, actor: str, name: str, field: str, old: str, new: str) -> AsyncIterator[None]:
+        """Nothing is done that is not in the log: first it is noted, and noted again if it was refused."""
+        await asyncio.to_thread(self._database.note, actor, name, field, old, new)
+        try:
+            yield
+        except (Refused, HubError):
+            await asyncio.to_thread(self._database.note, actor, name, field, new, f"refused: {old}")
+            raise
 
     async def _tenant(self, name: str) -> Json:
         try:
             tenant: Json = await self._node.arequest("GET", _path(name))
         except DaemonError as error:
             raise Refused(error.status, str(error)) from error
-        if user_of(tenant["name"]) is None:
+        if user_of(tenant) is None:
             raise Refused(404, f"{name[:80]!r} is no server of this hub")
         return tenant
 
     # --- GPU-hours ---
 
     async def meter(self) -> None:
-        """Count since the last call; called every METER_S seconds."""
-        try:
-            tenants = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
-        except DaemonError as error:
-            log.warning("GPU-hours are not counted now: %s", error)
-            return
-        more = self._meter.look(tenants, time.monotonic())
+        """Count since the last call; called every METER_S seconds. What could not be written waits for the next."""
+        tenants = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
         hour = hour_of(datetime.now(UTC))
-        if more:
-            await asyncio.to_thread(self._database.meter, hour, more)
+        counted = self._uncounted.setdefault(hour, {})
+        for user, more in self._meter.look(tenants, time.monotonic()).items():
+            counted[user] = counted.get(user, Metered()) + more
+        for when in sorted(self._uncounted):
+            await asyncio.to_thread(self._database.meter, when, self._uncounted[when])
+            del self._uncounted[when]
         await asyncio.to_thread(self._database.forget_meter, hour - KEEP_HOURS)
 
     def spent(self, metered: Metered) -> float:
@@ -212,6 +285,12 @@ def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
 
 def _quota(values: Json) -> Quota:
     return Quota(int(values["memory"]), float(values["cores"]), Policy(values["policy"]))
+
+
+def _bounds_of(tenant: Json) -> Bounds:
+    """As the spawner said when it opened the slice, for it alone knows what the config computes."""
+    default = _quota(json.loads(tenant["labels"][DEFAULT_LABEL]))
+    return Bounds(default, _quota(tenant["ceiling"]))
 
 
 def _path(key: str) -> str:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..database import Metered
+from ..rules import USER_LABEL
 
 _SECONDS = 3600.0
 LONGEST_S = 120.0
 """More than this between two looks is not counted: the service or the daemon was away."""
 
 
-def user_of(tenant: str) -> str | None:
-    """The hub's user of a tenant's name; None: it is no server's, but somebody's on the node."""
-    user, slash, _ = tenant.partition("/")
-    return user if slash else None
+def user_of(tenant: Mapping[str, Any]) -> str | None:
+    """The hub's user whose server a tenant is; None: it is somebody's on the node."""
+    user: str | None = tenant["labels"].get(USER_LABEL)
+    return user
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Meter:
         sums: dict[str, Metered] = {}
         seen = {}
         for tenant in tenants:
-            user = user_of(tenant["name"])
+            user = user_of(tenant)
             if user is None:
                 continue
             look = seen[tenant["id"]] = _Look(now, int(tenant["usage"]["on_gpu_ns"]))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from sqlalchemy.engine import make_url
 
 from ..hours import Measure, Window
 from ..limits import bounds_of
@@ -19,20 +22,34 @@ WRITE_SCOPE = "custom:vgpu:write"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """limits: arguments of `bounds_of`; None where the config computes them for each user, so that nobody else can."""
+    """limits: arguments of `bounds_of`; None where the config computes them for each user, so that nobody else can.
+
+    slices: keys of those that may be chosen; empty: the quota itself is the one.
+    """
 
     db_url: str
     socket: str
     limits: Mapping[str, Any] | None
+    slices: Sequence[str] = ()
     window: str = Window.ROLLING
     measure: str = Measure.HELD
 
     @classmethod
     def from_environment(cls) -> Settings:
-        return cls(**json.loads(os.environ[VARIABLE]))
+        values = json.loads(os.environ[VARIABLE])
+        return cls(**(json.loads(Path(values["file"]).read_text()) if "file" in values else values))
 
     def as_environment(self) -> dict[str, str]:
-        return {VARIABLE: json.dumps(asdict(self))}
+        """A password goes into a file for the hub's user alone: the hub keeps environments in its database."""
+        values = asdict(self)
+        if make_url(self.db_url).password is None:
+            return {VARIABLE: json.dumps(values)}
+        path = Path.cwd() / "vgpu_service.json"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            os.fchmod(fd, 0o600)
+            json.dump(values, file)
+        return {VARIABLE: json.dumps({"file": str(path)})}
 
     @property
     def bounds(self) -> Bounds | None:

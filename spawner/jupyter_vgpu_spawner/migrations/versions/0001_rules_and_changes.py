@@ -9,7 +9,7 @@ down_revision = None
 
 def upgrade() -> None:
     op.create_table(
-        "user_rules",
+        "vgpu_user_rules",
         sa.Column("user", sa.String(255), primary_key=True),
         sa.Column("memory", sa.BigInteger),
         sa.Column("cores", sa.Float),
@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("slices", sa.JSON),
     )
     op.create_table(
-        "changes",
+        "vgpu_changes",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("actor", sa.String(255), nullable=False),
@@ -26,9 +26,9 @@ def upgrade() -> None:
         sa.Column("old", sa.String(1024)),
         sa.Column("new", sa.String(1024)),
     )
-    op.create_index("ix_changes_at", "changes", ["at"])
+    op.create_index("ix_vgpu_changes_at", "vgpu_changes", ["at"])
 
 
 def downgrade() -> None:
-    op.drop_table("changes")
-    op.drop_table("user_rules")
+    op.drop_table("vgpu_changes")
+    op.drop_table("vgpu_user_rules")

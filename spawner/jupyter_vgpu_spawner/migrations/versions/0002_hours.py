@@ -8,10 +8,10 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("user_rules") as table:
+    with op.batch_alter_table("vgpu_user_rules") as table:
         table.add_column(sa.Column("hours", sa.Float))
     op.create_table(
-        "meter",
+        "vgpu_meter",
         sa.Column("user", sa.String(255), primary_key=True),
         sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("held", sa.Float, nullable=False),
@@ -20,6 +20,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_table("meter")
-    with op.batch_alter_table("user_rules") as table:
+    op.drop_table("vgpu_meter")
+    with op.batch_alter_table("vgpu_user_rules") as table:
         table.drop_column("hours")
