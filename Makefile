@@ -84,9 +84,10 @@ format: $(STAMPS)/test $(STAMPS)/labextension
 	cd labextension && $(NPM) run format
 	$(BIN)/clang-format -i $(filter %.c %.h,$(NATIVE_SOURCES))
 
-bench: $(STAMPS)/demo native
+bench: $(STAMPS)/test native
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python benchmarks/hub.py
 
 # BENCH: measures to take (see benchmarks/gpu/__main__.py); HAMI_CORE_LIB: a built HAMi-core to compare with.
 bench-gpu: native

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
 from ..quota import QuotaError, parse_memory
 from .gpus import NoGpu, discover, emulate
 from .guard import GuardError
-from .handlers import admin_application, serve, tenant_application
+from .handlers import admin_application, metrics_application, serve, serve_tcp, tenant_application
 from .manager import Limits, Manager
 from .metrics import registry
 from .placement import Strategy
@@ -113,6 +114,16 @@ class NodeApp(JupyterApp):
             c.NodeApp.core_overcommit = 4.0
         """,
     ).tag(config=True)
+    metrics_address = Unicode(
+        help="""
+        Where Prometheus finds the metrics: an address and a port.
+
+        The admin socket has them too, but Prometheus speaks no Unix sockets. Names of users and servers are in them,
+        so give an address that only Prometheus reaches. Empty: nowhere else::
+
+            c.NodeApp.metrics_address = "127.0.0.1:9414"
+        """
+    ).tag(config=True)
     placement = Enum(
         [str(strategy) for strategy in Strategy],
         default_value=str(Strategy.SPREAD),
@@ -168,6 +179,7 @@ class NodeApp(JupyterApp):
         "emulated-gpus": "NodeApp.emulated_gpus",
         "memory-overcommit": "NodeApp.memory_overcommit",
         "placement": "NodeApp.placement",
+        "metrics": "NodeApp.metrics_address",
         "core-overcommit": "NodeApp.core_overcommit",
         "mem-oversubscribe": "NodeApp.gpu_mem_oversubscribe",
     }
@@ -248,6 +260,7 @@ class NodeApp(JupyterApp):
         )
         manager.start()
         stop_api = serve(admin_application(manager, registry(manager)), str(run_dir / ADMIN_SOCKET), 0o600)
+        stop_metrics = self._serve_metrics(manager)
         sampler = asyncio.create_task(self._sample(manager))
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
@@ -255,9 +268,20 @@ class NodeApp(JupyterApp):
         await ended.wait()
         sampler.cancel()
         stop_api()
+        stop_metrics()
         (run_dir / ADMIN_SOCKET).unlink(missing_ok=True)
         manager.stop()
         os.close(lock)
+
+    def _serve_metrics(self, manager: Manager) -> Callable[[], None]:
+        if not self.metrics_address:
+            return lambda: None
+        host, _, port = self.metrics_address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            self.exit_with(
+                f"metrics_address={self.metrics_address!r} is no address and port: give one such as '127.0.0.1:9414'"
+            )
+        return serve_tcp(metrics_application(manager, registry(manager)), host.strip("[]"), int(port))
 
     async def _sample(self, manager: Manager) -> None:
         """Compute use, once a second, off the event loop."""

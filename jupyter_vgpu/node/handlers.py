@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from tornado import web
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_unix_socket
 
 from ..quota import Policy, Quota, QuotaError
 from .manager import Json, Manager, Refused
@@ -176,6 +178,13 @@ def admin_application(manager: Manager, registry: CollectorRegistry) -> web.Appl
     return _application(routes, arguments)
 
 
+def metrics_application(manager: Manager, registry: CollectorRegistry) -> web.Application:
+    """The metrics alone, for Prometheus."""
+    MetricsHandler.registry = registry
+    arguments = {"manager": manager}
+    return _application([(r"/metrics", MetricsHandler, arguments)], arguments)
+
+
 def tenant_application(manager: Manager, tenant_id: str) -> web.Application:
     """One tenant's view of itself."""
     arguments = {"manager": manager}
@@ -195,9 +204,17 @@ def _application(routes: list[tuple[str, Callable[..., Any], Json]], arguments: 
 
 def serve(application: web.Application, path: str, mode: int) -> Callable[[], None]:
     """Serve on a Unix socket; returns how to stop."""
-    from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_unix_socket
-
-    server = HTTPServer(application, max_body_size=_BODY_MAX, idle_connection_timeout=60, body_timeout=10)
+    server = _server(application)
     server.add_socket(bind_unix_socket(path, mode=mode))
     return server.stop
+
+
+def serve_tcp(application: web.Application, host: str, port: int) -> Callable[[], None]:
+    """Serve on an address; returns how to stop. Raises OSError."""
+    server = _server(application)
+    server.listen(port, host)
+    return server.stop
+
+
+def _server(application: web.Application) -> HTTPServer:
+    return HTTPServer(application, max_body_size=_BODY_MAX, idle_connection_timeout=60, body_timeout=10)

@@ -16,6 +16,13 @@ class Window(StrEnum):
     WEEK = "week"
 
 
+class End(StrEnum):
+    """What follows when they are spent. `refuse`: no new server with a GPU. `stop`: running ones are stopped too."""
+
+    REFUSE = "refuse"
+    STOP = "stop"
+
+
 class Measure(StrEnum):
     """`held`: for as long as a slice is held, by its percent. `used`: for the time that its work was on the GPU."""
 
@@ -42,14 +49,19 @@ def _monday(now: datetime) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """GPU-hours of a user in the window. allowed None: no end."""
+    """GPU-hours of a user in the window. allowed None: no end. grace: so many more are let pass, with a warning."""
 
     spent: float = 0.0
     allowed: float | None = None
+    grace: float = 0.0
 
     @property
     def is_spent(self) -> bool:
-        return self.allowed is not None and self.spent >= self.allowed
+        return self.allowed is not None and self.spent >= self.allowed + self.grace
+
+    def is_low(self, part: float) -> bool:
+        """So much of them is spent, or more."""
+        return self.allowed is not None and self.spent >= part * self.allowed
 
     def __str__(self) -> str:
         if self.allowed is None:

@@ -36,7 +36,6 @@ _LIMITS = {
     "mem_ceiling": "gpu_mem_ceiling",
     "core_ceiling": "gpu_core_ceiling",
     "policy_ceiling": "gpu_policy_ceiling",
-    "hours": "gpu_hours",
 }
 
 
@@ -111,8 +110,11 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
         socket=_trait(c, spawner, "vgpu_socket"),
         limits=_limits(c, spawner),
         slices=[slice_key(quota) for quota in all_slices(slices, Policy.HARD)],
+        hours=_trait(c, spawner, "gpu_hours"),
         window=_trait(c, spawner, "gpu_hours_window"),
         measure=_trait(c, spawner, "gpu_hours_of"),
+        grace=_trait(c, spawner, "gpu_hours_grace"),
+        end=_trait(c, spawner, "gpu_hours_end"),
     )
     _ = settings.bounds  # what is wrong is said now, not by each server
     return {

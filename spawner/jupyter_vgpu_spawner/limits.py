@@ -16,7 +16,7 @@ from traitlets.config import Configurable
 from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
 
 from .database import Database, Metered
-from .hours import Balance, Measure, Window, window_start
+from .hours import Balance, End, Measure, Window, window_start
 from .rules import GROUP_PROPERTY, NO_MEMORY, Bounds, Entitlement, Rule, entitle, of_groups
 
 if TYPE_CHECKING:
@@ -178,6 +178,49 @@ class Limits(_Base):
         """,
     ).tag(config=True)
 
+    gpu_hours_warning = Float(
+        0.8,
+        min=0,
+        max=1,
+        help="""
+        From which part of the GPU-hours on the spawn page warns.
+
+        ::
+
+            c.VGPUMixin.gpu_hours_warning = 0.8
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_hours_grace = Float(
+        0.0,
+        min=0,
+        help="""
+        GPU-hours that are let pass beyond `gpu_hours`, with a warning.
+
+        ::
+
+            c.VGPUMixin.gpu_hours_grace = 1
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_hours_end = Enum(
+        [str(end) for end in End],
+        default_value=str(End.REFUSE),
+        help="""
+        What follows when the GPU-hours and the grace are used up.
+
+        `refuse`: no new server with a GPU; one that runs goes on. `stop`: the service stops those that run, too::
+
+            c.VGPUMixin.gpu_hours_end = "stop"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
     gpu_hours_of = Enum(
         [str(measure) for measure in Measure],
         default_value=str(Measure.HELD),
@@ -237,7 +280,8 @@ class Limits(_Base):
         since = window_start(Window(self.gpu_hours_window), datetime.now(UTC))
         metered = await asyncio.to_thread(self._database.metered, since, [self.user.name])
         mine = metered.get(self.user.name, Metered())
-        return Balance(mine.held if self.gpu_hours_of == Measure.HELD else mine.used, entitlement.hours)
+        spent = mine.held if self.gpu_hours_of == Measure.HELD else mine.used
+        return Balance(spent, entitlement.hours, self.gpu_hours_grace)
 
     @property
     def _database(self) -> Database | None:

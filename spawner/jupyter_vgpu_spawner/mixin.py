@@ -149,8 +149,9 @@ class VGPUMixin(Limits):
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
         hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
+        low = offer.balance.is_low(self.gpu_hours_warning)
         return str(form) + page.render(
-            field=FIELD, none=NO_GPU, lines=lines, selected=selected, trouble=trouble, hours=hours
+            field=FIELD, none=NO_GPU, lines=lines, selected=selected, trouble=trouble, hours=hours, low=low
         )
 
     async def vgpu_options_from_form(self, form_data: dict[str, list[str]], spawner: Any = None) -> Json:

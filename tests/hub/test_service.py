@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from support.node import Node, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -150,11 +151,26 @@ def test_what_is_wrong_is_said_and_nothing_is_changed(admin: Admin, form: dict[s
     assert admin.page("audit.csv") == before
 
 
+def test_prometheus_reads_the_same_numbers(hub: Hub, admin: Admin) -> None:
+    admin.post("edit", user="alice", hours="12")
+    headers = {"Authorization": "token other-services-secret-token"}
+    answer = requests.get(f"{hub.url}/services/vgpu/metrics", headers=headers, timeout=30)
+    assert answer.status_code == 200
+    found = {
+        (sample.name, sample.labels.get("user"), sample.labels.get("measure")): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert found["jupyter_vgpu_user_gpu_hours_allowed", "alice", None] == 12
+    held = admin.person("alice")["hours"]["held"]
+    assert found["jupyter_vgpu_user_gpu_hours", "alice", "held"] == pytest.approx(held, abs=0.01)
+    assert found["jupyter_vgpu_user_slices", "alice", None] == 0
+
+
 def test_a_name_with_html_is_text(hub: Hub, admin: Admin) -> None:
     hub.user("eve<b>")
-    page = admin.page()
-    assert "eve&lt;b&gt;" in page
-    assert "eve<b>" not in page
+    wait_until(lambda: "eve&lt;b&gt;" in admin.page(), 10, "she is on the page")
+    assert "eve<b>" not in admin.page()
 
 
 def test_a_groups_broken_quota_gives_nothing_and_is_shown(admin: Admin) -> None:
@@ -196,6 +212,7 @@ ROUTES = (
     ("GET", "audit"),
     ("GET", "audit.csv"),
     ("GET", "users.csv"),
+    ("GET", "metrics"),
     ("GET", "edit"),
     ("GET", "stop"),
     ("POST", "edit"),

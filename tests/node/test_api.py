@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+import requests
 from support.node import CLI, Node, Worker, wait_until
 
 from jupyter_vgpu.client import Client, DaemonError
@@ -153,6 +154,27 @@ def test_metrics_show_the_same_numbers(node: Node) -> None:
     assert 'jupyter_vgpu_memory_used_bytes{tenant="odd \\"name\\""} 1.00663296e+08' in answer
     assert 'jupyter_vgpu_core_quota_ratio{tenant="odd \\"name\\""} 0.25' in answer
     worker.close()
+
+
+def test_prometheus_finds_the_metrics_and_nothing_else_on_an_address() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    node = Node("--emulate", "--emulated-memory=1G", f"--metrics=127.0.0.1:{port}")
+    try:
+        node.tenant("64M", 25, "alice/")
+        url = f"http://127.0.0.1:{port}"
+        assert 'jupyter_vgpu_memory_quota_bytes{tenant="alice/"} 6.7108864e+07' in requests.get(f"{url}/metrics").text
+        assert requests.get(f"{url}/api/tenants").status_code == 404
+        assert requests.delete(f"{url}/api/tenants/alice%2F").status_code == 404
+        assert node.show("alice/")
+    finally:
+        node.stop()
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(AssertionError, match="metrics_address='9414' is no address and port: give one such as"):
+        Node("--emulate", "--emulated-memory=1G", "--metrics=9414")
 
 
 def test_a_second_daemon_in_the_same_directory_says_so(node: Node) -> None:

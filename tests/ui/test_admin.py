@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,21 @@ AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 GIB = 1 << 30
 
 
+def as_a_servers(user: str, memory: str, cores: int) -> dict[str, Any]:
+    """What the spawner asks of vgpud."""
+    most = {"memory": "8G", "cores": 100}
+    labels = {
+        "jupyterhub_user": user,
+        "jupyterhub_default": json.dumps({"memory": 4 * GIB, "cores": 50, "policy": "hard"}),
+    }
+    return {"name": f"{user}/", "memory": memory, "cores": cores, "ceiling": most, "labels": labels}
+
+
 @pytest.fixture(scope="module")
 def slices(demo: Demo) -> Iterator[None]:
     """Two servers' slices, without the servers."""
-    for name, memory, cores in (("alice/", "2G", 25), ("bob/", "1G", 50)):
-        demo.daemon().request("POST", "/api/tenants", {"name": name, "memory": memory, "cores": cores})
+    for user, memory, cores in (("alice", "2G", 25), ("bob", "1G", 50)):
+        demo.daemon().request("POST", "/api/tenants", as_a_servers(user, memory, cores))
     yield
     for name in ("alice%2F", "bob%2F"):
         demo.daemon().request("DELETE", f"/api/tenants/{name}")

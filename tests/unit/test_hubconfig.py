@@ -58,7 +58,7 @@ def test_what_is_there_stays() -> None:
     assert c.JupyterHub.load_roles[2]["users"] == ["root"]
     assert settings(c).db_url == "postgresql+psycopg://db/vgpu"
     assert settings(c).limits is not None
-    assert (settings(c).limits["cores"], settings(c).limits["hours"]) == (30, 7)  # type: ignore[index]
+    assert (settings(c).limits["cores"], settings(c).hours) == (30, 7)  # type: ignore[index]
     assert settings(c).socket == "/elsewhere/vgpud.sock"
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated, UserNotAllowed
+from prometheus_client import CONTENT_TYPE_LATEST
 from tornado import web
 
 from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
@@ -21,6 +22,7 @@ from ..database import DatabaseError
 from ..rules import FIELDS, Rule
 from .hub import HubError
 from .manager import Manager, Person, Refused, State
+from .metrics import exposition
 from .settings import READ_SCOPE, WRITE_SCOPE
 
 log = logging.getLogger("vgpu.service")
@@ -226,23 +228,25 @@ class AuditHandler(PageHandler):
         self.page("audit.html", changes=await self.manager.changes(AUDIT_LINES), most=AUDIT_LINES)
 
 
-# --- CSV ---
+# --- what other programs read ---
 
 
-class CsvHandler(ServiceHandler):
-    def csv(self, name: str, rows: Iterable[Iterable[object]]) -> None:
-        out = io.StringIO()
-        csv.writer(out).writerows([_safe_cell(cell) for cell in row] for row in rows)
-        self.set_header("Content-Type", "text/csv; charset=utf-8")
-        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
-        self.finish(out.getvalue())
-
+class TextHandler(ServiceHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(self.words_of(**kwargs))
 
 
-def _safe_cell(cell: object) -> str:
+class CsvHandler(TextHandler):
+    def csv(self, name: str, rows: Iterable[Iterable[object]]) -> None:
+        out = io.StringIO()
+        csv.writer(out).writerows([as_cell(cell) for cell in row] for row in rows)
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        self.finish(out.getvalue())
+
+
+def as_cell(cell: object) -> str:
     """A name that begins like a formula must not become one in somebody's spreadsheet."""
     text = "" if cell is None else str(cell)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
@@ -280,6 +284,15 @@ def _quota_cells(person: Person) -> tuple[object, ...]:
         return (person.rule.memory, person.rule.cores, person.rule.policy, person.rule.hours)
     quota = entitlement.quota
     return (*((quota.memory, quota.cores, quota.policy) if quota else (0, 0, "")), entitlement.hours)
+
+
+class MetricsHandler(TextHandler):
+    """For Prometheus, with a token that has the scope."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(exposition(await self.manager.state()))
 
 
 # --- API ---
@@ -384,6 +397,7 @@ def application(manager: Manager, prefix: str, hub_prefix: str, cookie_secret: b
         (r"audit", AuditHandler),
         (r"audit\.csv", AuditCsvHandler),
         (r"users\.csv", UsersCsvHandler),
+        (r"metrics", MetricsHandler),
         (r"api/state", StateHandler),
         (r"api/users/([^/]+)/quota", QuotaHandler),
         (r"api/slices/(.+)", SliceHandler),

@@ -17,10 +17,10 @@ from jupyter_vgpu.client import Client, DaemonError
 from jupyter_vgpu.quota import Policy, Quota, QuotaError
 
 from ..database import Change, Database, DatabaseError, Metered
-from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
+from ..hours import WEEK_HOURS, Balance, End, Measure, Window, hour_of, window_start
 from ..limits import group_rules
 from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
-from .hub import HubApi, HubError, HubUser
+from .hub import HubApi, HubError, HubUser, Recent
 from .meter import Meter, user_of
 from .settings import Settings
 
@@ -28,6 +28,9 @@ log = logging.getLogger("vgpu.service")
 
 Json = dict[str, Any]
 METER_S = 10.0
+SERVICE_ACTOR = "the service, for GPU-hours"
+HUB_FRESH_S, HUB_STALE_S = 2.0, 60.0
+"""Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
 KEEP_HOURS = 5 * WEEK_HOURS
 
 
@@ -76,6 +79,11 @@ class Manager:
         self._uncounted: dict[int, dict[str, Metered]] = {}
         self._entitled: dict[str, Entitlement] = {}  # by tenant, as last seen: running slices follow changes of it
         self._changing = asyncio.Lock()
+        self._recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
+
+    async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
+        users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
+        return users, groups
 
     # --- looking ---
 
@@ -106,7 +114,7 @@ class Manager:
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
-            users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
+            users, groups = await self._recent.get()
         except HubError as error:
             troubles.append(f"The users are not known now: {error}")
             return [], {}
@@ -190,11 +198,22 @@ class Manager:
                 continue
             async with self._changing:
                 rule = await asyncio.to_thread(self._database.rule, user.name)
-                for trouble in await self._follow(tenant, self._entitlement(tenant, user, groups, rule)):
+                entitlement = self._entitlement(tenant, user, groups, rule)
+                for trouble in await self._follow(tenant, entitlement):
                     log.warning("%s", trouble)
+            if self.settings.end == End.STOP:
+                await self._stop_if_spent(tenant, user.name, entitlement)
+
+    async def _stop_if_spent(self, tenant: Json, user: str, entitlement: Entitlement) -> None:
+        since = window_start(Window(self.settings.window), datetime.now(UTC))
+        metered = await asyncio.to_thread(self._database.metered, since, [user])
+        balance = Balance(self.spent(metered.get(user, Metered())), entitlement.hours, self.settings.grace)
+        if balance.is_spent:
+            log.info("%s is stopped: %s", tenant["name"], balance)
+            await self.stop(tenant["name"], SERVICE_ACTOR)
 
     def _entitlement(self, tenant: Json, user: HubUser, groups: dict[str, Any], rule: Rule) -> Entitlement:
-        return entitle(_bounds_of(tenant), _group_rule(user, groups), rule)
+        return entitle(_bounds_of(tenant, self.settings.hours), _group_rule(user, groups), rule)
 
     async def _follow(self, tenant: Json, after: Entitlement) -> list[str]:
         before = self._entitled.get(tenant["id"], after)
@@ -287,10 +306,10 @@ def _quota(values: Json) -> Quota:
     return Quota(int(values["memory"]), float(values["cores"]), Policy(values["policy"]))
 
 
-def _bounds_of(tenant: Json) -> Bounds:
+def _bounds_of(tenant: Json, hours: float | None) -> Bounds:
     """As the spawner said when it opened the slice, for it alone knows what the config computes."""
     default = _quota(json.loads(tenant["labels"][DEFAULT_LABEL]))
-    return Bounds(default, _quota(tenant["ceiling"]))
+    return Bounds(default, _quota(tenant["ceiling"]), hours)
 
 
 def _path(key: str) -> str:

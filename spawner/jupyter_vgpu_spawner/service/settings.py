@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from ..hours import Measure, Window
+from ..hours import End, Measure, Window
 from ..limits import bounds_of
 from ..rules import Bounds
 
@@ -31,8 +31,11 @@ class Settings:
     socket: str
     limits: Mapping[str, Any] | None
     slices: Sequence[str] = ()
+    hours: float | None = None
     window: str = Window.ROLLING
     measure: str = Measure.HELD
+    grace: float = 0.0
+    end: str = End.REFUSE
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -54,4 +57,4 @@ class Settings:
     @property
     def bounds(self) -> Bounds | None:
         """Raises QuotaError."""
-        return None if self.limits is None else bounds_of(**self.limits)
+        return None if self.limits is None else bounds_of(**self.limits, hours=self.hours)

@@ -1,0 +1,67 @@
+"""GPU-hours: windows, and what is left."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jupyter_vgpu_spawner.hours import Balance, Window, hour_of, why_spent, window_start
+from jupyter_vgpu_spawner.service.meter import LONGEST_S, Meter
+
+SATURDAY = datetime(2026, 11, 21, 17, 30, tzinfo=UTC)
+
+
+def test_a_week_begins_on_monday_and_a_rolling_window_seven_days_ago() -> None:
+    assert window_start(Window.WEEK, SATURDAY) == hour_of(datetime(2026, 11, 16, tzinfo=UTC))
+    assert window_start(Window.ROLLING, SATURDAY) == hour_of(SATURDAY - timedelta(days=7)) + 1
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)), st.sampled_from(Window))
+def test_a_window_has_a_week_at_most_and_this_hour_in_it(now: datetime, window: Window) -> None:
+    assert 0 <= hour_of(now) - window_start(window, now) < 7 * 24
+
+
+@pytest.mark.parametrize(
+    ("balance", "spent", "low"),
+    [
+        (Balance(7.9, 10), False, False),
+        (Balance(8, 10), False, True),
+        (Balance(10, 10), True, True),
+        (Balance(10.5, 10, grace=1), False, True),
+        (Balance(11, 10, grace=1), True, True),
+        (Balance(99, None), False, False),
+        (Balance(0, 0), True, True),
+    ],
+)
+def test_warned_first_then_let_pass_then_refused(balance: Balance, spent: bool, low: bool) -> None:
+    assert (balance.is_spent, balance.is_low(0.8)) == (spent, low)
+
+
+def test_who_is_refused_is_told_when_there_will_be_more() -> None:
+    assert "on Monday, 23 November, 00:00 UTC" in why_spent(Balance(10, 10), Window.WEEK, SATURDAY)
+    assert "seven days after they were used" in why_spent(Balance(10, 10), Window.ROLLING, SATURDAY)
+    assert why_spent(Balance(9, 10), Window.WEEK, SATURDAY) == ""
+
+
+def tenant(key: str, user: str | None, cores: float, on_gpu_s: float) -> dict[str, object]:
+    labels = {"jupyterhub_user": user} if user else {}
+    return {"id": key, "labels": labels, "quota": {"cores": cores}, "usage": {"on_gpu_ns": on_gpu_s * 1e9}}
+
+
+def test_held_by_the_percent_and_used_by_the_gpu() -> None:
+    meter = Meter()
+    assert meter.look([tenant("a", "alice", 25, 5), tenant("x", None, 50, 0)], 100) == {}
+    found = meter.look([tenant("a", "alice", 25, 9), tenant("b", "alice", 50, 0)], 110)
+    assert found["alice"].held == pytest.approx(10 * 0.25 / 3600)
+    assert found["alice"].used == pytest.approx(4 / 3600)
+    found = meter.look([tenant("a", "alice", 25, 9), tenant("b", "alice", 50, 0)], 120)
+    assert found["alice"].held == pytest.approx(10 * 0.75 / 3600)
+
+
+def test_a_guard_that_began_anew_and_a_service_that_was_away_charge_nobody() -> None:
+    meter = Meter()
+    meter.look([tenant("a", "alice", 100, 50)], 0)
+    found = meter.look([tenant("a", "alice", 100, 1)], 10_000)
+    assert (found["alice"].used, found["alice"].held) == (0, pytest.approx(LONGEST_S / 3600))
