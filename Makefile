@@ -87,7 +87,7 @@ format: $(STAMPS)/test $(STAMPS)/labextension
 bench: $(STAMPS)/test native
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/placement.py
-	$(BIN)/python benchmarks/hub.py
+	$(BIN)/python benchmarks/hub_load.py
 
 # BENCH: measures to take (see benchmarks/gpu/__main__.py); HAMI_CORE_LIB: a built HAMi-core to compare with.
 bench-gpu: native

@@ -169,7 +169,7 @@ def test_prometheus_reads_the_same_numbers(hub: Hub, admin: Admin) -> None:
 
 def test_a_name_with_html_is_text(hub: Hub, admin: Admin) -> None:
     hub.user("eve<b>")
-    wait_until(lambda: "eve&lt;b&gt;" in admin.page(), 10, "she is on the page")
+    wait_until(lambda: "eve&lt;b&gt;" in admin.page(), 30, "she is on the page")
     assert "eve<b>" not in admin.page()
 
 

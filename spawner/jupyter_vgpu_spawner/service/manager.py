@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ log = logging.getLogger("vgpu.service")
 Json = dict[str, Any]
 METER_S = 10.0
 SERVICE_ACTOR = "the service, for GPU-hours"
-HUB_FRESH_S, HUB_STALE_S = 2.0, 60.0
+HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
 KEEP_HOURS = 5 * WEEK_HOURS
 
@@ -67,6 +67,19 @@ class State:
     people: list[Person] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
+    @property
+    def by_gpu(self) -> dict[str, list[Json]]:
+        """Tenants by their GPU's UUID."""
+        return _grouped(self.tenants, lambda tenant: tenant["gpu"]["uuid"])
+
+
+def _grouped(tenants: Iterable[Json], key: Callable[[Json], str | None]) -> dict[str, list[Json]]:
+    groups: dict[str, list[Json]] = {}
+    for tenant in tenants:
+        if (name := key(tenant)) is not None:
+            groups.setdefault(name, []).append(tenant)
+    return groups
+
 
 class Manager:
     """Raises Refused, QuotaError, HubError, DatabaseError."""
@@ -101,7 +114,8 @@ class Manager:
         rules, metered = await self._look_at_database(troubles)
         names = {user.name for user in users}
         gone = [HubUser(name) for name in rules if name not in names]
-        people = [self._person(user, groups, rules, metered, tenants, user.name in names) for user in [*users, *gone]]
+        held = _grouped(tenants, user_of)
+        people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
         return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles)
 
     async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
@@ -137,7 +151,7 @@ class Manager:
         groups: dict[str, Any],
         rules: dict[str, Rule],
         metered: dict[str, Metered],
-        tenants: list[Json],
+        held: dict[str, list[Json]],
         is_known: bool,
     ) -> Person:
         rule = rules.get(user.name, Rule())
@@ -147,7 +161,7 @@ class Manager:
             rule,
             entitle(self._bounds, _group_rule(user, groups), rule) if self._bounds else None,
             metered.get(user.name, Metered()),
-            [tenant for tenant in tenants if user_of(tenant) == user.name],
+            held.get(user.name, []),
             is_known,
         )
 

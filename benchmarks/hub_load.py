@@ -24,7 +24,7 @@ from results import Machine, Row, show, write  # noqa: E402
 from support.node import Node, wait_until  # noqa: E402
 
 SLICES, GPUS, A_SECOND = 1000, 64, 50
-PAGES = 60
+PAGES = 300
 DEFAULT = '{"memory": 536870912, "cores": 6, "policy": "hard"}'
 CONFIG = """
 c.Authenticator.allowed_users = {"dean"}
