@@ -24,6 +24,7 @@
 #define LONG_NS 5000000ull  /* run on for long after the budget is used up */
 #define PATIENCE_NS 5000000000ull /* then a launch goes on: what is on the GPU may be waiting for it */
 
+#define NOTE_NS 100000000ull
 #define RETRY_MS 20
 #define TELL_AFTER_MS 3000
 
@@ -516,13 +517,30 @@ static struct lane *enter_slowly(struct lane *lane)
     return lane;
 }
 
+/* Nobody measures a tenant with the whole GPU; that it is at work is noted all the same, for who rests is stopped. */
+static void note_unpaced(void)
+{
+    static uint64_t noted;
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    uint64_t now = (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+    if (now - __atomic_load_n(&noted, __ATOMIC_RELAXED) < NOTE_NS)
+        return;
+    __atomic_store_n(&noted, now, __ATOMIC_RELAXED);
+    account_note_busy(now);
+}
+
 /* Without its thread nothing is measured: so launches wait for it, as they do for a guard that is away. */
 static bool is_paced(void)
 {
     for (unsigned waited_ms = 0;; waited_ms += RETRY_MS) {
-        if (!tier_is_shim() || slice_core_now() >= 100000 || __atomic_load_n(&stopping, __ATOMIC_RELAXED) ||
-            __atomic_load_n(&lacking, __ATOMIC_RELAXED))
+        if (!tier_is_shim() || __atomic_load_n(&stopping, __ATOMIC_RELAXED))
             return false;
+        if (slice_core_now() >= 100000 || __atomic_load_n(&lacking, __ATOMIC_RELAXED)) {
+            note_unpaced();
+            return false;
+        }
         if (__atomic_load_n(&running, __ATOMIC_ACQUIRE))
             return true;
         struct vgpu_account *mapped = account_map(); /* the daemon is asked: others are not to wait for that */

@@ -25,8 +25,14 @@ from .rules import FIELDS, Rule
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _TEXT_MAX = 1024
-PATIENCE_S = 5
-"""A hub must not stand still because its database does."""
+# A hub must not stand still because its database does, or the network on the way.
+_POSTGRESQL_PATIENCE = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 5000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+}
 DatabaseError = SQLAlchemyError
 MigrationError = CommandError
 
@@ -98,7 +104,7 @@ class Database:
     """Each call is one transaction, on disk when it returns. Raises DatabaseError."""
 
     def __init__(self, url: str) -> None:
-        patience = {"connect_timeout": PATIENCE_S} if make_url(url).get_backend_name() == "postgresql" else {}
+        patience = _POSTGRESQL_PATIENCE if make_url(url).get_backend_name() == "postgresql" else {}
         self._engine: Engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
         self._writer = self._engine.execution_options(writes=True)
         if make_url(url).get_backend_name() == "sqlite":

@@ -165,11 +165,11 @@ def _spawner_class(name: Any) -> type[VGPUMixin]:
 
 def _trait(c: Config, spawner: type[VGPUMixin], name: str) -> Any:
     """As the spawner will have it: the config of the nearest class goes first, then the class' own default."""
+    own = spawner.class_traits()[name].default()
     for cls in spawner.mro():
-        value = _get(c, cls.__name__, name)
-        if value is not None:
-            return value
-    return spawner.class_traits()[name].default()
+        if cls.__name__ in c and name in c[cls.__name__]:
+            return _get(c, cls.__name__, name, own)
+    return own
 
 
 def _get(c: Config, section: str, name: str, initial: Any = None) -> Any:

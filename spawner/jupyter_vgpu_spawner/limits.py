@@ -38,7 +38,7 @@ def group_rules(groups: Iterable[tuple[str, Any]]) -> tuple[list[Rule], list[str
             if not isinstance(values, dict):
                 raise QuotaError(f"{GROUP_PROPERTY} is no object")
             rules.append(Rule.parse(values))
-        except QuotaError as error:
+        except ValueError as error:  # a number of thousands of digits is refused by Python itself
             wrong.append(f"group {name}: {error}")
     return rules, wrong
 

@@ -79,7 +79,7 @@ def _parse_slices(value: object) -> tuple[str, ...]:
 def _parse_hours(value: object) -> float:
     try:
         hours = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         hours = math.nan
     if not 0 <= hours <= MAX_HOURS:
         raise QuotaError(f"hours={str(value)[:40]!r} is no number of GPU-hours: give one from 0 to {MAX_HOURS}")

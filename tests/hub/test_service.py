@@ -265,6 +265,23 @@ def test_a_page_of_another_users_server_can_not_act_for_the_admin(
     assert admin.page("audit.csv") == before
 
 
+@pytest.mark.parametrize("mode", ["navigate", "cors", None])
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Basic eA=="}])
+def test_a_form_whose_cookie_is_gone_is_refused_and_nothing_hangs(
+    hub: Hub, admin: Admin, mode: str | None, header: dict[str, str]
+) -> None:
+    """As from an old tab after a new login, or with the cookie taken away by a page of the same site."""
+    cookies = {cookie.name: str(cookie.value) for cookie in admin.user.session.cookies if cookie.name != "_xsrf"}
+    headers = header | ({"Sec-Fetch-Mode": mode} if mode else {})
+    form = {"_xsrf": "2|made|up|token", "server": "bob/"}
+    answer = requests.post(
+        admin.base + "stop", data=form, cookies=cookies, headers=headers, timeout=20, allow_redirects=False
+    )
+    assert answer.status_code in (302, 403)
+    assert admin.get("health").status_code == 200
+    assert "alice" in admin.page()
+
+
 @pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route[0] != "GET"])
 def test_who_may_only_read_changes_nothing(hub: Hub, admin: Admin, method: str, path: str) -> None:
     before = admin.page("audit.csv")
@@ -290,6 +307,11 @@ def test_the_api_changes_quotas_and_slices_for_a_token_that_may(hub: Hub, admin:
         assert (
             requests.patch(one, json={"memory": "2G"}, headers=headers, timeout=30).json()["quota"]["memory"] == 2 * GIB
         )
+        more = requests.patch(one, json={"memory": "5G"}, headers=headers, timeout=30)
+        assert more.json()["quota"]["memory"] == 5 * GIB
+        time.sleep(22)  # the service looks twice: what an admin gave this slice stays
+        assert shared_node.show("bob/")["quota"]["memory"] == 5 * GIB
+        requests.patch(one, json={"memory": "2G"}, headers=headers, timeout=30)
         above = requests.patch(one, json={"memory": "7G"}, headers=headers, timeout=30)
         assert (above.status_code, "above this slice's ceiling: give at most 6 GiB" in above.json()["error"]) == (
             403,

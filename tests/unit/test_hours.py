@@ -47,7 +47,14 @@ def test_who_is_refused_is_told_when_there_will_be_more() -> None:
 
 def tenant(key: str, user: str | None, cores: float, on_gpu_s: float) -> dict[str, object]:
     labels = {"jupyterhub_user": user} if user else {}
-    return {"id": key, "labels": labels, "quota": {"cores": cores}, "usage": {"on_gpu_ns": on_gpu_s * 1e9}}
+    return {
+        "id": key,
+        "labels": labels,
+        "quota": {"cores": cores},
+        "usage": {"on_gpu_ns": on_gpu_s * 1e9},
+        "tier": "guard",
+        "activity": {"busy": True},
+    }
 
 
 def test_held_by_the_percent_and_used_by_the_gpu() -> None:
@@ -58,6 +65,15 @@ def test_held_by_the_percent_and_used_by_the_gpu() -> None:
     assert found["alice"].used == pytest.approx(4 / 3600)
     found = meter.look([tenant("a", "alice", 25, 9), tenant("b", "alice", 50, 0)], 120)
     assert found["alice"].held == pytest.approx(10 * 0.75 / 3600)
+
+
+def test_in_tier_shim_who_is_at_work_uses_the_slice() -> None:
+    meter, shim = Meter(), {"tier": "shim"}
+    meter.look([tenant("a", "alice", 50, 0) | shim], 0)
+    found = meter.look([tenant("a", "alice", 50, 0) | shim], 10)
+    assert found["alice"].used == found["alice"].held == pytest.approx(5 / 3600)
+    found = meter.look([tenant("a", "alice", 50, 0) | shim | {"activity": {"busy": False}}], 20)
+    assert found["alice"].used == 0
 
 
 def test_a_guard_that_began_anew_and_a_service_that_was_away_charge_nobody() -> None:

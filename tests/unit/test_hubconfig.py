@@ -83,6 +83,13 @@ def test_a_password_is_in_a_file_of_the_hubs_user_alone(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     c = Config()
     setup_vgpu(c, db_url="postgresql+psycopg://vgpu:secret@db/vgpu")
+    other = Config()
+    other.VGPUMixin.gpu_mem_ceiling = "40G"
+    other.VGPUDockerSpawner.gpu_mem_ceiling = None  # said, and so it holds
+    other.VGPUMixin.gpu_slices.append({"memory": "1G", "cores": 25})
+    setup_vgpu(other, db_url="postgresql+psycopg://vgpu@db/vgpu?password=secret")
+    assert "secret" not in json.dumps(other.JupyterHub.services[0]["environment"])
+    setup_vgpu(c := Config(), db_url="postgresql+psycopg://vgpu:secret@db/vgpu")
     environment = c.JupyterHub.services[0]["environment"]
     assert "secret" not in json.dumps(environment)  # the hub writes it into its database
     file = tmp_path / "vgpu_service.json"

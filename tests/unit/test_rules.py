@@ -103,6 +103,7 @@ def test_a_rule_is_written_and_read_without_loss(rule: Rule) -> None:
         ({"cores": 0}, "is not a percentage"),
         ({"policy": "nice"}, "give 'hard' or 'burst'"),
         ({"hours": -1}, "give one from 0 to"),
+        ({"hours": 10**400}, "give one from 0 to"),
         ({"hours": "nan"}, "give one from 0 to"),
         ({"slices": 7}, "give keys"),
         ({"slices": []}, "leave it out for all slices"),

@@ -43,6 +43,8 @@ async def _prepare(database: Database) -> None:
             await asyncio.to_thread(database.upgrade)
         except (DatabaseError, MigrationError) as error:
             log.error("the database is not ready: %s", error)
+        except Exception:
+            log.exception("the database is not ready")
         else:
             return
         await asyncio.sleep(RETRY_S)

@@ -78,7 +78,9 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         super().check_xsrf_cookie()
 
     def get_current_user(self) -> Json | None:
-        self._resolving = True  # looking at a cookie asks for the check above, which must not look again
+        if self._resolving:  # looking at a cookie asks for the check above, and that, for a new token, who asks
+            return None
+        self._resolving = True
         user: Json | None = super().get_current_user()
         return user
 
@@ -263,6 +265,8 @@ class UsersCsvHandler(CsvHandler):
     @web.authenticated
     async def get(self) -> None:
         state = await self.manager.state()
+        if state.is_partial:  # zeros that mean "not known" would be billed
+            raise Refused(503, f"The table can't be made now: {'; '.join(state.troubles)}")
         rows = [
             (
                 person.name,

@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from jupyter_vgpu.client import Client, DaemonError
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError
 from jupyter_vgpu.quota import Policy, Quota, QuotaError
 
 from ..database import Change, Database, DatabaseError, Metered
@@ -28,6 +28,8 @@ log = logging.getLogger("vgpu.service")
 
 Json = dict[str, Any]
 METER_S = 10.0
+STOP_AGAIN_S = 300.0
+NEW_S = 60.0
 SERVICE_ACTOR = "the service, for GPU-hours"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
@@ -60,12 +62,13 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything, as of one moment. troubles: what could not be had, in words."""
+    """Everything, as of one moment. troubles: what could not be had, in words. is_partial: users or hours lack."""
 
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
     people: list[Person] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
+    is_partial: bool = False
 
     @property
     def by_gpu(self) -> dict[str, list[Json]]:
@@ -90,7 +93,9 @@ class Manager:
         self._bounds = settings.bounds
         self._meter = Meter()
         self._uncounted: dict[int, dict[str, Metered]] = {}
-        self._entitled: dict[str, Entitlement] = {}  # by tenant, as last seen: running slices follow changes of it
+        # by tenant, as last seen: running slices follow changes of it; None: not known, and as it is is as it should be
+        self._entitled: dict[str, Entitlement | None] = {}
+        self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
         self._recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
 
@@ -110,13 +115,16 @@ class Manager:
         """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
         troubles: list[str] = []
         gpus, tenants = await self._look_at_node(troubles)
+        known = len(troubles)
         users, groups = await self._look_at_hub(troubles)
         rules, metered = await self._look_at_database(troubles)
+        partial = len(troubles) > known
+        troubles += group_rules(groups.items())[1]
         names = {user.name for user in users}
         gone = [HubUser(name) for name in rules if name not in names]
         held = _grouped(tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
-        return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles)
+        return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles, partial)
 
     async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
         try:
@@ -132,7 +140,6 @@ class Manager:
         except HubError as error:
             troubles.append(f"The users are not known now: {error}")
             return [], {}
-        troubles += group_rules(groups.items())[1]
         return users, groups
 
     async def _look_at_database(self, troubles: list[str]) -> tuple[dict[str, Rule], dict[str, Metered]]:
@@ -189,8 +196,12 @@ class Manager:
             troubles: list[str] = []
             for tenant in (await self._look_at_node(troubles))[1]:
                 if user and user_of(tenant) == name:
-                    self._entitled.setdefault(tenant["id"], self._entitlement(tenant, user, groups, before))
-                    troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule))
+                    try:
+                        if self._entitled.get(tenant["id"]) is None:
+                            self._entitled[tenant["id"]] = self._entitlement(tenant, user, groups, before)
+                        troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule))
+                    except Refused as error:
+                        troubles.append(str(error))
             return troubles
 
     def _check_slices(self, rule: Rule) -> None:
@@ -201,45 +212,65 @@ class Manager:
 
     async def follow_all(self) -> None:
         """What changed elsewhere: groups, and quotas while a server was being started. Called now and then."""
-        tenants = [tenant for tenant in (await self._look_at_node([]))[1] if user_of(tenant)]
-        self._entitled = {key: value for key, value in self._entitled.items() if key in {t["id"] for t in tenants}}
-        if not tenants:
-            return
-        groups = await self._hub.groups()
+        tenants = [tenant for tenant in await self._tenants() if user_of(tenant)]
+        there = {tenant["id"] for tenant in tenants}
+        self._entitled = {key: value for key, value in self._entitled.items() if key in there}
+        self._stopping = {key: at for key, at in self._stopping.items() if key in there}
+        groups = await self._hub.groups() if tenants else {}
         for tenant in tenants:
-            user = await self._hub.user(str(user_of(tenant)))
-            if user is None:
-                continue
-            async with self._changing:
-                rule = await asyncio.to_thread(self._database.rule, user.name)
-                entitlement = self._entitlement(tenant, user, groups, rule)
-                for trouble in await self._follow(tenant, entitlement):
-                    log.warning("%s", trouble)
-            if self.settings.end == End.STOP:
-                await self._stop_if_spent(tenant, user.name, entitlement)
+            try:
+                await self._look_after(tenant, groups)
+            except Exception:  # the others are looked after
+                log.exception("looking after %s", tenant["name"])
+
+    async def _tenants(self) -> list[Json]:
+        tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+        return tenants
+
+    async def _look_after(self, tenant: Json, groups: dict[str, Any]) -> None:
+        user = await self._hub.user(str(user_of(tenant)))
+        if user is None:
+            return
+        async with self._changing:
+            rule = await asyncio.to_thread(self._database.rule, user.name)
+            entitlement = self._entitlement(tenant, user, groups, rule)
+            for trouble in await self._follow(tenant, entitlement):
+                log.warning("%s", trouble)
+        if self.settings.end == End.STOP:
+            await self._stop_if_spent(tenant, user.name, entitlement)
 
     async def _stop_if_spent(self, tenant: Json, user: str, entitlement: Entitlement) -> None:
         since = window_start(Window(self.settings.window), datetime.now(UTC))
         metered = await asyncio.to_thread(self._database.metered, since, [user])
         balance = Balance(self.spent(metered.get(user, Metered())), entitlement.hours, self.settings.grace)
-        if balance.is_spent:
-            log.info("%s is stopped: %s", tenant["name"], balance)
+        asked = self._stopping.get(tenant["id"])
+        if not balance.is_spent or (asked is not None and time.monotonic() - asked < STOP_AGAIN_S):
+            return
+        self._stopping[tenant["id"]] = time.monotonic()
+        log.info("%s is stopped: %s", tenant["name"], balance)
+        if asked is None:
             await self.stop(tenant["name"], SERVICE_ACTOR)
+        else:  # it is in the log already
+            await self._stop(tenant)
 
     def _entitlement(self, tenant: Json, user: HubUser, groups: dict[str, Any], rule: Rule) -> Entitlement:
         return entitle(_bounds_of(tenant, self.settings.hours), _group_rule(user, groups), rule)
 
     async def _follow(self, tenant: Json, after: Entitlement) -> list[str]:
-        before = self._entitled.get(tenant["id"], after)
-        self._entitled[tenant["id"]] = after
+        first, before = tenant["id"] not in self._entitled, self._entitled.get(tenant["id"])
         held = _quota(tenant["quota"])
-        quota = follow(held, before, after)
-        if quota is None:
-            return []
+        # an admin may have given this one slice more: that stays until what the user may have changes
+        changed = _is_new(tenant) if first else before not in (None, after)
+        quota = follow(held, before or after, after) if changed else None
         try:
-            await self._node.arequest("PATCH", _path(tenant["id"]), quota.as_json())
+            if quota:
+                await self._node.arequest("PATCH", _path(tenant["id"]), quota.as_json())
+        except DaemonAway as error:
+            return [f"{tenant['name']} stays at {held} for now: {error}"]  # and is tried again
         except DaemonError as error:
-            return [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota)]
+            self._entitled[tenant["id"]] = after
+            return [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
+        self._entitled[tenant["id"]] = after
         return []
 
     async def _cut(self, tenant: Json, held: Quota, quota: Quota) -> list[str]:
@@ -261,6 +292,7 @@ class Manager:
             values.get("memory", old.memory), values.get("cores", old.cores), values.get("policy", old.policy)
         )
         async with self._noted(actor, name, "slice", str(old), str(wanted)):
+            self._entitled.setdefault(tenant["id"], None)
             try:
                 resized: Json = await self._node.arequest("PATCH", _path(tenant["id"]), values)
             except DaemonError as error:
@@ -270,9 +302,12 @@ class Manager:
     async def stop(self, name: str, actor: str) -> None:
         """Stop the server of a slice, as the hub does it."""
         tenant = await self._tenant(name)
-        user, _, server = tenant["name"].partition("/")
         async with self._noted(actor, name, "server", "running", "stopped"):
-            await self._hub.stop(user, server)
+            await self._stop(tenant)
+
+    async def _stop(self, tenant: Json) -> None:
+        user, _, server = tenant["name"].partition("/")
+        await self._hub.stop(user, server)
 
     @asynccontextmanager
     async def _noted(self, actor: str, name: str, field: str, old: str, new: str) -> AsyncIterator[None]:
@@ -297,7 +332,7 @@ class Manager:
 
     async def meter(self) -> None:
         """Count since the last call; called every METER_S seconds. What could not be written waits for the next."""
-        tenants = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+        tenants = await self._tenants()
         hour = hour_of(datetime.now(UTC))
         counted = self._uncounted.setdefault(hour, {})
         for user, more in self._meter.look(tenants, time.monotonic()).items():
@@ -312,6 +347,11 @@ class Manager:
         return metered.held if self.settings.measure == Measure.HELD else metered.used
 
 
+def _is_new(tenant: Json) -> bool:
+    """Made a moment ago, perhaps of a quota that was changed since it was read."""
+    return datetime.now(UTC) - datetime.fromisoformat(tenant["created"]) < timedelta(seconds=NEW_S)
+
+
 def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
     return of_groups(group_rules((name, groups.get(name)) for name in user.groups)[0])
 
@@ -321,9 +361,12 @@ def _quota(values: Json) -> Quota:
 
 
 def _bounds_of(tenant: Json, hours: float | None) -> Bounds:
-    """As the spawner said when it opened the slice, for it alone knows what the config computes."""
-    default = _quota(json.loads(tenant["labels"][DEFAULT_LABEL]))
-    return Bounds(default, _quota(tenant["ceiling"]), hours)
+    """As the spawner said when it opened the slice, for it alone knows what the config computes. Raises Refused."""
+    try:
+        default = _quota(json.loads(tenant["labels"][DEFAULT_LABEL]))
+        return Bounds(default, _quota(tenant["ceiling"]), hours)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(409, f"{tenant['name']} does not say what its user may have: no spawner made it") from error
 
 
 def _path(key: str) -> str:

@@ -24,6 +24,7 @@ def user_of(tenant: Mapping[str, Any]) -> str | None:
 class _Look:
     at: float
     on_gpu_ns: int
+    busy: bool
 
 
 class Meter:
@@ -40,14 +41,21 @@ class Meter:
             user = user_of(tenant)
             if user is None:
                 continue
-            look = seen[tenant["id"]] = _Look(now, int(tenant["usage"]["on_gpu_ns"]))
+            look = seen[tenant["id"]] = _look_at(tenant, now)
             if before := self._last.get(tenant["id"]):
                 sums[user] = sums.get(user, Metered()) + _between(before, look, float(tenant["quota"]["cores"]))
         self._last = seen
         return sums
 
 
+def _look_at(tenant: Mapping[str, Any], now: float) -> _Look:
+    return _Look(now, int(tenant["usage"]["on_gpu_ns"]), tenant["tier"] == "shim" and tenant["activity"]["busy"])
+
+
 def _between(before: _Look, now: _Look, cores: float) -> Metered:
     seconds = min(max(0.0, now.at - before.at), LONGEST_S)
+    held = seconds * cores / 100
     used = min(max(0, now.on_gpu_ns - before.on_gpu_ns) / 1e9, seconds)  # a restarted guard counts from zero
-    return Metered(seconds * cores / 100 / _SECONDS, used / _SECONDS)
+    if now.busy:  # in tier shim nobody counts the time on the GPU: who is at work uses the slice
+        used = held
+    return Metered(held / _SECONDS, used / _SECONDS)

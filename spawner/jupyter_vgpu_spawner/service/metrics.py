@@ -25,7 +25,7 @@ class _StateCollector(Collector):
             "jupyter_vgpu_user_gpu_hours_allowed", "GPU-hours that a user may have in the window", labels=["user"]
         )
         slices = GaugeMetricFamily("jupyter_vgpu_user_slices", "Slices that a user's servers hold", labels=["user"])
-        for person in self._state.people:
+        for person in () if self._state.is_partial else self._state.people:  # a gap is true, a zero is not
             slices.add_metric([person.name], len(person.tenants))
             hours.add_metric([person.name, "held"], person.spent.held)
             hours.add_metric([person.name, "used"], person.spent.used)

@@ -45,7 +45,8 @@ class Settings:
     def as_environment(self) -> dict[str, str]:
         """A password goes into a file for the hub's user alone: the hub keeps environments in its database."""
         values = asdict(self)
-        if make_url(self.db_url).password is None:
+        url = make_url(self.db_url)
+        if url.password is None and not any("password" in name for name in url.query):
             return {VARIABLE: json.dumps(values)}
         path = Path.cwd() / "vgpu_service.json"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
