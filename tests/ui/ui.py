@@ -54,4 +54,4 @@ def log_in(page: Page, demo: Demo, user: str) -> None:
     page.get_by_label("Username").fill(user)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/hub/**")
+    page.wait_for_url(lambda url: "/hub/login" not in url)  # to the spawn page, or a server that runs already
