@@ -11,8 +11,14 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 Json = dict[str, Any]
+
+
+def tenant_path(key: str) -> str:
+    """Of a tenant in the daemon's API, by id or name; a name may hold anything."""
+    return f"/api/tenants/{quote(key, safe='')}"
 
 
 class DaemonError(RuntimeError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 MIN_MEMORY = 64 << 20
 MAX_MEMORY = 1 << 50
@@ -50,6 +51,11 @@ class Quota:
     def as_json(self) -> dict[str, int | float | str]:
         """As the daemon's API has it."""
         return {"memory": self.memory, "cores": self.cores, "policy": str(self.policy)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Quota:
+        """Of what as_json made. Raises KeyError, TypeError or ValueError for what is no such thing."""
+        return cls(int(values["memory"]), float(values["cores"]), Policy(values["policy"]))
 
     def __str__(self) -> str:
         return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -12,8 +11,9 @@ from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
+from ..api import Json, Refused, json_object
 from ..quota import Policy, Quota, QuotaError
-from .manager import Json, Manager, Refused
+from .manager import Manager
 
 log = logging.getLogger("vgpud.api")
 
@@ -28,12 +28,7 @@ class ApiHandler(web.RequestHandler):
 
     def body(self, allowed: dict[str, type | tuple[type, ...]]) -> Json:
         """The request's object, holding none but the allowed keys. Raises Refused."""
-        try:
-            data = json.loads(self.request.body or b"{}")
-        except ValueError as error:
-            raise Refused(400, f"the request is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise Refused(400, "the request is not a JSON object")
+        data = json_object(self.request.body)
         for key, value in data.items():
             if key not in allowed:
                 raise Refused(400, f"unknown field {key!r}: allowed are {', '.join(allowed)}")

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from ..api import Json, Refused
 from ..native import layout, native_dir
 from ..paths import TENANT_SOCKET
 from ..quota import Quota, share_now
@@ -31,18 +31,9 @@ from .store import Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
 
-Json = dict[str, Any]
 NAME_MAX = 200
 ACTIVE_S = 2.5  # the guard notes once a second who is at work
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
-
-
-class Refused(Exception):
-    """What was asked can't be done; `status` is HTTP's word for why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass

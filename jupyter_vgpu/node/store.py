@@ -56,7 +56,7 @@ class _Row(_Base):
 
     def tenant(self) -> Tenant:
         quota = Quota(self.memory, self.cores, Policy(self.policy))
-        ceiling = Quota.parse(**self.ceiling) if self.ceiling else None
+        ceiling = Quota.from_json(self.ceiling) if self.ceiling else None
         return Tenant(
             self.id,
             self.name,

@@ -104,10 +104,11 @@ class Database:
     """Each call is one transaction, on disk when it returns. Raises DatabaseError."""
 
     def __init__(self, url: str) -> None:
-        patience = _POSTGRESQL_PATIENCE if make_url(url).get_backend_name() == "postgresql" else {}
+        backend = make_url(url).get_backend_name()
+        patience = _POSTGRESQL_PATIENCE if backend == "postgresql" else {}
         self._engine: Engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
         self._writer = self._engine.execution_options(writes=True)
-        if make_url(url).get_backend_name() == "sqlite":
+        if backend == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 

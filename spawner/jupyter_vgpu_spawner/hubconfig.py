@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket as socket_module
+import socket
 import sys
 from collections.abc import Collection
 from importlib.metadata import entry_points
@@ -26,8 +26,8 @@ from .service.settings import READ_SCOPE, WRITE_SCOPE, Settings
 SERVICE = "vgpu"
 IDLE_SERVICE = "vgpu-idle"
 ADMIN_ROLE = "vgpu-admin"
-# What the service asks the hub for: users with groups and servers, groups' properties, and to stop a server.
-_SERVICE_SCOPES = ["list:users", "read:users:groups", "read:servers", "list:groups", "read:groups", "delete:servers"]
+# What the service asks the hub for: users with groups, groups' properties, and to stop a server.
+_SERVICE_SCOPES = ["list:users", "read:users:groups", "list:groups", "read:groups", "delete:servers"]
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
 _LIMITS = {
     "memory": "gpu_mem_limit",
@@ -127,14 +127,14 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
     }
 
 
-def _idle_culler(socket: str, minutes: float) -> dict[str, Any]:
+def _idle_culler(daemon: str, minutes: float) -> dict[str, Any]:
     if minutes <= 0:
         raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
     seconds = minutes * 60
     every = max(1, round(min(60, seconds / 2)))
     config = Path(__file__).with_name("idle_culler_config.py")
     arguments = [f"--config={config}", f"--timeout={max(1, round(seconds))}", f"--cull-every={every}"]
-    values = json.dumps({"socket": socket, "seconds": seconds})
+    values = json.dumps({"socket": daemon, "seconds": seconds})
     return {
         "name": IDLE_SERVICE,
         "command": [sys.executable, "-m", "jupyterhub_idle_culler", *arguments],
@@ -179,11 +179,10 @@ def _get(c: Config, section: str, name: str, initial: Any = None) -> Any:
 
 
 def _list(c: Config, name: str) -> list[Any]:
-    value = c.JupyterHub.get(name)
-    return list(value.get_value([]) if isinstance(value, LazyConfigValue) else value or [])
+    return list(_get(c, "JupyterHub", name, []) or [])
 
 
 def _free_port() -> int:
-    with socket_module.socket() as probe:
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

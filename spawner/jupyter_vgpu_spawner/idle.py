@@ -9,9 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
-from jupyter_vgpu.client import Client, DaemonError
+from jupyter_vgpu.client import Client, DaemonError, tenant_path
 
 log = logging.getLogger("vgpu.idle")
 
@@ -42,7 +41,7 @@ def arbiter(socket: str, seconds: float) -> Arbiter:
         if not tenant:
             return False  # no slice: that is for the hub's other cullers
         try:
-            view = await client.arequest("GET", f"/api/tenants/{quote(tenant, safe='')}")
+            view = await client.arequest("GET", tenant_path(tenant))
         except DaemonError as error:  # what can't be looked at is not ended
             log.warning("server %s is left alone: %s", server.get("url"), error)
             return False

@@ -6,14 +6,13 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.utils import maybe_future
 from tornado import web
 from traitlets import Unicode, default
 
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quota import Quota, QuotaError
 
@@ -212,7 +211,7 @@ class VGPUMixin(Limits):
             if error.status != 409 or "exists already" not in str(error):
                 raise
             # what an earlier server of this name left, whose end nobody saw
-            await self.vgpu_client.arequest("DELETE", "/api/tenants/" + quote(self.tenant_name, safe=""))
+            await self.vgpu_client.arequest("DELETE", tenant_path(self.tenant_name))
             created = await self.vgpu_client.arequest("POST", "/api/tenants", body)
         return created
 
@@ -226,7 +225,7 @@ class VGPUMixin(Limits):
         if tenant is None:
             return
         try:
-            await self.vgpu_client.arequest("DELETE", f"/api/tenants/{tenant}")
+            await self.vgpu_client.arequest("DELETE", tenant_path(tenant))
         except DaemonError as error:
             if error.status != 404:
                 self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)

@@ -16,18 +16,18 @@ from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated,
 from prometheus_client import CONTENT_TYPE_LATEST
 from tornado import web
 
+from jupyter_vgpu.api import Json, Refused, json_object
 from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
 
 from ..database import DatabaseError
 from ..rules import FIELDS, Rule
 from .hub import HubError
-from .manager import Manager, Person, Refused, State
+from .manager import Manager, Person
 from .metrics import exposition
 from .settings import READ_SCOPE, WRITE_SCOPE
 
 log = logging.getLogger("vgpu.service")
 
-Json = dict[str, Any]
 AUDIT_LINES = 200
 PAGE = 100
 """Users on a page."""
@@ -157,16 +157,13 @@ class AdminHandler(PageHandler):
             q=wanted,
             message=message,
             troubles=[*troubles, *state.troubles],
-            **_hours(self.manager),
+            window=self.manager.settings.window,
+            spent=self.manager.spent,
         )
 
 
 def _is_wanted(person: Person, wanted: str) -> bool:
     return not wanted or any(wanted.lower() in text.lower() for text in (person.name, *person.groups))
-
-
-def _hours(manager: Manager) -> Json:
-    return {"window": manager.settings.window, "spent": manager.spent}
 
 
 class LiveHandler(PageHandler):
@@ -190,7 +187,7 @@ class EditHandler(AdminHandler):
             seen = self.get_body_argument("expected", "")
             expected = Rule.parse(json.loads(seen)) if seen else None
             troubles = await self.manager.set_rule(user, rule, self.actor, expected)
-        except (QuotaError, Refused, HubError, ValueError) as error:
+        except (Refused, HubError, ValueError) as error:  # a QuotaError is a ValueError
             self.set_status(_status_of(error) or 400)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
@@ -308,15 +305,6 @@ class ApiHandler(ServiceHandler):
     def get_login_url(self) -> str:
         raise web.HTTPError(403, "a token with the scope of this route is needed, or a login on the admin page")
 
-    def body(self) -> Json:
-        try:
-            data = json.loads(self.request.body or b"{}")
-        except ValueError as error:
-            raise Refused(400, f"the request is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise Refused(400, "the request is not a JSON object")
-        return data
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self.finish({"error": self.words_of(**kwargs)})
 
@@ -325,11 +313,8 @@ class StateHandler(ApiHandler):
     @web.authenticated
     async def get(self) -> None:
         state = await self.manager.state()
-        self.finish({"gpus": state.gpus, "users": [_person(person) for person in state.people], **_troubles(state)})
-
-
-def _troubles(state: State) -> Json:
-    return {"troubles": state.troubles}
+        users = [_person(person) for person in state.people]
+        self.finish({"gpus": state.gpus, "users": users, "troubles": state.troubles})
 
 
 def _person(person: Person) -> Json:
@@ -355,7 +340,7 @@ class QuotaHandler(ApiHandler):
 
     @web.authenticated
     async def put(self, user: str) -> None:
-        rule = Rule.parse(self.body())
+        rule = Rule.parse(json_object(self.request.body))
         self.finish({"rule": rule.as_json(), "troubles": await self.manager.set_rule(user, rule, self.actor)})
 
     @web.authenticated
@@ -370,7 +355,7 @@ class SliceHandler(ApiHandler):
 
     @web.authenticated
     async def patch(self, name: str) -> None:
-        self.finish(await self.manager.resize(name, self.body(), self.actor))
+        self.finish(await self.manager.resize(name, json_object(self.request.body), self.actor))
 
     @web.authenticated
     async def delete(self, name: str) -> None:

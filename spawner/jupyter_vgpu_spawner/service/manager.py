@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError
-from jupyter_vgpu.quota import Policy, Quota, QuotaError
+from jupyter_vgpu.api import Json, Refused
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.quota import Quota, QuotaError
 
 from ..database import Change, Database, DatabaseError, Metered
 from ..hours import WEEK_HOURS, Balance, End, Measure, Window, hour_of, window_start
@@ -26,7 +26,6 @@ from .settings import Settings
 
 log = logging.getLogger("vgpu.service")
 
-Json = dict[str, Any]
 METER_S = 10.0
 STOP_AGAIN_S = 300.0
 NEW_S = 60.0
@@ -34,14 +33,6 @@ SERVICE_ACTOR = "the service, for GPU-hours"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
 KEEP_HOURS = 5 * WEEK_HOURS
-
-
-class Refused(Exception):
-    """What was asked can't be done; `status` is HTTP's word for why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +84,7 @@ class Manager:
         self._bounds = settings.bounds
         self._meter = Meter()
         self._uncounted: dict[int, dict[str, Metered]] = {}
+        self._forgot_in = 0  # the hour in which old hours were forgotten last
         # by tenant, as last seen: running slices follow changes of it; None: not known, and as it is is as it should be
         self._entitled: dict[str, Entitlement | None] = {}
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
@@ -258,13 +250,13 @@ class Manager:
 
     async def _follow(self, tenant: Json, after: Entitlement) -> list[str]:
         first, before = tenant["id"] not in self._entitled, self._entitled.get(tenant["id"])
-        held = _quota(tenant["quota"])
+        held = Quota.from_json(tenant["quota"])
         # an admin may have given this one slice more: that stays until what the user may have changes
         changed = _is_new(tenant) if first else before not in (None, after)
         quota = follow(held, before or after, after) if changed else None
         try:
             if quota:
-                await self._node.arequest("PATCH", _path(tenant["id"]), quota.as_json())
+                await self._node.arequest("PATCH", tenant_path(tenant["id"]), quota.as_json())
         except DaemonAway as error:
             return [f"{tenant['name']} stays at {held} for now: {error}"]  # and is tried again
         except DaemonError as error:
@@ -279,7 +271,7 @@ class Manager:
         if less == held:
             return []
         try:
-            await self._node.arequest("PATCH", _path(tenant["id"]), less.as_json())
+            await self._node.arequest("PATCH", tenant_path(tenant["id"]), less.as_json())
         except DaemonError as error:
             return [f"{tenant['name']} could not be cut to {less}: {error}"]
         return [f"{tenant['name']} is cut to {less}"]
@@ -287,14 +279,14 @@ class Manager:
     async def resize(self, name: str, values: Json, actor: str) -> Json:
         """Change one running slice, under its ceiling. Returns it as it is now."""
         tenant = await self._tenant(name)
-        old = _quota(tenant["quota"])
+        old = Quota.from_json(tenant["quota"])
         wanted = Quota.parse(
             values.get("memory", old.memory), values.get("cores", old.cores), values.get("policy", old.policy)
         )
         async with self._noted(actor, name, "slice", str(old), str(wanted)):
             self._entitled.setdefault(tenant["id"], None)
             try:
-                resized: Json = await self._node.arequest("PATCH", _path(tenant["id"]), values)
+                resized: Json = await self._node.arequest("PATCH", tenant_path(tenant["id"]), values)
             except DaemonError as error:
                 raise Refused(error.status, str(error)) from error
         return resized
@@ -321,7 +313,7 @@ class Manager:
 
     async def _tenant(self, name: str) -> Json:
         try:
-            tenant: Json = await self._node.arequest("GET", _path(name))
+            tenant: Json = await self._node.arequest("GET", tenant_path(name))
         except DaemonError as error:
             raise Refused(error.status, str(error)) from error
         if user_of(tenant) is None:
@@ -340,7 +332,9 @@ class Manager:
         for when in sorted(self._uncounted):
             await asyncio.to_thread(self._database.meter, when, self._uncounted[when])
             del self._uncounted[when]
-        await asyncio.to_thread(self._database.forget_meter, hour - KEEP_HOURS)
+        if hour != self._forgot_in:
+            await asyncio.to_thread(self._database.forget_meter, hour - KEEP_HOURS)
+            self._forgot_in = hour
 
     def spent(self, metered: Metered) -> float:
         """Hours as this hub counts them."""
@@ -356,18 +350,10 @@ def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
     return of_groups(group_rules((name, groups.get(name)) for name in user.groups)[0])
 
 
-def _quota(values: Json) -> Quota:
-    return Quota(int(values["memory"]), float(values["cores"]), Policy(values["policy"]))
-
-
 def _bounds_of(tenant: Json, hours: float | None) -> Bounds:
     """As the spawner said when it opened the slice, for it alone knows what the config computes. Raises Refused."""
     try:
-        default = _quota(json.loads(tenant["labels"][DEFAULT_LABEL]))
-        return Bounds(default, _quota(tenant["ceiling"]), hours)
+        default = Quota.from_json(json.loads(tenant["labels"][DEFAULT_LABEL]))
+        return Bounds(default, Quota.from_json(tenant["ceiling"]), hours)
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(409, f"{tenant['name']} does not say what its user may have: no spawner made it") from error
-
-
-def _path(key: str) -> str:
-    return f"/api/tenants/{quote(key, safe='')}"
