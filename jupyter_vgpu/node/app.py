@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp
+from prometheus_client import CollectorRegistry
 from traitlets import Bool, Enum, Float, Int, Unicode
 
 from .. import __version__
@@ -259,8 +260,9 @@ class NodeApp(JupyterApp):
             lambda tenant_id, path: serve(tenant_application(manager, tenant_id), str(path), 0o666),
         )
         manager.start()
-        stop_api = serve(admin_application(manager, registry(manager)), str(run_dir / ADMIN_SOCKET), 0o600)
-        stop_metrics = self._serve_metrics(manager)
+        metrics = registry(manager)
+        stop_api = serve(admin_application(manager, metrics), str(run_dir / ADMIN_SOCKET), 0o600)
+        stop_metrics = self._serve_metrics(manager, metrics)
         sampler = asyncio.create_task(self._sample(manager))
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
@@ -273,7 +275,7 @@ class NodeApp(JupyterApp):
         manager.stop()
         os.close(lock)
 
-    def _serve_metrics(self, manager: Manager) -> Callable[[], None]:
+    def _serve_metrics(self, manager: Manager, metrics: CollectorRegistry) -> Callable[[], None]:
         if not self.metrics_address:
             return lambda: None
         host, _, port = self.metrics_address.rpartition(":")
@@ -281,7 +283,7 @@ class NodeApp(JupyterApp):
             self.exit_with(
                 f"metrics_address={self.metrics_address!r} is no address and port: give one such as '127.0.0.1:9414'"
             )
-        return serve_tcp(metrics_application(manager, registry(manager)), host.strip("[]"), int(port))
+        return serve_tcp(metrics_application(manager, metrics), host.strip("[]"), int(port))
 
     async def _sample(self, manager: Manager) -> None:
         """Compute use, once a second, off the event loop."""

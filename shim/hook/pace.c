@@ -62,12 +62,14 @@ static unsigned waiting; /* launches */
 static bool lacking;     /* the driver has no events: asked once */
 static struct vgpu_account *account;
 
-static uint64_t now_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
+
+static uint64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
 static void add_ns(struct timespec *time, uint64_t ns)
 {
@@ -521,10 +523,8 @@ static struct lane *enter_slowly(struct lane *lane)
 static void note_unpaced(void)
 {
     static uint64_t noted;
-    struct timespec t;
+    uint64_t now = clock_ns(CLOCK_MONOTONIC_COARSE);
 
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-    uint64_t now = (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
     if (now - __atomic_load_n(&noted, __ATOMIC_RELAXED) < NOTE_NS)
         return;
     __atomic_store_n(&noted, now, __ATOMIC_RELAXED);
