@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -16,8 +17,9 @@ from support.gpu import nvml_used
 from systems import HamiCore, Mps, Program, Slices, Tenant, native
 
 REPEATS = 5
-TRAINING_PROCESSES, TRAINING_TURNS = 8, 4
+PROCESSES, TURNS = 8, 24  # of what is compared with itself natively
 Start = Callable[[list[str], float], Program]
+Pair = tuple[float, float]  # natively, in a slice
 
 
 @dataclass
@@ -367,66 +369,97 @@ def memory(bench: Bench, parts: Sequence[str]) -> list[Row]:
 
 # --- cost ---
 
-CALLS = {"launch_ns": ("launch", "2000"), "alloc_free_us": ("alloc", "2000"), "context_ms": ("context",)}
+CALLS = {"launch_ns": ("launch", "400"), "alloc_free_us": ("alloc", "100")}
 TRAINING = ("resnet50_train", "resnet18_infer", "tiny_ops", "decode")
-COSTS = (*CALLS, *TRAINING)
+COSTS = (*CALLS, "context_ms", *TRAINING)
 
 
 def overhead(bench: Bench, parts: Sequence[str]) -> list[Row]:
-    """Pairs in turns: natively, in a slice of 100 %."""
+    """What calls and whole programs cost in a slice of 100 %, beside natively."""
     with bench.slices.tenant(100, "36G") as tenant:
-        rows = [pairs(name, [bench.load, *CALLS[name]], tenant) for name in parts if name in CALLS]
-        return rows + programs([name for name in parts if name in TRAINING], tenant)
+        return costs(bench, parts, tenant)
 
 
-def programs(names: Sequence[str], tenant: Tenant) -> list[Row]:
-    """Speed of whole programs in a slice, of that natively."""
+def costs(bench: Bench, parts: Sequence[str], tenant: Tenant) -> list[Row]:
+    rows = [_call(name, [bench.load, *CALLS[name]], tenant) for name in parts if name in CALLS]
+    if "context_ms" in parts:
+        rows.append(_context(bench, tenant))
     script = str(Path(__file__).with_name("training.py"))
-    return [_ratio(name, [sys.executable, script, name], tenant) for name in names]
+    return rows + [_ratio(name, [sys.executable, script, name], tenant) for name in parts if name in TRAINING]
 
 
-def pairs(name: str, argv: list[str], tenant: Tenant) -> Row:
-    plain, guarded = [], []
-    for _ in range(7):
-        plain.append(native(argv).answer()[name])
-        guarded.append(tenant.start(argv).answer()[name])
+def _context(bench: Bench, tenant: Tenant) -> Row:
+    """Pairs of processes, in turns."""
+    argv, name = [bench.load, "context"], "context_ms"
+    return _cost(name, [(native(argv).answer()[name], tenant.start(argv).answer()[name]) for _ in range(15)])
+
+
+def _call(name: str, argv: list[str], tenant: Tenant) -> Row:
+    return _cost(name, _in_turns(argv, tenant, "each"))
+
+
+def _cost(name: str, pairs: list[Pair]) -> Row:
+    plain, sliced = (statistics.median(values) for values in zip(*pairs, strict=True))
+    more, low, high = _median([b - a for a, b in pairs])
     return Row(
         f"overhead.{name}",
-        statistics.median(guarded),
+        sliced,
         name.rsplit("_", 1)[1],
         "lower",
-        f"medians of 7 pairs; ratio {statistics.median(guarded) / statistics.median(plain):.3f}",
-        native=statistics.median(plain),
+        f"{more:+.1f} ({low:+.1f} to {high:+.1f}), the median difference of {len(pairs)} pairs and its 95 % interval",
+        native=plain,
     )
+
+
+def _median(values: list[float]) -> tuple[float, float, float]:
+    """The median, and between which the true one lies with 95 %: by order statistics, whatever the distribution."""
+    ordered = sorted(values)
+    reach = round(0.98 * len(ordered) ** 0.5)
+    middle = len(ordered) // 2
+    return statistics.median(ordered), ordered[max(0, middle - reach)], ordered[min(len(ordered) - 1, middle + reach)]
+
+
+def _in_turns(argv: list[str], tenant: Tenant, answer: str) -> list[Pair]:
+    """Answers natively and in the slice, one straight after the other on the same two cores, from many processes.
+
+    The machine's speed drifts and differs between cores by more than what is measured, and of two processes that do
+    the same, one may be 5 % faster for all its life (where its memory lies).
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    started = []
+    for number in range(PROCESSES):
+        at = 2 * number % len(cores)
+        os.sched_setaffinity(0, cores[at : at + 2])
+        started.append((native(argv), tenant.start(argv)))
+    os.sched_setaffinity(0, cores)
+    pairs: list[Pair] = []
+    try:
+        for pair in started:
+            for program in pair:
+                program.ready()
+        for turn in range(TURNS):
+            for plain, sliced in started:
+                order = (plain, sliced) if turn % 2 else (sliced, plain)
+                found = {program: float(program.stretch()[answer]) for program in order}
+                pairs.append((found[plain], found[sliced]))
+    finally:
+        for pair in started:
+            for program in pair:
+                program.end()
+    return pairs
 
 
 def _ratio(workload: str, argv: list[str], tenant: Tenant) -> Row:
-    """Many processes of both kinds stay and work one at a time, in turns.
-
-    The machine's clocks drift by more than what is measured, and of two processes that do the same, one may be 5 %
-    faster for all its life (where its memory lies).
-    """
-    started = [(native(argv), tenant.start(argv)) for _ in range(TRAINING_PROCESSES)]
-    rates: dict[Program, list[float]] = {program: [] for pair in started for program in pair}
-    try:
-        for program in rates:
-            program.ready()
-        for turn in range(TRAINING_TURNS):
-            for pair in started:
-                for program in pair if turn % 2 else reversed(pair):
-                    rates[program].append(program.stretch()["rate"])
-    finally:
-        for program in rates:
-            program.end()
-    plain, guarded = (
-        [statistics.median(rates[program]) for program in programs] for programs in zip(*started, strict=True)
-    )
+    """Speed of a whole program in a slice, of that natively."""
+    pairs = _in_turns(argv, tenant, "rate")
+    ratio, low, high = _median([sliced / plain for plain, sliced in pairs])
+    plain, sliced = (statistics.median(values) for values in zip(*pairs, strict=True))
     return Row(
         f"overhead.{workload}.ratio",
-        statistics.median(guarded) / statistics.median(plain),
+        ratio,
         "ratio",
         "higher",
-        f"medians of {TRAINING_PROCESSES} processes each; in the slice {min(guarded):.1f} to {max(guarded):.1f} "
-        f"steps/s, natively {min(plain):.1f} to {max(plain):.1f}",
+        f"median ratio of {len(pairs)} pairs, 95 % interval {low:.3f} to {high:.3f}; in the slice {sliced:.1f} "
+        f"steps/s, natively {plain:.1f}",
         native=1.0,
     )

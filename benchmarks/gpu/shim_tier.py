@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from measures import CALLS, PATHS, TRAINING, WORKLOADS, Bench, compute, memory, pairs, programs
+from measures import COSTS, PATHS, WORKLOADS, Bench, compute, costs, memory
 from results import Row
 from systems import Slices
 
-PARTS = ("memory", "calls", *TRAINING, *WORKLOADS)
+PARTS = ("memory", *COSTS, *WORKLOADS)
 PACED = 99.9  # of a tenant with the whole GPU nothing is paced
 
 
@@ -21,12 +21,9 @@ def shim(bench: Bench, parts: Sequence[str]) -> list[Row]:
     try:
         if "memory" in parts:
             rows += memory(bench, PATHS)
-        if "calls" in parts:
-            with slices.tenant(PACED) as tenant:
-                rows += [pairs(name, [bench.load, *CALLS[name]], tenant) for name in CALLS]
-        if training := [part for part in parts if part in TRAINING]:
+        if chosen := [part for part in parts if part in COSTS]:
             with slices.tenant(PACED, "36G") as tenant:
-                rows += programs(training, tenant)
+                rows += costs(bench, chosen, tenant)
         rows += compute(bench, [part for part in parts if part in WORKLOADS])
     finally:
         slices.stop()

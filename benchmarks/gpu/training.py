@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-SECONDS = 0.8
+SECONDS = 0.2
 
 
 def _resnet(name: str) -> torch.nn.Module:
