@@ -391,7 +391,7 @@ def costs(bench: Bench, parts: Sequence[str], tenant: Tenant) -> list[Row]:
 def _context(bench: Bench, tenant: Tenant) -> Row:
     """Pairs of processes, in turns."""
     argv, name = [bench.load, "context"], "context_ms"
-    return _cost(name, [(native(argv).answer()[name], tenant.start(argv).answer()[name]) for _ in range(15)])
+    return _cost(name, [(native(argv).answer()[name], tenant.start(argv).answer()[name]) for _ in range(60)])
 
 
 def _call(name: str, argv: list[str], tenant: Tenant) -> Row:

@@ -51,11 +51,11 @@ class _Peer:
 class JoinServer:
     """The join socket of one tenant.
 
-    allowance() is what it may have in tier `shim`, and memory_of(pid) what the driver says that a process has of its
-    GPU. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no. probe(pid) says why
-    the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is told of a driver
-    function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an allocation that
-    failed for want of memory.
+    allowance() is what it may have in tier `shim`, and left_over(pid) what the driver still has of a dead process of
+    that number. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no. probe(pid)
+    says why the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is told of a
+    driver function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an allocation
+    that failed for want of memory.
     guarded: the guard held it already before the daemon was started.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
@@ -65,7 +65,7 @@ class JoinServer:
         directory: Path,
         page: SlicePage,
         allowance: Callable[[], Allowance],
-        memory_of: Callable[[int], int],
+        left_over: Callable[[int], int],
         set_managed: Callable[[int, int], bool],
         probe: Callable[[int], str | None],
         join: Callable[[int], str | None],
@@ -79,7 +79,7 @@ class JoinServer:
         self._directory = directory
         self._page = page
         self._allowance = allowance
-        self._memory_of = memory_of
+        self._left_over = left_over
         self._set_managed = set_managed
         self._probe = probe
         self._join = join
@@ -94,7 +94,7 @@ class JoinServer:
         self._server.listen(128)
         self._guarded = guarded
         self._shim: ShimTier | None = (
-            ShimTier(directory, page, memory_of) if not guarded and ShimTier.has_one(directory) else None
+            ShimTier(directory, page, left_over) if not guarded and ShimTier.has_one(directory) else None
         )
         self._peers: set[_Peer] = set()
         self._managed_by: dict[int, _Peer] = {}  # who speaks for a process' managed memory
@@ -233,7 +233,7 @@ class JoinServer:
             )
         log.warning("tier shim: the guard can't hold process %d (%s)", peer.pid, reason)
         if not self._shim:
-            self._shim = ShimTier(self._directory, self._page, self._memory_of)
+            self._shim = ShimTier(self._directory, self._page, self._left_over)
         self._shim.enter(peer.pid)
         self.refresh()
         return "shim"

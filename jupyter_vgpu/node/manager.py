@@ -19,6 +19,7 @@ from ..native import layout, native_dir
 from ..paths import TENANT_SOCKET
 from ..quota import Quota, share_now
 from . import gpus as gpu_module
+from . import processes
 from .attribution import attribute
 from .gpus import Gpu
 from .guard import Guard, GuardError
@@ -98,6 +99,7 @@ class Manager:
         self._live: dict[str, _Live] = {}
         self._usage: dict[int, dict[int, int]] = {}
         self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
+        self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
         self._cores: dict[str, int] = {}
         self._guarded_slots: set[int] = set()
         self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
@@ -273,7 +275,7 @@ class Manager:
             directory,
             page,
             allowance=lambda: self._allowance(self.tenants[tenant.id]),
-            memory_of=lambda pid: self.guard.memory_of(self._index(tenant), pid),
+            left_over=self._left_over,
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
@@ -392,18 +394,27 @@ class Manager:
     def _witness(self) -> None:
         """Tenants in tier `shim`: what their processes have on any GPU, by the driver's account."""
         tiers = {tenant_id: live.join.shim for tenant_id, live in self._live.items() if live.join and live.join.shim}
+        self._seen.clear()
         if not tiers:
             return
         directories = {str(self.directory(tenant)): tenant.id for tenant in self.tenants.values()}
-        owners = attribute(set().union(*self._on_gpu.values()), tiers, directories)
+        pids = set().union(*self._on_gpu.values())
+        owners = attribute(pids, tiers, directories)
+        started = {pid: processes.started(pid) for pid in pids}
+        self._seen = {pid: (started[pid], self._memory_of(pid)) for pid in pids if pid in owners or not started[pid]}
         for tenant_id, tier in tiers.items():
             try:
                 tier.witness(
-                    {pid: self._memory_of(pid) for pid, owner in owners.items() if owner == tenant_id},
+                    {pid: self._seen[pid][1] for pid, owner in owners.items() if owner == tenant_id},
                     self.tenants[tenant_id].quota.memory,
                 )
             except Exception:  # the others are looked at
                 log.exception("looking after tenant %s", self.tenants[tenant_id].name)
+
+    def _left_over(self, pid: int) -> int:
+        """Bytes of an earlier process of that number. What the process has taken itself is not left over."""
+        started, size = self._seen.get(pid, (0, 0))
+        return size if started != processes.started(pid) else 0
 
     def _memory_of(self, pid: int) -> int:
         """Bytes of all GPUs that a process is on."""

@@ -65,13 +65,13 @@ class Member:
 class ShimTier:
     """One tenant's. directory: the tenant's own; page: its slice page, of which the daemon is the writer here.
 
-    memory_of(pid): bytes of the tenant's GPU by the driver's account.
+    left_over(pid): bytes that the driver has under the number of a process that came a moment ago, of a dead one.
     """
 
-    def __init__(self, directory: Path, page: SlicePage, memory_of: Callable[[int], int]) -> None:
+    def __init__(self, directory: Path, page: SlicePage, left_over: Callable[[int], int]) -> None:
         self._directory = directory
         self._page = page
-        self._memory_of = memory_of
+        self._left_over = left_over
         self._account = Account(directory)
         self._members: dict[int, Member] = {}
         self._entries: dict[int, int] = {}  # launchers by number, and when they were started
@@ -115,7 +115,7 @@ class ShimTier:
             self._forget(member)
             member = None
         if member is None:
-            member = self._add(pid, before=self._memory_of(pid))
+            member = self._add(pid, before=self._left_over(pid))
         elif member.outside:  # it has found the shim
             member.outside = False
             self._account.write(member.place, pid)

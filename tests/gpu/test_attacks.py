@@ -25,9 +25,10 @@ def start(node: Node, tenant: dict[str, Any], *argv: object) -> subprocess.Popen
     return node.spawn(tenant, *map(str, argv), stdin=subprocess.PIPE)
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 60) -> dict[str, Any]:
+def finish(process: subprocess.Popen[str], seconds: float = 60, log: Path | None = None) -> dict[str, Any]:
+    """Its answer. log: the node's, which says why it ended where it gave none."""
     out, err = process.communicate("\n", timeout=seconds)
-    assert out, f"ended with {process.returncode}: {err}"
+    assert out, f"ended with {process.returncode}: {err}\n{log.read_text()[-4000:] if log else ''}"
     answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     print(answer)
     return answer
@@ -65,7 +66,7 @@ def test_rewriting_arguments_while_they_are_judged_gains_nothing(
 ) -> None:
     with Witness() as witness:
         attackers = [start(gpu_node, tenant, attack, what, 4) for _ in range(4)]
-        answers = [finish(attacker) for attacker in attackers]
+        answers = [finish(attacker, log=gpu_node.log) for attacker in attackers]
     assert sum(answer["calls"] for answer in answers) > 1000
     assert witness.most <= 2 * GIB + 4 * SLACK, witness.most
 

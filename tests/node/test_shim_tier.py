@@ -258,6 +258,15 @@ def test_who_says_that_it_holds_nothing_is_found_out(shim_node: Node, tenant: di
     assert Worker(shim_node, tenant).ask("fill", bytes=64 * MIB)["blocks"] == 15
 
 
+def test_what_was_taken_before_asking_for_an_account_counts(shim_node: Node, tenant: dict[str, Any]) -> None:
+    """Only a dead process' memory under the same number is not the newcomer's."""
+    first, size = layout()["account_rows_offset"], layout()["account_row_size"]
+    without = ["env", "-u", "LD_PRELOAD", "python3", "-c", SCRIBBLE]
+    liar = shim_node.spawn(tenant, *without, str(3 * GIB), "zero", str(first), str(size))
+    assert liar.wait(6) == -signal.SIGKILL, liar.communicate()
+    liar.communicate()
+
+
 def test_a_storm_of_forks_leaves_the_account_right(shim_node: Node, tenant: dict[str, Any]) -> None:
     process = shim_node.spawn(tenant, "python3", "-c", FORK_STORM, str(2 * MIB), "0", stdin=subprocess.PIPE)
     assert process.stdout
