@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jupyter_vgpu_spawner import VGPUMixin, setup_vgpu
 from jupyter_vgpu_spawner.limits import Limits
+from jupyter_vgpu_spawner.queueing import Queueing
 
 PAGE = Path(__file__).parent / "reference.md"
 
@@ -19,7 +20,7 @@ def _trait(name: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    own = [name for cls in (Limits, VGPUMixin) for name in cls.class_own_traits(config=True)]
+    own = [name for cls in (Limits, Queueing, VGPUMixin) for name in cls.class_own_traits(config=True)]
     parts = [
         "# All settings of the hub",
         "Made from the help texts by `docs/make_reference.py`; do not edit.",

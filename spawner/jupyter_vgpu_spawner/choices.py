@@ -8,6 +8,8 @@ from typing import Any
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
 
+from .turns import Space, Waiting, is_possible, must_wait
+
 NO_GPU = "none"
 FIELD = "gpu_slice"
 """Name of the form field, and of the key in `user_options`."""
@@ -15,11 +17,12 @@ FIELD = "gpu_slice"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One line of the spawn page. why_not is empty when it can be had now."""
+    """One line of the spawn page. why_not is empty when it can be had now. can_wait: it may be chosen all the same."""
 
     key: str
     title: str
     why_not: str = ""
+    can_wait: bool = False
 
 
 def slice_key(quota: Quota) -> str:
@@ -54,9 +57,33 @@ def _malformed(entry: Mapping[str, Any]) -> Quota:
     raise QuotaError(f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores'")
 
 
-def choices(slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]]) -> list[Choice]:
-    """The lines of the form. gpus: as vgpud describes them."""
-    return [Choice(slice_key(quota), describe(quota), why_not(quota, gpus)) for quota in slices]
+def choices(
+    slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], ahead: Sequence[Waiting] | None = None
+) -> list[Choice]:
+    """The lines of the form. gpus: as vgpud describes them. ahead: who waits; None where there is no queue."""
+    spaces = [Space.from_json(gpu) for gpu in gpus]
+
+    def choice(quota: Quota) -> Choice:
+        reason = why_not(quota, gpus)
+        if ahead and not reason and must_wait(quota, ahead, spaces):
+            reason = "others wait for a GPU before you"
+        can_wait = ahead is not None and bool(reason) and is_possible(quota, spaces)
+        return Choice(slice_key(quota), describe(quota), reason, can_wait)
+
+    return [choice(quota) for quota in slices]
+
+
+def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each model of GPU: how many there are, and the most that one of them has free."""
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for gpu in gpus:
+        models.setdefault(str(gpu["name"]), []).append(gpu)
+    lines = []
+    for name, here in models.items():
+        best = max(here, key=lambda gpu: (int(gpu["memory"]["free"]), float(gpu["cores"]["free"])))
+        free = f"{format_bytes(best['memory']['free'])} and {format_percent(best['cores']['free'])} of compute"
+        lines.append(f"{name}: {free} free" if len(here) == 1 else f"{len(here)} × {name}: up to {free} free on one")
+    return lines
 
 
 def describe(quota: Quota) -> str:

@@ -1,4 +1,4 @@
-"""Users' quotas, who changed them, and what was used: any database that SQLAlchemy knows; tested on SQLite, PostgreSQL.
+"""Users' quotas, who changed them, what was used, who waits: on any database of SQLAlchemy's; tested on two.
 
 The hub's spawner reads it; the service writes it. The tables' history is in migrations/.
 """
@@ -14,17 +14,16 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import JSON, BigInteger, DateTime, Engine, Float, String, create_engine, delete, event, func, select
+from sqlalchemy import Engine, create_engine, delete, event, func, select
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from jupyter_vgpu.quota import Policy
-
+from .queue_store import QueueStore
 from .rules import FIELDS, Rule
+from .tables import TEXT_MAX, ChangeRow, MeterRow, RuleRow
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_TEXT_MAX = 1024
 # A hub must not stand still because its database does, or the network on the way.
 _POSTGRESQL_PATIENCE = {
     "connect_timeout": 5,
@@ -35,46 +34,6 @@ _POSTGRESQL_PATIENCE = {
 }
 DatabaseError = SQLAlchemyError
 MigrationError = CommandError
-
-
-class Base(DeclarativeBase):
-    """All tables; what the migrations make is compared with it by a test."""
-
-
-class _RuleRow(Base):
-    __tablename__ = "vgpu_user_rules"
-
-    user: Mapped[str] = mapped_column(String(255), primary_key=True)
-    memory: Mapped[int | None] = mapped_column(BigInteger)
-    cores: Mapped[float | None] = mapped_column(Float)
-    policy: Mapped[str | None] = mapped_column(String(16))
-    slices: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
-    hours: Mapped[float | None] = mapped_column(Float)
-
-    def rule(self) -> Rule:
-        policy = None if self.policy is None else Policy(self.policy)
-        return Rule(self.memory, self.cores, policy, None if self.slices is None else tuple(self.slices), self.hours)
-
-
-class _ChangeRow(Base):
-    __tablename__ = "vgpu_changes"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
-    actor: Mapped[str] = mapped_column(String(255))
-    subject: Mapped[str] = mapped_column(String(255))
-    field: Mapped[str] = mapped_column(String(32))
-    old: Mapped[str | None] = mapped_column(String(_TEXT_MAX))
-    new: Mapped[str | None] = mapped_column(String(_TEXT_MAX))
-
-
-class _MeterRow(Base):
-    __tablename__ = "vgpu_meter"
-
-    user: Mapped[str] = mapped_column(String(255), primary_key=True)
-    hour: Mapped[int] = mapped_column(primary_key=True)
-    held: Mapped[float] = mapped_column(Float)
-    used: Mapped[float] = mapped_column(Float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +67,7 @@ class Database:
         patience = _POSTGRESQL_PATIENCE if backend == "postgresql" else {}
         self._engine: Engine = create_engine(url, pool_pre_ping=True, connect_args=patience)
         self._writer = self._engine.execution_options(writes=True)
+        self.queue = QueueStore(self._engine, self._writer)
         if backend == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -138,13 +98,13 @@ class Database:
     def rule(self, user: str) -> Rule:
         """What is said of a user; an empty rule if nothing is."""
         with Session(self._engine) as session:
-            row = session.get(_RuleRow, user)
+            row = session.get(RuleRow, user)
             return row.rule() if row else Rule()
 
     def rules(self) -> dict[str, Rule]:
         """By user, of all of whom something is said."""
         with Session(self._engine) as session:
-            return {row.user: row.rule() for row in session.scalars(select(_RuleRow))}
+            return {row.user: row.rule() for row in session.scalars(select(RuleRow))}
 
     def set_rule(self, user: str, rule: Rule, actor: str) -> list[Change]:
         """Say this of a user instead of what was said before; an empty rule: nothing. Returns what changed."""
@@ -155,7 +115,7 @@ class Database:
 
     def _set_rule(self, user: str, rule: Rule, actor: str) -> list[Change]:
         with Session(self._writer) as session, session.begin():
-            row = session.get(_RuleRow, user, with_for_update=True)
+            row = session.get(RuleRow, user, with_for_update=True)
             before = row.rule() if row else Rule()
             changes = [
                 Change(_now(), actor, user, name, _text(getattr(before, name)), _text(getattr(rule, name)))
@@ -166,7 +126,7 @@ class Database:
                 session.delete(row)
             elif not rule.is_empty:
                 session.merge(
-                    _RuleRow(
+                    RuleRow(
                         user=user,
                         memory=rule.memory,
                         cores=rule.cores,
@@ -188,7 +148,7 @@ class Database:
     def changes(self, limit: int | None = None) -> list[Change]:
         """The audit log, newest first."""
         with Session(self._engine) as session:
-            rows = session.scalars(select(_ChangeRow).order_by(_ChangeRow.id.desc()).limit(limit))
+            rows = session.scalars(select(ChangeRow).order_by(ChangeRow.id.desc()).limit(limit))
             return [Change(_in_utc(row.at), row.actor, row.subject, row.field, row.old, row.new) for row in rows]
 
     # --- GPU-hours ---
@@ -203,26 +163,26 @@ class Database:
     def _add_to_meter(self, hour: int, more: Mapping[str, Metered]) -> None:
         with Session(self._writer) as session, session.begin():
             for user, metered in sorted(more.items()):
-                row = session.get(_MeterRow, (user, hour), with_for_update=True)
+                row = session.get(MeterRow, (user, hour), with_for_update=True)
                 if row is None:
-                    row = _MeterRow(user=user, hour=hour, held=0.0, used=0.0)
+                    row = MeterRow(user=user, hour=hour, held=0.0, used=0.0)
                     session.add(row)
                 row.held += metered.held
                 row.used += metered.used
 
     def metered(self, since_hour: int, users: Iterable[str] | None = None) -> dict[str, Metered]:
         """Sums by user since the beginning of an hour; of all users, or of these."""
-        sums = select(_MeterRow.user, func.sum(_MeterRow.held), func.sum(_MeterRow.used)).group_by(_MeterRow.user)
-        sums = sums.where(_MeterRow.hour >= since_hour)
+        sums = select(MeterRow.user, func.sum(MeterRow.held), func.sum(MeterRow.used)).group_by(MeterRow.user)
+        sums = sums.where(MeterRow.hour >= since_hour)
         if users is not None:
-            sums = sums.where(_MeterRow.user.in_(list(users)))
+            sums = sums.where(MeterRow.user.in_(list(users)))
         with Session(self._engine) as session:
             return {user: Metered(held, used) for user, held, used in session.execute(sums)}
 
     def forget_meter(self, before_hour: int) -> None:
         """Drop what is older than any window."""
         with Session(self._writer) as session, session.begin():
-            session.execute(delete(_MeterRow).where(_MeterRow.hour < before_hour))
+            session.execute(delete(MeterRow).where(MeterRow.hour < before_hour))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
@@ -237,8 +197,8 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 
-def _row(change: Change) -> _ChangeRow:
-    return _ChangeRow(
+def _row(change: Change) -> ChangeRow:
+    return ChangeRow(
         at=change.at, actor=change.actor, subject=change.subject, field=change.field, old=change.old, new=change.new
     )
 
@@ -246,7 +206,7 @@ def _row(change: Change) -> _ChangeRow:
 def _text(value: object) -> str | None:
     if value is None:
         return None
-    return (", ".join(value) if isinstance(value, tuple) else str(value))[:_TEXT_MAX]
+    return (", ".join(value) if isinstance(value, tuple) else str(value))[:TEXT_MAX]
 
 
 def _in_utc(time: datetime) -> datetime:

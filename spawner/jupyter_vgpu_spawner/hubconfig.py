@@ -26,8 +26,12 @@ from .service.settings import READ_SCOPE, WRITE_SCOPE, Settings
 SERVICE = "vgpu"
 IDLE_SERVICE = "vgpu-idle"
 ADMIN_ROLE = "vgpu-admin"
+USER_ROLE = "user"
+ACCESS_SCOPE = f"access:services!service={SERVICE}"
 # What the service asks the hub for: users with groups, groups' properties, and to stop a server.
 _SERVICE_SCOPES = ["list:users", "read:users:groups", "list:groups", "read:groups", "delete:servers"]
+# And for the queue: whose servers run, and to start one when its turn comes.
+_QUEUE_SCOPES = ["read:servers", "start:servers"]
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
 _LIMITS = {
     "memory": "gpu_mem_limit",
@@ -79,19 +83,22 @@ def setup_vgpu(
         c.VGPUMixin.vgpu_db_url = db_url or f"sqlite:///{Path.cwd() / 'vgpu.sqlite'}"
     if not _trait(c, spawner, "vgpu_socket"):
         c.VGPUMixin.vgpu_socket = str(default_run_dir() / ADMIN_SOCKET)
+    if not _is_set(c, spawner, "gpu_queue"):
+        c.VGPUMixin.gpu_queue = True
     scopes = {
         READ_SCOPE: {"description": "See the hub's GPUs, whose slices are on them, and everybody's GPU quotas"},
         WRITE_SCOPE: {"description": "Change GPU quotas and running slices, and stop servers with a slice"},
     }
     c.JupyterHub.custom_scopes = scopes | (_get(c, "JupyterHub", "custom_scopes", {}) or {})
     c.JupyterHub.services = [*_list(c, "services"), _service(c, spawner, port or _free_port())]
-    roles = [{"name": SERVICE, "services": [SERVICE], "scopes": _SERVICE_SCOPES}]
+    queue = _trait(c, spawner, "gpu_queue")
+    roles = [{"name": SERVICE, "services": [SERVICE], "scopes": _SERVICE_SCOPES + (_QUEUE_SCOPES if queue else [])}]
     roles.append(
         {
             "name": ADMIN_ROLE,
             "users": sorted({*admins, *(_get(c, "Authenticator", "admin_users", set()) or ())}),
             "groups": sorted(admin_groups),
-            "scopes": [f"access:services!service={SERVICE}", READ_SCOPE, WRITE_SCOPE],
+            "scopes": [ACCESS_SCOPE, READ_SCOPE, WRITE_SCOPE],
         }
     )
     if gpu_idle_minutes is not None:
@@ -100,7 +107,17 @@ def setup_vgpu(
             _idle_culler(_trait(c, spawner, "vgpu_socket"), gpu_idle_minutes),
         ]
         roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
-    c.JupyterHub.load_roles = [*_list(c, "load_roles"), *roles]
+    mine = _list(c, "load_roles")
+    c.JupyterHub.load_roles = [*(_with_access(mine) if queue else mine), *roles]
+
+
+def _with_access(roles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every user sees the own place in the queue: the hub's role `user` may open the service's pages."""
+    own = next((role for role in roles if role["name"] == USER_ROLE), None)
+    if own is None:
+        return [{"name": USER_ROLE, "scopes": ["self", ACCESS_SCOPE]}, *roles]
+    more = own | {"scopes": [*own.get("scopes", ["self"]), ACCESS_SCOPE]}
+    return [more if role is own else role for role in roles]
 
 
 def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
@@ -115,6 +132,7 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
         measure=_trait(c, spawner, "gpu_hours_of"),
         grace=_trait(c, spawner, "gpu_hours_grace"),
         end=_trait(c, spawner, "gpu_hours_end"),
+        queue=_trait(c, spawner, "gpu_queue"),
     )
     _ = settings.bounds  # what is wrong is said now, not by each server
     return {
@@ -170,6 +188,10 @@ def _trait(c: Config, spawner: type[VGPUMixin], name: str) -> Any:
         if cls.__name__ in c and name in c[cls.__name__]:
             return _get(c, cls.__name__, name, own)
     return own
+
+
+def _is_set(c: Config, spawner: type[VGPUMixin], name: str) -> bool:
+    return any(cls.__name__ in c and name in c[cls.__name__] for cls in spawner.mro())
 
 
 def _get(c: Config, section: str, name: str, initial: Any = None) -> Any:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 else:
     _Base = Configurable
 
+GROUP_SHARE = "share"
+MIN_SHARE, MAX_SHARE = 0.01, 100
+
 open_database = lru_cache(maxsize=4)(Database)
 
 
@@ -37,10 +40,27 @@ def group_rules(groups: Iterable[tuple[str, Any]]) -> tuple[list[Rule], list[str
         try:
             if not isinstance(values, dict):
                 raise QuotaError(f"{GROUP_PROPERTY} is no object")
-            rules.append(Rule.parse(values))
+            rules.append(Rule.parse({name: value for name, value in values.items() if name != GROUP_SHARE}))
+            _share_of(values)
         except ValueError as error:  # a number of thousands of digits is refused by Python itself
             wrong.append(f"group {name}: {error}")
     return rules, wrong
+
+
+def group_share(properties: Any) -> float:
+    """Of a group's properties: how much its members may hold beside those of others before these go first."""
+    values = (properties or {}).get(GROUP_PROPERTY)
+    try:
+        return _share_of(values) if isinstance(values, dict) else 1.0
+    except ValueError:  # as group_rules says
+        return 1.0
+
+
+def _share_of(values: dict[str, Any]) -> float:
+    value = values.get(GROUP_SHARE, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_SHARE <= value <= MAX_SHARE:
+        raise QuotaError(f"{GROUP_SHARE}={str(value)[:40]!r} is no share: give a number, {MIN_SHARE} to {MAX_SHARE}")
+    return float(value)
 
 
 class Limits(_Base):

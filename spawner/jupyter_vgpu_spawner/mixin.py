@@ -10,27 +10,24 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.utils import maybe_future
 from tornado import web
-from traitlets import Unicode, default
+from traitlets import default
 
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
-from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
+from jupyter_vgpu.client import DaemonAway, DaemonError, tenant_path
 from jupyter_vgpu.quota import Quota, QuotaError
 
-from .choices import FIELD, NO_GPU, Choice, allowed_slices, choices, describe, pick, slice_key, why_not
+from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
 from .database import DatabaseError
+from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
 from .hours import Balance, Window, why_spent
-from .limits import Limits
+from .queue_store import Entry, Stage
+from .queueing import Queueing
 from .rules import DEFAULT_LABEL, USER_LABEL
+from .turns import Space, is_possible, must_wait
 
 Json = dict[str, Any]
-
 _templates = Environment(
     loader=PackageLoader("jupyter_vgpu_spawner"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
-
-_DAEMON_AWAY = "The GPU service of this hub does not answer now: start without a GPU, or try again later."
-_DAEMON_AWAY_FORM = "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
-_DATABASE_AWAY = "The GPU quotas of this hub can't be read now: start without a GPU, or try again later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,40 +39,13 @@ class Offer:
     why_none: str = ""
 
 
-def spawn_error(status: int, message: str) -> web.HTTPError:
-    """An error that every page and API of the hub shows in these words."""
-    error = web.HTTPError(status, message)
-    error.jupyterhub_message = message  # type: ignore[attr-defined]
-    return error
-
-
-class VGPUMixin(Limits):
+class VGPUMixin(Queueing):
     """Give each server a slice of a GPU. Goes before a Spawner class in the bases."""
 
     _tenant: str | None = None
     _launch: Json | None = None
 
-    vgpu_socket = Unicode(
-        help="""
-        The node daemon's admin socket.
-
-        Default: where `jupyter vgpu node` puts it for the hub's own user::
-
-            c.VGPUDockerSpawner.vgpu_socket = "/run/vgpu/vgpud.sock"
-
-        .. versionadded:: 0.1
-        """
-    ).tag(config=True)
-
-    def _vgpu_socket_default(self) -> str:
-        return str(default_run_dir() / ADMIN_SOCKET)
-
     # --- quota ---
-
-    @property
-    def vgpu_client(self) -> Client:
-        """The node daemon."""
-        return Client(self.vgpu_socket)
 
     async def _offer(self) -> Offer:
         """What may be chosen. Raises HTTPError."""
@@ -86,7 +56,7 @@ class VGPUMixin(Limits):
             raise spawn_error(500, f"This hub's GPU settings are wrong; tell its admins: {error}") from error
         except DatabaseError as error:
             self.log.error("quota of %s: %s", self.user.name, error)
-            raise spawn_error(503, _DATABASE_AWAY) from error
+            raise spawn_error(503, DATABASE_AWAY) from error
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
         window = Window(self.gpu_hours_window)
         return Offer(slices, balance, why_spent(balance, window, datetime.now(UTC)))
@@ -139,18 +109,35 @@ class VGPUMixin(Limits):
         if not offer.slices and not trouble:
             return str(form)
         lines = [Choice(slice_key(quota), describe(quota), offer.why_none or "not now") for quota in offer.slices]
+        models: list[str] = []
+        mine: Entry | None = None
         try:
+            gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
+            models = capacity(gpus)
+            mine = await self._queue_entry()
             if not offer.why_none:
-                lines = choices(offer.slices, (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"])
+                asked = mine.waiting.quota if mine else offer.slices[0]
+                lines = choices(offer.slices, gpus, await self._ahead(asked) if self._queue else None)
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
-            trouble = _DAEMON_AWAY_FORM
+            trouble = DAEMON_AWAY_FORM
+        except web.HTTPError as error:
+            trouble = str(error.log_message)
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
         hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
         low = offer.balance.is_low(self.gpu_hours_warning)
         return str(form) + page.render(
-            field=FIELD, none=NO_GPU, lines=lines, selected=selected, trouble=trouble, hours=hours, low=low
+            field=FIELD,
+            none=NO_GPU,
+            lines=lines,
+            selected=selected,
+            trouble=trouble,
+            hours=hours,
+            low=low,
+            models=models,
+            queue_url=self._queue_url,
+            waits_for=describe(mine.waiting.quota) if mine and mine.stage != Stage.ENDED else "",
         )
 
     async def vgpu_options_from_form(self, form_data: dict[str, list[str]], spawner: Any = None) -> Json:
@@ -166,16 +153,16 @@ class VGPUMixin(Limits):
             return options
         key = (form_data.get(FIELD) or [slice_key(offer.slices[0])])[0]
         if quota := self._pick(key, offer):
-            await self._check_room(quota)
+            await self._check_room(quota, options | {FIELD: key})
         return options | {FIELD: key}
 
-    async def _check_room(self, quota: Quota) -> None:
-        try:
-            gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
-        except DaemonAway as error:
-            self.log.error("%s", error)
-            raise spawn_error(503, _DAEMON_AWAY) from error
-        if reason := why_not(quota, gpus):
+    async def _check_room(self, quota: Quota, options: Json) -> None:
+        gpus = await self._gpus()
+        spaces = [Space.from_json(gpu) for gpu in gpus]
+        if self._queue and is_possible(quota, spaces):
+            if must_wait(quota, await self._ahead(quota), spaces):
+                await self._wait_in_queue(quota, options)
+        elif reason := why_not(quota, gpus):
             raise spawn_error(
                 409, f"No room for {describe(quota)} now; {reason}. Choose a smaller slice, or start without a GPU."
             )
@@ -192,6 +179,7 @@ class VGPUMixin(Limits):
         await self.close_slice()
         if quota is None:
             return
+        await self._check_turn(quota)
         bounds = await self.gpu_bounds()
         labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
@@ -199,10 +187,11 @@ class VGPUMixin(Limits):
             tenant = await self._create(body | self.slice_owner())
         except DaemonAway as error:
             self.log.error("%s", error)
-            raise spawn_error(503, _DAEMON_AWAY) from error
+            raise spawn_error(503, DAEMON_AWAY) from error
         except DaemonError as error:
             raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
         self._tenant, self._launch = tenant["id"], tenant["launch"]
+        await self._leave_queue()
 
     async def _create(self, body: Json) -> Json:
         try:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from jupyter_vgpu_spawner.database import Base, Database, DatabaseError, Metered, MigrationError
+from jupyter_vgpu_spawner.database import Database, DatabaseError, Metered, MigrationError
+from jupyter_vgpu_spawner.queue_store import LIFETIMES_KEPT, Stage
 from jupyter_vgpu_spawner.rules import Rule
+from jupyter_vgpu_spawner.tables import Base
 from sqlalchemy import create_engine, text
 from support.postgres import Postgres
 
-from jupyter_vgpu.quota import Policy
+from jupyter_vgpu.quota import Policy, Quota
 
 GIB = 1 << 30
 RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)
@@ -149,3 +152,52 @@ def test_a_name_that_is_sql_is_a_name(database: Database) -> None:
     database.set_rule(name, RULE, name)
     assert database.rules() == {name: RULE}
     assert database.changes()[0].subject == name
+
+
+SMALL, LARGE = Quota(GIB, 25, Policy.BURST), Quota(4 * GIB, 50, Policy.BURST)
+
+
+def test_who_waits_comes_back_as_it_was_and_a_called_one_is_ahead(database: Database) -> None:
+    database.queue.join("alice", "", LARGE, {"gpu_slice": "4GiB-50", "image": "torch"})
+    database.queue.join("bob", "second", SMALL, {})
+    first, second = database.queue.entries()
+    assert (first.key, first.waiting.quota, first.stage) == (("alice", ""), LARGE, Stage.WAITING)
+    assert first.options == {"gpu_slice": "4GiB-50", "image": "torch"}
+    assert database.queue.entry("bob", "second") == second
+    assert [each.user for each in database.queue.ahead("eve", "", SMALL)] == ["alice", "bob"]
+    assert database.queue.move(second, Stage.CALLED)
+    assert [each.user for each in database.queue.ahead("eve", "", SMALL)] == ["bob", "alice"]
+    assert database.queue.ahead("bob", "second", SMALL) == []  # it is his turn
+    assert [each.user for each in database.queue.ahead("bob", "second", LARGE)] == ["alice"]  # not for more
+    assert database.queue.leave("alice", "")
+    assert not database.queue.leave("alice", "")
+
+
+def test_less_keeps_the_place_and_more_or_an_end_does_not(database: Database) -> None:
+    database.queue.join("alice", "", LARGE, {})
+    since = database.queue.entries()[0].waiting.since
+    database.queue.join("alice", "", SMALL, {})
+    assert database.queue.entries()[0].waiting.since == since
+    database.queue.join("alice", "", LARGE, {})
+    assert database.queue.entries()[0].waiting.since > since
+    entry = database.queue.entries()[0]
+    assert database.queue.move(entry, Stage.ENDED, "why")
+    assert database.queue.entries()[0].words == "why"
+    assert not database.queue.move(entry, Stage.CALLED)  # of what it was before
+    assert database.queue.ahead("eve", "", SMALL) == []
+    database.queue.join("alice", "", SMALL, {})
+    assert database.queue.entries()[0].waiting.since > entry.waiting.since
+    assert database.queue.entries()[0].words == ""
+
+
+def test_a_form_that_is_sent_often_at_once_is_one_place(database: Database) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        joins = [threads.submit(database.queue.join, "alice", "", LARGE, {}) for _ in range(8)]
+    assert [join.exception() for join in joins] == [None] * 8
+    assert len(database.queue.entries()) == 1
+
+
+def test_the_latest_lifetimes_are_kept(database: Database) -> None:
+    for seconds in range(LIFETIMES_KEPT + 5):
+        database.queue.note_lifetime(seconds)
+    assert sorted(database.queue.lifetimes()) == list(range(5, LIFETIMES_KEPT + 5))

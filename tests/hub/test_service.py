@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import requests
+from jupyter_vgpu_spawner.service.handlers import application
 from prometheus_client.parser import text_string_to_metric_families
 from support.node import Node, wait_until
+from tornado.routing import PathMatches
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hub import Admin, Hub
@@ -165,6 +168,7 @@ def test_prometheus_reads_the_same_numbers(hub: Hub, admin: Admin) -> None:
     held = admin.person("alice")["hours"]["held"]
     assert found["jupyter_vgpu_user_gpu_hours", "alice", "held"] == pytest.approx(held, abs=0.01)
     assert found["jupyter_vgpu_user_slices", "alice", None] == 0
+    assert found["jupyter_vgpu_queue_servers", None, None] == 0
 
 
 def test_a_name_with_html_is_text(hub: Hub, admin: Admin) -> None:
@@ -215,14 +219,30 @@ ROUTES = (
     ("GET", "metrics"),
     ("GET", "edit"),
     ("GET", "stop"),
+    ("GET", "remove"),
     ("POST", "edit"),
     ("POST", "stop"),
+    ("POST", "remove"),
+    ("GET", "api/queue"),
+    ("DELETE", "api/queue/alice/"),
     ("GET", "api/state"),
     ("PUT", "api/users/alice/quota"),
     ("DELETE", "api/users/alice/quota"),
     ("PATCH", "api/slices/alice%2F"),
     ("DELETE", "api/slices/alice%2F"),
 )
+
+
+OWN = {"queue", "queue/live", "queue/leave"}  # of the user who asks: see test_queue.py
+OPEN = {"health", "oauth_callback", "static/vgpu.css"}
+
+
+def test_no_route_is_forgotten_here() -> None:
+    known = {path for _, path in ROUTES} | OWN | OPEN
+    rules = application(Mock(), None, "/", "/", b"secret").wildcard_router.rules
+    patterns = [rule.matcher.regex for rule in rules if isinstance(rule.matcher, PathMatches)]
+    assert len(patterns) > len(OPEN)
+    assert [each.pattern for each in patterns if not any(each.match(f"/{path}") for path in known)] == []
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -45,9 +45,9 @@ def admin(request: pytest.FixtureRequest, browser: Browser, demo: Demo, slices: 
     page.context.close()
 
 
-def violations(page: Page) -> list[Any]:
+def violations(page: Page, within: str = "html") -> list[Any]:
     page.evaluate(AXE.read_text())
-    found: dict[str, Any] = page.evaluate("axe.run()")
+    found: dict[str, Any] = page.evaluate("within => axe.run(within)", within)
     return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from jupyter_vgpu_spawner.choices import allowed_slices, choices, pick, slice_key
+from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key
+from jupyter_vgpu_spawner.turns import Waiting
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError
 
@@ -12,8 +15,8 @@ CEILING = Quota(4 * GIB, 50, Policy.BURST)
 SLICES = [{"memory": "2G", "cores": 10}, {"memory": "4G", "cores": 50}, {"memory": "8G", "cores": 50}]
 
 
-def gpu(memory: int, cores: float) -> dict[str, dict[str, float]]:
-    return {"memory": {"free": memory}, "cores": {"free": cores}}
+def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
+    return {"name": name, "memory": {"free": memory, "total": 8 * GIB}, "cores": {"free": cores, "total": 100}}
 
 
 def test_slices_above_the_ceiling_are_not_offered() -> None:
@@ -38,6 +41,25 @@ def test_what_has_no_room_says_why() -> None:
 
 def test_memory_on_one_gpu_and_compute_on_another_is_no_room() -> None:
     assert choices([CEILING], [gpu(8 * GIB, 0), gpu(0, 100)])[0].why_not
+
+
+def test_what_is_in_use_may_be_waited_for_and_what_is_too_large_not() -> None:
+    slices = [Quota(2 * GIB, 10), Quota(4 * GIB, 50), Quota(64 * GIB, 50)]
+    gpus = [gpu(3 * GIB, 20)]
+    lines = choices(slices, gpus)
+    assert [(bool(line.why_not), line.can_wait) for line in lines] == [(False, False), (True, False), (True, False)]
+    assert [line.can_wait for line in choices(slices, gpus, [])] == [False, True, False]
+    before = [Waiting("bob", "", Quota(8 * GIB, 10), 0)]
+    lines = choices(slices, gpus, before)
+    assert (lines[0].why_not, lines[0].can_wait) == ("others wait for a GPU before you", True)
+
+
+def test_what_is_free_is_told_by_model() -> None:
+    gpus = [gpu(GIB, 20), gpu(3 * GIB, 40), gpu(8 * GIB, 100, "L4")]
+    assert capacity(gpus) == [
+        "2 × H100: up to 3 GiB and 40 % of compute free on one",
+        "L4: 8 GiB and 100 % of compute free",
+    ]
 
 
 @pytest.mark.parametrize("key", ["8GiB-50", "", "../../etc", 7, ["2GiB-10"], {"a": 1}, "<script>"])

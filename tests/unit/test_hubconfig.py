@@ -53,13 +53,34 @@ def test_what_is_there_stays() -> None:
     setup_vgpu(c)
     assert c.JupyterHub.spawner_class == "vgpu-local"
     assert [service["name"] for service in c.JupyterHub.services] == ["culler", "vgpu"]
-    assert [role["name"] for role in c.JupyterHub.load_roles] == ["mine", "vgpu", "vgpu-admin"]
+    assert [role["name"] for role in c.JupyterHub.load_roles] == ["user", "mine", "vgpu", "vgpu-admin"]
     assert "custom:mine" in c.JupyterHub.custom_scopes
-    assert c.JupyterHub.load_roles[2]["users"] == ["root"]
+    assert c.JupyterHub.load_roles[3]["users"] == ["root"]
     assert settings(c).db_url == "postgresql+psycopg://db/vgpu"
     assert settings(c).limits is not None
     assert (settings(c).limits["cores"], settings(c).hours) == (30, 7)  # type: ignore[index]
     assert settings(c).socket == "/elsewhere/vgpud.sock"
+
+
+def test_users_may_open_the_queues_page_and_what_they_may_besides_stays() -> None:
+    c = Config()
+    setup_vgpu(c)
+    assert c.VGPUMixin.gpu_queue is settings(c).queue is True
+    assert c.JupyterHub.load_roles[0] == {"name": "user", "scopes": ["self", "access:services!service=vgpu"]}
+    c = Config()
+    c.JupyterHub.load_roles = [{"name": "user", "scopes": ["self", "access:services!service=wiki"]}]
+    setup_vgpu(c)
+    assert c.JupyterHub.load_roles[0]["scopes"] == [
+        "self",
+        "access:services!service=wiki",
+        "access:services!service=vgpu",
+    ]
+    c = Config()
+    c.VGPUDockerSpawner.gpu_queue = False
+    setup_vgpu(c)
+    assert settings(c).queue is False
+    assert [role["name"] for role in c.JupyterHub.load_roles] == ["vgpu", "vgpu-admin"]
+    assert not {"start:servers", "servers"} & set(c.JupyterHub.load_roles[0]["scopes"])
 
 
 def test_what_can_not_be_is_said_when_the_hub_starts() -> None:

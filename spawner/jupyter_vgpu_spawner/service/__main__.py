@@ -16,6 +16,7 @@ from tornado.httpserver import HTTPServer
 from jupyter_vgpu.client import Client
 
 from ..database import Database, DatabaseError, MigrationError
+from .dispatcher import TICK_S, Dispatcher
 from .handlers import application
 from .hub import HubApi
 from .manager import METER_S, Manager
@@ -77,9 +78,13 @@ async def serve(hub: int) -> None:
     settings = Settings.from_environment()
     database = Database(settings.db_url)
     api = HubApi(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
-    manager = Manager(settings, database, Client(settings.socket), api)
+    node = Client(settings.socket)
+    manager = Manager(settings, database, node, api)
+    dispatcher = Dispatcher(database.queue, node, api, manager.recent) if settings.queue else None
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
-    pages = application(manager, prefix, os.environ["JUPYTERHUB_BASE_URL"] + "hub/", secrets.token_bytes(32))
+    pages = application(
+        manager, dispatcher, prefix, os.environ["JUPYTERHUB_BASE_URL"] + "hub/", secrets.token_bytes(32)
+    )
     ends = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
@@ -89,10 +94,13 @@ async def serve(hub: int) -> None:
 
     async def work() -> None:
         await _prepare(database)
-        await asyncio.gather(
+        works = [
             _repeat("GPU-hours are not counted now", manager.meter, METER_S),
             _repeat("running slices don't follow their quotas now", manager.follow_all, METER_S),
-        )
+        ]
+        if dispatcher:
+            works.append(_repeat("the queue stands still now", dispatcher.tick, TICK_S))
+        await asyncio.gather(*works)
 
     _watch(hub, ends)
     working = asyncio.create_task(work())

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +18,18 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tornado import web
 
 from jupyter_vgpu.api import Json, Refused, json_object
+from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
 
+from ..choices import describe
 from ..database import DatabaseError
 from ..rules import FIELDS, Rule
+from .dispatcher import Dispatcher, Standing
 from .hub import HubError
 from .manager import Manager, Person
 from .metrics import exposition
 from .settings import READ_SCOPE, WRITE_SCOPE
+from .words import format_duration, say_when
 
 log = logging.getLogger("vgpu.service")
 
@@ -39,7 +44,14 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters |= {"bytes": format_bytes, "exact": exact_bytes, "percent": format_percent}
+_templates.filters |= {
+    "bytes": format_bytes,
+    "exact": exact_bytes,
+    "percent": format_percent,
+    "slice": describe,
+    "duration": format_duration,
+    "sentence": say_when,
+}
 
 
 def _status_of(error: BaseException | None) -> int | None:
@@ -56,8 +68,8 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
     scopes: ClassVar[tuple[str, ...]] = (READ_SCOPE,)
     _resolving = False
 
-    def initialize(self, manager: Manager) -> None:
-        self.manager = manager
+    def initialize(self, manager: Manager, dispatcher: Dispatcher | None) -> None:
+        self.manager, self.dispatcher = manager, dispatcher
 
     def check_hub_user(self, model: Json) -> Json | None:
         """The hub's own check is for access to the service, by any of several scopes; these are needed all."""
@@ -83,6 +95,20 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         self._resolving = True
         user: Json | None = super().get_current_user()
         return user
+
+    async def queue(self) -> tuple[list[Standing], list[str]]:
+        """Who waits; a part that does not answer leaves its words."""
+        try:
+            return (await self.dispatcher.standings() if self.dispatcher else []), []
+        except (DaemonError, HubError, DatabaseError) as error:
+            log.error("%s", error)
+            return [], ["The queue is not known now."]
+
+    async def leave(self, user: str, server: str) -> None:
+        """Out of the queue. Raises Refused."""
+        if self.dispatcher is None:
+            raise Refused(404, "this hub has no queue")
+        await self.dispatcher.leave(user, server)
 
     @property
     def actor(self) -> str:
@@ -116,13 +142,16 @@ class PageHandler(ServiceHandler):
     """HTML that works without JavaScript."""
 
     def page(self, template: str, **values: Any) -> None:
-        may_write = WRITE_SCOPE in (self.current_user or {}).get("scopes", ())
+        scopes = (self.current_user or {}).get("scopes", ())
+        may_write = WRITE_SCOPE in scopes
         self.finish(
             _templates.get_template(template).render(
                 base=self.settings["prefix"],
                 hub=self.settings["hub_prefix"],
                 user=self.current_user,
                 may_write=may_write,
+                may_read=READ_SCOPE in scopes,
+                has_queue=self.dispatcher is not None,
                 xsrf=self.xsrf_form_html(),
                 xsrf_token=self.xsrf_token.decode(),
                 **values,
@@ -147,16 +176,19 @@ class AdminHandler(PageHandler):
         pages = max(1, -(-len(people) // PAGE))
         number = self.get_query_argument("page", "1")
         at = min(max(1, int(number)), pages) if number.isdecimal() and len(number) < 9 else 1
+        queue, queue_troubles = await self.queue()
         self.page(
             "admin.html",
             state=state,
+            queue=queue,
+            now=time.time(),
             found=len(people),
             people=people[(at - 1) * PAGE : at * PAGE],
             at=at,
             pages=pages,
             q=wanted,
             message=message,
-            troubles=[*troubles, *state.troubles],
+            troubles=[*troubles, *state.troubles, *queue_troubles],
             window=self.manager.settings.window,
             spent=self.manager.spent,
         )
@@ -217,6 +249,75 @@ class StopHandler(AdminHandler):
     @web.authenticated
     def get(self) -> None:
         self.redirect(self.settings["prefix"])
+
+
+class RemoveHandler(AdminHandler):
+    """The button beside a server in the queue."""
+
+    scopes = (READ_SCOPE, WRITE_SCOPE)
+
+    @web.authenticated
+    async def post(self) -> None:
+        user, server = self.get_body_argument("user"), self.get_body_argument("server", "")
+        try:
+            await self.leave(user, server)
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show(troubles=[str(error)])
+            return
+        await self.manager.note(self.actor, f"{user}/{server}", "queue", "waiting", "removed")
+        await self.show(message=f"{user}/{server} waits no more.")
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"])
+
+
+class QueueHandler(PageHandler):
+    """A user's own place in the queue; nobody sees another's here."""
+
+    scopes = ()
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show("queue.html")
+
+    async def show(self, template: str, message: str = "") -> None:
+        trouble, standings, servers = "", [], {}
+        try:
+            if self.dispatcher:
+                standings = await self.dispatcher.standings(self.actor)
+                servers = {} if standings else await self.dispatcher.servers(self.actor)
+        except (DaemonError, HubError, DatabaseError) as error:
+            log.error("%s", error)
+            trouble = "Your place is not known now: something that the queue needs does not answer. It is not lost."
+        self.page(template, standings=standings, servers=servers, trouble=trouble, message=message, now=time.time())
+
+
+class QueueLiveHandler(QueueHandler):
+    """The part of the page that changes by itself."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show("standings.html")
+
+
+class LeaveHandler(QueueHandler):
+    """The user's own button: whose server it is, the login says."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        try:
+            await self.leave(self.actor, self.get_body_argument("server", ""))
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show("queue.html", str(error))
+            return
+        await self.show("queue.html", "You wait no more.")
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"] + "queue")
 
 
 class AuditHandler(PageHandler):
@@ -293,7 +394,10 @@ class MetricsHandler(TextHandler):
     @web.authenticated
     async def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(exposition(await self.manager.state()))
+        queue, troubles = await self.queue()
+        waiting = [each.entry.waiting.since for each in queue if each.number]
+        known = self.dispatcher is not None and not troubles
+        self.finish(exposition(await self.manager.state(), waiting if known else None))
 
 
 # --- API ---
@@ -363,6 +467,44 @@ class SliceHandler(ApiHandler):
         self.set_status(202)
 
 
+class QueueApiHandler(ApiHandler):
+    """Everybody in the queue: first who is called, then who is next."""
+
+    scopes = (READ_SCOPE,)
+
+    @web.authenticated
+    async def get(self) -> None:
+        standings = await self.dispatcher.standings() if self.dispatcher else []
+        self.finish({"queue": [_standing(each) for each in standings]})
+
+
+class QueueEntryHandler(ApiHandler):
+    """One server in the queue, by its user and its name: DELETE takes it out."""
+
+    scopes = (READ_SCOPE, WRITE_SCOPE)
+
+    @web.authenticated
+    async def delete(self, user: str, server: str) -> None:
+        await self.leave(user, server)
+        await self.manager.note(self.actor, f"{user}/{server}", "queue", "waiting", "removed")
+        self.set_status(204)
+
+
+def _standing(standing: Standing) -> Json:
+    entry, forecast = standing.entry, standing.forecast
+    return {
+        "user": entry.waiting.user,
+        "server": entry.waiting.server,
+        "quota": entry.waiting.quota.as_json(),
+        "since": datetime.fromtimestamp(entry.waiting.since, UTC).isoformat(timespec="seconds"),
+        "stage": str(entry.stage),
+        "words": entry.words,
+        "number": standing.number,
+        "possible": standing.is_possible,
+        "seconds": {"middle": forecast.middle, "late": forecast.late} if forecast else None,
+    }
+
+
 class NotFoundHandler(PageHandler):
     def prepare(self) -> None:
         raise web.HTTPError(404, "There is no such page here.")
@@ -375,20 +517,28 @@ class HealthHandler(web.RequestHandler):
         self.finish({"status": "ok", "time": datetime.now(UTC).isoformat(timespec="seconds")})
 
 
-def application(manager: Manager, prefix: str, hub_prefix: str, cookie_secret: bytes) -> web.Application:
+def application(
+    manager: Manager, dispatcher: Dispatcher | None, prefix: str, hub_prefix: str, cookie_secret: bytes
+) -> web.Application:
     """prefix: where the hub's proxy puts the service, with a slash at its end."""
-    arguments = {"manager": manager}
+    arguments = {"manager": manager, "dispatcher": dispatcher}
     pages: list[tuple[str, Any]] = [
         (r"", AdminHandler),
         (r"live", LiveHandler),
         (r"edit", EditHandler),
         (r"stop", StopHandler),
+        (r"remove", RemoveHandler),
+        (r"queue", QueueHandler),
+        (r"queue/live", QueueLiveHandler),
+        (r"queue/leave", LeaveHandler),
         (r"audit", AuditHandler),
         (r"audit\.csv", AuditCsvHandler),
         (r"users\.csv", UsersCsvHandler),
         (r"metrics", MetricsHandler),
         (r"api/state", StateHandler),
         (r"api/users/([^/]+)/quota", QuotaHandler),
+        (r"api/queue", QueueApiHandler),
+        (r"api/queue/([^/]+)/(.*)", QueueEntryHandler),
         (r"api/slices/(.+)", SliceHandler),
     ]
     return web.Application(

@@ -95,6 +95,18 @@ class HubApi:
         name, whose = quote(server, safe=""), quote(user, safe="")
         await self._request("DELETE", f"/users/{whose}/servers/{name}" if server else f"/users/{whose}/server")
 
+    async def servers(self, user: str) -> dict[str, bool]:
+        """A user's servers by name (the default one's is empty): True, it is ready; False, on its way up or down."""
+        model = await self._request("GET", f"/users/{quote(user, safe='')}")
+        servers = model.get("servers", {}).items()
+        return {name: server["ready"] for name, server in servers if server["ready"] or server["pending"]}
+
+    async def start(self, user: str, server: str, options: dict[str, Any]) -> None:
+        """Ask the hub to start a server; it may take a while after this returns."""
+        name, whose = quote(server, safe=""), quote(user, safe="")
+        path = f"/users/{whose}/servers/{name}" if server else f"/users/{whose}/server"
+        await self._request("POST", path, options)
+
     async def _all(self, path: str) -> list[Any]:
         found: list[Any] = []
         offset: int | None = 0
@@ -105,10 +117,16 @@ class HubApi:
             offset = after["offset"] if after else None
         return found
 
-    async def _request(self, method: str, path: str) -> Any:
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Authorization": f"token {self._token}", "Accept": "application/jupyterhub-pagination+json"}
         try:
-            answer = await AsyncHTTPClient().fetch(self._url + path, method=method, headers=headers, request_timeout=30)
+            answer = await AsyncHTTPClient().fetch(
+                self._url + path,
+                method=method,
+                headers=headers,
+                request_timeout=30,
+                body=None if body is None else json.dumps(body),
+            )
         except HTTPClientError as error:
             raise HubError(error.code, _words(error)) from error
         except OSError as error:

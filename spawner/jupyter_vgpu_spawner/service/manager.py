@@ -89,7 +89,7 @@ class Manager:
         self._entitled: dict[str, Entitlement | None] = {}
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
-        self._recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
+        self.recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
 
     async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
         users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
@@ -128,7 +128,7 @@ class Manager:
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
-            users, groups = await self._recent.get()
+            users, groups = await self.recent.get()
         except HubError as error:
             troubles.append(f"The users are not known now: {error}")
             return [], {}
@@ -195,6 +195,10 @@ class Manager:
                     except Refused as error:
                         troubles.append(str(error))
             return troubles
+
+    async def note(self, actor: str, subject: str, field: str, old: str, new: str) -> None:
+        """Something else that an admin did, for the audit log."""
+        await asyncio.to_thread(self._database.note, actor, subject, field, old, new)
 
     def _check_slices(self, rule: Rule) -> None:
         known = self.settings.slices

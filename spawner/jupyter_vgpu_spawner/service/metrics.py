@@ -1,8 +1,9 @@
-"""Prometheus metrics of the service, made of one state. Pure."""
+"""Prometheus metrics of the service, made of one state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,8 +13,8 @@ from .manager import State
 
 
 class _StateCollector(Collector):
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, since: Sequence[float] | None) -> None:
+        self._state, self._since = state, since
 
     def collect(self) -> Iterable[Metric]:
         hours = GaugeMetricFamily(
@@ -34,10 +35,19 @@ class _StateCollector(Collector):
         troubles = GaugeMetricFamily("jupyter_vgpu_troubles", "Parts that the service can't reach or read now")
         troubles.add_metric([], len(self._state.troubles))
         yield from (slices, hours, allowed, troubles)
+        if self._since is not None:
+            waiting = GaugeMetricFamily("jupyter_vgpu_queue_servers", "Servers that wait for a GPU")
+            waiting.add_metric([], len(self._since))
+            longest = GaugeMetricFamily("jupyter_vgpu_queue_longest_seconds", "The longest that one of them has waited")
+            longest.add_metric([], max((time.time() - since for since in self._since), default=0))
+            yield from (waiting, longest)
 
 
-def exposition(state: State) -> bytes:
-    """As Prometheus reads it."""
+def exposition(state: State, since: Sequence[float] | None) -> bytes:
+    """As Prometheus reads it.
+
+    since: of those who wait, in seconds since 1970; None: there is no queue, or it is not known now.
+    """
     registry = CollectorRegistry()
-    registry.register(_StateCollector(state))
+    registry.register(_StateCollector(state, since))
     return generate_latest(registry)

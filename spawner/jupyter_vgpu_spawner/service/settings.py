@@ -36,6 +36,7 @@ class Settings:
     measure: str = Measure.HELD
     grace: float = 0.0
     end: str = End.REFUSE
+    queue: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:

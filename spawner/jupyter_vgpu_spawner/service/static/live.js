@@ -1,5 +1,26 @@
-// The GPUs' bars follow by themselves; without JavaScript a reload shows the same.
+// What changes by itself follows; without JavaScript a reload shows the same.
 const live = document.getElementById("vgpu-live");
+const nameOf = (element) => element.getAttribute("aria-label") ?? element.textContent;
+
+// What is read aloud is not read again while it says the same; who is on a button stays on it.
+function show(text) {
+  const next = document.createElement("template");
+  next.innerHTML = text;
+  const said = (element) => element.textContent.replace(/\s+/g, " ");
+  if (live.hasAttribute("aria-live") && said(next.content) === said(live)) {
+    return;
+  }
+  const held = live.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+  const before = live.querySelector("[data-go]");
+  live.replaceChildren(next.content);
+  if (held !== null) {
+    [...live.querySelectorAll("a, button")].find((element) => nameOf(element) === held)?.focus();
+  }
+  const there = live.querySelector("[data-go]");
+  if (there && !before) {
+    location.assign(there.dataset.go);
+  }
+}
 
 async function refresh() {
   if (document.visibilityState === "visible") {
@@ -10,7 +31,7 @@ async function refresh() {
         redirect: "error",
       });
       if (answer.ok) {
-        live.innerHTML = await answer.text();
+        show(await answer.text());
       }
     } catch {
       // the hub is away for a moment; the next look tells

@@ -1,0 +1,141 @@
+"""Who waits for a GPU: the queue on disk. The hub's spawner puts a server into it, the service takes it out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Engine, delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from jupyter_vgpu.quota import Quota
+
+from .tables import TEXT_MAX, LifetimeRow, QueueRow
+from .turns import Waiting
+
+LIFETIMES_KEPT = 500
+
+
+class Stage(StrEnum):
+    """`waiting`; `called`: its turn is now, and its room is kept; `ended`: without a GPU, the words say why."""
+
+    WAITING = "waiting"
+    CALLED = "called"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A server in the queue. options: the `user_options` that it starts with. at: when it came to this stage."""
+
+    waiting: Waiting
+    options: Mapping[str, Any]
+    stage: Stage
+    at: float
+    words: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.waiting.user, self.waiting.server)
+
+    @property
+    def name(self) -> str:
+        """As vgpud names its slice."""
+        return f"{self.waiting.user}/{self.waiting.server}"
+
+
+class QueueStore:
+    """Each call is one transaction. Raises DatabaseError."""
+
+    def __init__(self, engine: Engine, writer: Engine) -> None:
+        self._engine, self._writer = engine, writer
+
+    def entries(self) -> list[Entry]:
+        """All, the longest first."""
+        with Session(self._engine) as session:
+            return [_entry(row) for row in session.scalars(select(QueueRow).order_by(QueueRow.since))]
+
+    def ahead(self, user: str, server: str, quota: Quota) -> list[Waiting]:
+        """Who comes before this server, those who are called first. Nobody, where it is called itself."""
+        entries = sorted(self.entries(), key=lambda entry: (entry.stage != Stage.CALLED, entry.waiting.since))
+        mine = next((entry for entry in entries if entry.key == (user, server)), None)
+        if mine and mine.stage == Stage.CALLED and quota.is_within(mine.waiting.quota):
+            return []
+        return [entry.waiting for entry in entries if entry != mine and entry.stage != Stage.ENDED]
+
+    def entry(self, user: str, server: str) -> Entry | None:
+        """None: it is not in the queue."""
+        with Session(self._engine) as session:
+            row = session.get(QueueRow, (user, server))
+            return _entry(row) if row else None
+
+    def join(self, user: str, server: str, quota: Quota, options: Mapping[str, Any]) -> None:
+        """Wait from now on. Who waits already and asks for no more than before keeps the place."""
+        try:
+            self._join(user, server, quota, options)
+        except IntegrityError:  # the same form, sent twice
+            self._join(user, server, quota, options)
+
+    def _join(self, user: str, server: str, quota: Quota, options: Mapping[str, Any]) -> None:
+        now = time.time()
+        with Session(self._writer) as session, session.begin():
+            row = session.get(QueueRow, (user, server), with_for_update=True)
+            keeps = row is not None and row.state != Stage.ENDED and quota.is_within(row.quota())
+            session.merge(
+                QueueRow(
+                    user=user,
+                    server=server,
+                    memory=quota.memory,
+                    cores=quota.cores,
+                    policy=str(quota.policy),
+                    options=dict(options),
+                    since=row.since if row is not None and keeps else now,
+                    state=str(Stage.WAITING),
+                    at=now,
+                    words="",
+                )
+            )
+
+    def leave(self, user: str, server: str) -> bool:
+        """False: it was not there."""
+        with Session(self._writer) as session, session.begin():
+            found = session.execute(delete(QueueRow).where(QueueRow.user == user, QueueRow.server == server))
+            return bool(found.rowcount)  # type: ignore[attr-defined]
+
+    def move(self, entry: Entry, stage: Stage, words: str = "") -> bool:
+        """To another stage. False: it is gone, or not as it was."""
+        user, server = entry.key
+        there = (QueueRow.user == user, QueueRow.server == server, QueueRow.state == str(entry.stage))
+        values = {"state": str(stage), "at": time.time(), "words": words[:TEXT_MAX]}
+        with Session(self._writer) as session, session.begin():
+            found = session.execute(update(QueueRow).where(*there, QueueRow.at == entry.at).values(values))
+            return bool(found.rowcount)  # type: ignore[attr-defined]
+
+    def say(self, entry: Entry, words: str) -> None:
+        """What the user has to know at this stage."""
+        user, server = entry.key
+        there = (QueueRow.user == user, QueueRow.server == server, QueueRow.at == entry.at)
+        with Session(self._writer) as session, session.begin():
+            session.execute(update(QueueRow).where(*there).values(words=words[:TEXT_MAX]))
+
+    def note_lifetime(self, seconds: float) -> None:
+        """A server with a slice has ended after so long."""
+        with Session(self._writer) as session, session.begin():
+            row = LifetimeRow(seconds=seconds)
+            session.add(row)
+            session.flush()
+            session.execute(delete(LifetimeRow).where(LifetimeRow.id <= row.id - LIFETIMES_KEPT))
+
+    def lifetimes(self) -> list[float]:
+        """Of the latest servers that have ended, seconds."""
+        with Session(self._engine) as session:
+            return list(session.scalars(select(LifetimeRow.seconds)))
+
+
+def _entry(row: QueueRow) -> Entry:
+    waiting = Waiting(row.user, row.server, row.quota(), row.since)
+    return Entry(waiting, row.options, Stage(row.state), row.at, row.words)

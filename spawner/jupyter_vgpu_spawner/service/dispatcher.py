@@ -1,0 +1,228 @@
+"""The queue at work: calls who is next, starts their servers, and tells where everybody stands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from jupyter_vgpu.api import Json, Refused
+from jupyter_vgpu.client import Client
+from jupyter_vgpu.quota import Quota
+
+from ..limits import group_share
+from ..queue_store import Entry, QueueStore, Stage
+from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat
+from .hub import HubApi, HubError, HubUser, Recent
+from .meter import user_of
+
+log = logging.getLogger("vgpu.service")
+
+TICK_S = 2.0
+CALL_S = 600.0
+"""So long a called server's room is kept, for a user who has to stop another server first."""
+TRY_AGAIN_S = 10.0
+FORETELL_S = 10.0
+ENDED_S = 24 * 3600.0
+"""So long the words for who got no GPU are kept."""
+_NOT_NOW = (429, 503, 599)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of one entry: number 1 is next; 0: it is called, or has ended. forecast None: nothing can be told."""
+
+    entry: Entry
+    number: int = 0
+    forecast: Forecast | None = None
+    is_possible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    gpus: list[Json] = field(default_factory=list)
+    tenants: list[Json] = field(default_factory=list)
+
+    @property
+    def spaces(self) -> list[Space]:
+        return [Space.from_json(gpu) for gpu in self.gpus]
+
+    @property
+    def names(self) -> set[str]:
+        return {tenant["name"] for tenant in self.tenants}
+
+    def running(self) -> list[Running]:
+        places = {gpu["uuid"]: at for at, gpu in enumerate(self.gpus)}
+        return [
+            Running(places[tenant["gpu"]["uuid"]], Quota.from_json(tenant["quota"]), _age(tenant))
+            for tenant in self.tenants
+            if tenant["gpu"]["uuid"] in places
+        ]
+
+
+class Dispatcher:
+    """Raises DaemonError, HubError, DatabaseError.
+
+    recent: the hub's users, and the properties of its groups.
+    """
+
+    def __init__(
+        self, store: QueueStore, node: Client, hub: HubApi, recent: Recent[tuple[list[HubUser], dict[str, Any]]]
+    ) -> None:
+        self._store, self._node, self._hub, self._recent = store, node, hub, recent
+        self._alive: dict[str, Json] = {}  # slices of users, as last seen
+        self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._tried: dict[tuple[str, str], float] = {}
+        self._foretold: tuple[float, frozenset[Waiting], dict[Waiting, Forecast]] = (0.0, frozenset(), {})
+
+    # --- looking ---
+
+    async def standings(self, user: str | None = None) -> list[Standing]:
+        """Of all in the queue, or of one user's servers: first who is called, then who is next."""
+        entries = await asyncio.to_thread(self._store.entries)
+        if not any(user in (None, entry.waiting.user) for entry in entries):
+            return []
+        node = await self._look()
+        order = await self._order(entries, node)
+        forecasts = await self._foretell(order, entries, node)
+        by_waiting = {entry.waiting: entry for entry in entries}
+        found = [Standing(entry) for entry in entries if entry.stage != Stage.WAITING]
+        for number, each in enumerate(order, 1):
+            found.append(Standing(by_waiting[each], number, forecasts.get(each), is_possible(each.quota, node.spaces)))
+        return [each for each in found if user in (None, each.entry.waiting.user)]
+
+    async def servers(self, user: str) -> dict[str, bool]:
+        """A user's servers, as the hub has them: see HubApi.servers."""
+        return await self._hub.servers(user)
+
+    async def _look(self) -> _Node:
+        gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
+        return _Node(gpus, (await self._node.arequest("GET", "/api/tenants"))["tenants"])
+
+    async def _order(self, entries: list[Entry], node: _Node) -> list[Waiting]:
+        users, properties = await self._recent.get()
+        groups = {user.name: user.groups for user in users}
+        shares = {name: group_share(values) for name, values in properties.items()}
+        held = [(user, Quota.from_json(tenant["quota"])) for tenant in node.tenants if (user := user_of(tenant))]
+        # who is called holds the room already
+        held += [(entry.waiting.user, entry.waiting.quota) for entry in _called(entries, node)]
+        waiting = [entry.waiting for entry in entries if entry.stage == Stage.WAITING]
+        asked = {name: groups.get(name, ()) for name in {each.user for each in waiting} | {user for user, _ in held}}
+        return in_order(waiting, loads(held, asked, shares, node.spaces), time.time())
+
+    async def _foretell(self, order: list[Waiting], entries: list[Entry], node: _Node) -> Mapping[Waiting, Forecast]:
+        at, of, found = self._foretold
+        if of == frozenset(order) and time.monotonic() - at < FORETELL_S:
+            return found
+        lifetimes = await asyncio.to_thread(self._store.lifetimes)
+        free = _without(node.spaces, [entry.waiting for entry in _called(entries, node)])
+        found = await asyncio.to_thread(foretell, order, free, node.running(), lifetimes)
+        self._foretold = (time.monotonic(), frozenset(order), found)
+        return found
+
+    # --- changing ---
+
+    async def leave(self, user: str, server: str) -> None:
+        """Take a server out. Raises Refused where it does not wait."""
+        if not await asyncio.to_thread(self._store.leave, user, server):
+            raise Refused(404, f"{user}/{server} does not wait for a GPU"[:200])
+
+    async def tick(self) -> None:
+        """Called every TICK_S seconds."""
+        node = await self._look()
+        await self._note_ends(node)
+        entries = await asyncio.to_thread(self._store.entries)
+        if not entries:
+            return
+        users, _ = await self._recent.get()
+        known = {user.name for user in users}
+        for entry in entries:
+            old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
+            if old or (entry.waiting.user not in known and await self._hub.user(entry.waiting.user) is None):
+                await asyncio.to_thread(self._store.leave, *entry.key)
+            elif entry.stage == Stage.CALLED:
+                await self._look_after(entry, node)
+        await self._call(await asyncio.to_thread(self._store.entries), node)
+
+    async def _note_ends(self, node: _Node) -> None:
+        there = {tenant["id"]: tenant for tenant in node.tenants if user_of(tenant)}
+        for key, tenant in self._alive.items():
+            if key not in there:
+                await asyncio.to_thread(self._store.note_lifetime, _age(tenant))
+        self._alive = there
+
+    async def _call(self, entries: list[Entry], node: _Node) -> None:
+        order = await self._order(entries, node)
+        free = _without(node.spaces, [entry.waiting for entry in _called(entries, node)])
+        next_ones = {each for each, _ in seat(order, free)[0]}
+        for entry in entries:
+            if entry.stage == Stage.WAITING and entry.waiting in next_ones:
+                await self._move(entry, Stage.CALLED)
+        for entry in await asyncio.to_thread(self._store.entries):
+            if entry.stage == Stage.CALLED:
+                self._try(entry)
+
+    async def _look_after(self, entry: Entry, node: _Node) -> None:
+        if entry.name in node.names:
+            await asyncio.to_thread(self._store.leave, *entry.key)
+        elif time.time() - entry.at > CALL_S and entry.key not in self._starting:
+            await self._move(entry, Stage.ENDED, entry.words or "The hub did not start the server.")
+
+    async def _move(self, entry: Entry, stage: Stage, words: str = "") -> None:
+        if await asyncio.to_thread(self._store.move, entry, stage, words):
+            log.info("%s is %s: %s", entry.name, stage, words or entry.waiting.quota)
+
+    def _try(self, entry: Entry) -> None:
+        """Beside the rest: a hub takes its time to start a server."""
+        now = time.monotonic()
+        if entry.key in self._starting or now - self._tried.get(entry.key, -TRY_AGAIN_S) < TRY_AGAIN_S:
+            return
+        self._tried = {key: at for key, at in self._tried.items() if now - at < TRY_AGAIN_S} | {entry.key: now}
+        task = self._starting[entry.key] = asyncio.create_task(self._start(entry))
+        task.add_done_callback(lambda _: self._starting.pop(entry.key, None))
+
+    async def _start(self, entry: Entry) -> None:
+        user, server = entry.key
+        try:
+            is_ready = (await self._hub.servers(user)).get(server)
+            if is_ready:
+                await self._say(entry, "Your server runs without a GPU: stop it, and it starts again with one.")
+            elif is_ready is None:
+                await self._hub.start(user, server, dict(entry.options))
+        except HubError as error:
+            if error.status == 409:  # somebody on the node was faster
+                await self._move(entry, Stage.WAITING)
+            elif error.status in _NOT_NOW:
+                log.warning("%s is not started yet: %s", entry.name, error)
+            else:
+                await self._move(entry, Stage.ENDED, str(error))
+        except Exception:
+            log.exception("starting %s", entry.name)
+
+    async def _say(self, entry: Entry, words: str) -> None:
+        if entry.words != words:
+            await asyncio.to_thread(self._store.say, entry, words)
+
+
+def _called(entries: list[Entry], node: _Node) -> list[Entry]:
+    """Whose room is kept, for their slice is not there yet."""
+    return [entry for entry in entries if entry.stage == Stage.CALLED and entry.name not in node.names]
+
+
+def _without(spaces: list[Space], called: list[Waiting]) -> list[Space]:
+    """What is left when the called have their room."""
+    left = list(spaces)
+    for each in called:
+        fitting = [at for at, space in enumerate(left) if space.fits(each.quota)]
+        if fitting:
+            at = max(fitting, key=lambda at: left[at].memory_free)
+            left[at] = left[at].less(each.quota)
+    return left
+
+
+def _age(tenant: Json) -> float:
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(tenant["created"])).total_seconds())

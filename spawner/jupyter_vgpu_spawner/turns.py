@@ -1,0 +1,214 @@
+"""Whose turn it is where the GPUs are full, and when it may come. Pure."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jupyter_vgpu.quota import Quota
+
+AGE_S = 3600.0
+"""So long a wait outweighs a group that holds every GPU."""
+MIN_LIFETIMES = 10
+"""With fewer servers that have ended nothing is foretold."""
+_SAMPLES, _ENDS_MAX, _LONGER_MIN = 40, 400, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One GPU: bytes and percent, with the overcommit factors in them."""
+
+    memory_total: int
+    memory_free: int
+    cores_total: float
+    cores_free: float
+
+    @classmethod
+    def from_json(cls, gpu: Mapping[str, Any]) -> Space:
+        """Of what vgpud says of a GPU."""
+        memory, cores = gpu["memory"], gpu["cores"]
+        return cls(int(memory["total"]), int(memory["free"]), float(cores["total"]), float(cores["free"]))
+
+    def fits(self, quota: Quota) -> bool:
+        return quota.memory <= self.memory_free and quota.cores <= self.cores_free
+
+    def could_fit(self, quota: Quota) -> bool:
+        """Once everybody has gone."""
+        return quota.memory <= self.memory_total and quota.cores <= self.cores_total
+
+    def lacks(self, quota: Quota) -> float:
+        """How much must become free first, as a part of the GPU."""
+        memory = (quota.memory - self.memory_free) / self.memory_total
+        return max(memory, (quota.cores - self.cores_free) / self.cores_total)
+
+    def less(self, quota: Quota) -> Space:
+        return replace(
+            self, memory_free=self.memory_free - quota.memory, cores_free=round(self.cores_free - quota.cores, 3)
+        )
+
+    def more(self, quota: Quota) -> Space:
+        return self.less(Quota(-quota.memory, -quota.cores))
+
+    def kept(self) -> Space:
+        """Nothing of it is for anybody else."""
+        return replace(self, memory_free=0, cores_free=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A server that is to start when there is room. since: seconds since 1970."""
+
+    user: str
+    server: str
+    quota: Quota
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A slice that will end some day. gpu: its place among the spaces. age: seconds."""
+
+    gpu: int
+    quota: Quota
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds until a turn: half of such waits are shorter than `middle`, nine in ten shorter than `late`.
+
+    None: longer than can be told.
+    """
+
+    middle: float | None
+    late: float | None
+
+
+def in_order(waiting: Iterable[Waiting], loads: Mapping[str, float], now: float) -> list[Waiting]:
+    """Who comes before whom: users of groups that hold little, and who has waited long."""
+
+    def weight(each: Waiting) -> tuple[float, float, str, str]:
+        return (loads.get(each.user, 0.0) - (now - each.since) / AGE_S, each.since, each.user, each.server)
+
+    return sorted(waiting, key=weight)
+
+
+def loads(
+    held: Iterable[tuple[str, Quota]],
+    groups: Mapping[str, Iterable[str]],
+    shares: Mapping[str, float],
+    spaces: Sequence[Space],
+) -> dict[str, float]:
+    """By user: the part of all GPUs that the user's group holds, by the group's share; of several groups the least.
+
+    A user in no group is one alone. Of memory and compute the larger part counts (dominant resource fairness, Ghodsi
+    et al., NSDI 2011). groups: of all users that are asked for. shares: of groups that have another than 1.
+    """
+    memory = sum(space.memory_total for space in spaces) or 1
+    cores = sum(space.cores_total for space in spaces) or 1.0
+    sums: dict[tuple[bool, str], tuple[int, float]] = {}
+    for user, quota in held:
+        for key in [(True, name) for name in groups.get(user, ())] or [(False, user)]:
+            before = sums.get(key, (0, 0.0))
+            sums[key] = (before[0] + quota.memory, before[1] + quota.cores)
+
+    def load(key: tuple[bool, str]) -> float:
+        held_memory, held_cores = sums.get(key, (0, 0.0))
+        share = shares.get(key[1], 1.0) if key[0] else 1.0
+        return max(held_memory / memory, held_cores / cores) / share
+
+    return {
+        user: min(load(key) for key in [(True, name) for name in names] or [(False, user)])
+        for user, names in groups.items()
+    }
+
+
+def seat(order: Sequence[Waiting], spaces: Sequence[Space]) -> tuple[list[tuple[Waiting, int]], list[Space]]:
+    """Who may start now and on which GPU, and what is left for those who come later.
+
+    Who finds no room keeps the GPU that lacks least for it: nobody who comes later gets what becomes free there, so
+    that a large slice's turn comes too. What no GPU could ever hold keeps nothing.
+    """
+    left, seated = list(spaces), []
+    for each in order:
+        fitting = [at for at, space in enumerate(left) if space.fits(each.quota)]
+        if fitting:
+            at = max(fitting, key=lambda at: left[at].memory_free)
+            left[at] = left[at].less(each.quota)
+            seated.append((each, at))
+            continue
+        able = [at for at, space in enumerate(left) if space.could_fit(each.quota) and left[at] != space.kept()]
+        if able:
+            at = min(able, key=lambda at: left[at].lacks(each.quota))
+            left[at] = left[at].kept()
+    return seated, left
+
+
+def is_possible(quota: Quota, spaces: Iterable[Space]) -> bool:
+    """Will there ever be room for it?"""
+    return any(space.could_fit(quota) for space in spaces)
+
+
+def must_wait(quota: Quota, ahead: Sequence[Waiting], spaces: Sequence[Space]) -> bool:
+    """Has a newcomer to wait, for room or for those who are ahead?"""
+    _, left = seat(ahead, spaces)
+    return not any(space.fits(quota) for space in left)
+
+
+def foretell(
+    order: Sequence[Waiting], spaces: Sequence[Space], running: Sequence[Running], lifetimes: Sequence[float]
+) -> dict[Waiting, Forecast]:
+    """When each one's turn may come, from how long servers lived. Empty where too few have ended yet.
+
+    Plays it out many times: each slice lives on as long as a server of its age did, drawn at random. Nobody else comes,
+    and nobody leaves. The same question gets the same answer.
+    """
+    if len(lifetimes) < MIN_LIFETIMES:
+        return {}
+    chance, ended = random.Random(1), sorted(lifetimes)  # noqa: S311 (no secret)
+    waits: dict[Waiting, list[float]] = {each: [] for each in order}
+    for _ in range(_SAMPLES):
+        turns = _play(order, spaces, running, ended, chance)
+        for each in order:
+            waits[each].append(turns.get(each, math.inf))
+    return {each: Forecast(_quantile(found, 0.5), _quantile(found, 0.9)) for each, found in waits.items()}
+
+
+def _quantile(values: list[float], part: float) -> float | None:
+    value = sorted(values)[min(len(values) - 1, int(part * len(values)))]
+    return None if math.isinf(value) else value
+
+
+def _play(
+    order: Sequence[Waiting],
+    spaces: Sequence[Space],
+    running: Sequence[Running],
+    ended: Sequence[float],
+    chance: random.Random,
+) -> dict[Waiting, float]:
+    ends = [(_rest(each.age, ended, chance), number, each.gpu, each.quota) for number, each in enumerate(running)]
+    heapq.heapify(ends)
+    left, free, turns, now, number = list(order), list(spaces), {}, 0.0, len(ends)
+    for _ in range(_ENDS_MAX):
+        for each, gpu in seat(left, free)[0]:
+            turns[each] = now
+            left.remove(each)
+            free[gpu] = free[gpu].less(each.quota)
+            number += 1
+            heapq.heappush(ends, (now + chance.choice(ended), number, gpu, each.quota))
+        if not left or not ends:
+            break
+        now, _, gpu, quota = heapq.heappop(ends)
+        free[gpu] = free[gpu].more(quota)
+    return turns
+
+
+def _rest(age: float, ended: Sequence[float], chance: random.Random) -> float:
+    """How much longer, of those that lived longer than this; where hardly any did, as if it began anew."""
+    longer = ended[bisect_right(ended, age) :]
+    return chance.choice(longer) - age if len(longer) >= _LONGER_MIN else chance.choice(ended)

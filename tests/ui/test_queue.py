@@ -1,0 +1,78 @@
+"""The queue in a real browser: chosen on the spawn page, followed by itself, accessible, and without JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from test_admin import violations
+from ui import Demo, log_in, new_page, shot
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def full(demo: Demo) -> Iterator[dict[str, Any]]:
+    """Somebody's slice that leaves room for nobody."""
+    made = demo.daemon().request("POST", "/api/tenants", {"name": "somebody", "memory": "8G", "cores": 100})
+    yield made
+    if any(each["id"] == made["id"] for each in demo.daemon().request("GET", "/api/tenants")["tenants"]):
+        demo.daemon().request("DELETE", f"/api/tenants/{made['id']}")
+
+
+def wait_in_queue(page: Page, demo: Demo, user: str) -> None:
+    log_in(page, demo, user)
+    expect(page.get_by_text("0 B and 0 % of compute are free; you would wait in the queue").first).to_be_visible()
+    page.get_by_role("radio", name="1 GiB of GPU memory").check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/services/vgpu/queue")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_user_waits_sees_the_place_and_leaves(
+    browser: Browser, demo: Demo, full: dict[str, Any], scheme: Any
+) -> None:
+    page = new_page(browser, color_scheme=scheme)
+    wait_in_queue(page, demo, "alice")
+    expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
+    assert violations(page) == []
+    shot(page, f"queue-{scheme}")
+    admin = new_page(browser, color_scheme=scheme)
+    log_in(admin, demo, "dean")
+    admin.goto(f"{demo.url}/services/vgpu/")
+    expect(admin.get_by_role("row", name="alice/")).to_contain_text("1 GiB, 25 % hard")
+    assert violations(admin) == []
+    admin.context.close()
+    page.goto(f"{demo.url}/hub/spawn")
+    expect(page.get_by_role("link", name="see when your turn comes")).to_be_visible()
+    assert violations(page, ".vgpu-slices") == []  # the rest is the hub's own
+    shot(page, f"spawn-queue-{scheme}")
+    page.get_by_role("link", name="see when your turn comes").click()
+    page.get_by_role("button", name="Leave the queue").click()
+    expect(page.get_by_text("You wait no more.")).to_be_visible()
+    expect(page.get_by_role("link", name="Start a server")).to_be_visible()
+    page.context.close()
+
+
+def test_when_the_turn_comes_the_page_goes_to_the_server(browser: Browser, demo: Demo, full: dict[str, Any]) -> None:
+    page = new_page(browser)
+    wait_in_queue(page, demo, "bob")
+    expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
+    demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
+    page.wait_for_url("**/user/bob/**", timeout=90_000)
+    page.goto(f"{demo.url}/hub/home")
+    page.get_by_role("button", name="Stop My Server").click()
+    expect(page.get_by_role("button", name="Start My Server")).to_be_visible(timeout=60_000)
+    page.context.close()
+
+
+def test_the_queue_works_without_javascript(browser: Browser, demo: Demo, full: dict[str, Any]) -> None:
+    page = new_page(browser, java_script_enabled=False)
+    wait_in_queue(page, demo, "alice")
+    page.get_by_role("link", name="Look again").click()
+    expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
+    page.get_by_role("button", name="Leave the queue").click()
+    expect(page.get_by_text("You wait no more.")).to_be_visible()
+    page.context.close()
