@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+OLDER := $(CURDIR)/.tools/older-hub
 export PATH := $(BIN):$(CURDIR)/.tools/node_modules/.bin:$(PATH)
 NPM := npm --no-audit --no-fund --no-update-notifier --loglevel=error
 STAMPS := $(VENV)/.stamps
@@ -13,7 +14,7 @@ NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name '*.def' -o -name sym
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
 
-.PHONY: compatibility docs screenshots demo smoke test test-python test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
+.PHONY: compatibility docs screenshots demo smoke test test-python test-older-hub test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -30,10 +31,15 @@ demo: $(STAMPS)/demo native labextension
 smoke: $(STAMPS)/demo native labextension
 	@$(BIN)/python demo/demo.py --smoke $(DEMO_ARGS)
 
-test: lint test-native test-python
+test: lint test-native test-python test-older-hub
 
 test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The hub's tests once more on the oldest JupyterHub that is supported: an environment that lies over the other.
+test-older-hub: $(STAMPS)/older-hub $(STAMPS)/test native labextension
+	$(OLDER)/bin/python -c 'import jupyterhub; assert jupyterhub.__version__.startswith("5.5"), jupyterhub'
+	$(OLDER)/bin/python -m pytest tests/hub/test_hub.py tests/hub/test_queue.py tests/hub/test_service.py $(PYTEST_ARGS)
 
 # The vendor's headers: a symbol in them that the shim's tables do not have fails this.
 CUDA_HEADERS = $(shell echo $(VENV)/lib/python*/site-packages/nvidia/*/include | tr ' ' ';')
@@ -127,6 +133,14 @@ $(STAMPS)/labextension: labextension/package-lock.json | $(STAMPS)/venv
 $(STAMPS)/proxy: | $(STAMPS)/venv
 	@mkdir -p .tools
 	$(NPM) install --prefix .tools configurable-http-proxy@5
+	@touch $@
+
+$(STAMPS)/older-hub: pyproject.toml | $(STAMPS)/test
+	$(BIN)/python -m venv --without-pip $(OLDER)
+	@$(BIN)/python -c 'import sys, sysconfig; print("import site; site.addsitedir(\"" + sysconfig.get_path("purelib") + "\")")' \
+	  > $$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newer.pth
+	ln -sfn $(VENV)/etc $(OLDER)/etc && mkdir -p $(OLDER)/share && ln -sfn $(VENV)/share/jupyter $(OLDER)/share/jupyter
+	$(PIP) --python $(OLDER) install --no-deps --ignore-installed "jupyterhub==5.5.*"
 	@touch $@
 
 # The panel and the C parts are there before the package is installed: its build hook finds the panel done.

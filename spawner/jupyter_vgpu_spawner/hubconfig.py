@@ -31,7 +31,7 @@ ACCESS_SCOPE = f"access:services!service={SERVICE}"
 # What the service asks the hub for: users with groups, groups' properties, and to stop a server.
 _SERVICE_SCOPES = ["list:users", "read:users:groups", "list:groups", "read:groups", "delete:servers"]
 # And for the queue: whose servers run, and to start one when its turn comes.
-_QUEUE_SCOPES = ["read:servers", "start:servers"]
+_QUEUE_SCOPES = ["servers"]  # a narrower one for it is not in JupyterHub 5.5
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
 _LIMITS = {
     "memory": "gpu_mem_limit",

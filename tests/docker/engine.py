@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -31,6 +32,13 @@ def available() -> str | None:
     return None
 
 
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class Engine:
     """The machine's own engine where one answers, else one that is started, and stopped again."""
 
@@ -52,7 +60,7 @@ class Engine:
     def _start(self) -> None:
         log = self._directory / "dockerd.log"
         pidfile = self._directory / "docker.pid"
-        with log.open("wb") as out:
+        with log.open("ab") as out:
             # its data under the same tree: /var/lib/docker may be somebody's
             self._process = subprocess.Popen(
                 [
@@ -70,6 +78,35 @@ class Engine:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"dockerd did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
+
+    def crash(self) -> None:
+        """As when the power goes: the engine, what it runs on, and every container of it end at once.
+
+        Of an engine that was here already only this project's containers end.
+        """
+        pids = [
+            container.attrs["State"]["Pid"] for container in self.client.containers.list(filters={"name": "jupyter-"})
+        ]
+        if self._process:
+            mine = str(self._directory).encode()
+            pids += [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if mine in _command(entry)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process:
+            self._process.wait()
+
+    def boot(self) -> None:
+        """After a crash."""
+        if self._process:
+            (self._directory / "docker.pid").unlink(missing_ok=True)
+            mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+            for path in [path for path in reversed(mounted) if path.startswith(f"{self._directory}/")]:
+                subprocess.run(["umount", "--lazy", path], check=True)
+            shutil.rmtree(self._directory / "exec")  # it lies in memory where an engine boots
+            self._start()
+            self.client.close()
+            self.client = docker.from_env(timeout=120)
 
     def stop(self) -> None:
         if self._tag:

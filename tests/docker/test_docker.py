@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -146,3 +149,28 @@ def test_a_container_that_is_killed_leaves_no_slice(hub: Hub, node: Node, engine
     alice.spawn("1GiB-25", 180)
     engine.client.containers.list(filters={"name": "jupyter-alice"})[0].kill()
     wait_until(lambda: node.client.request("GET", "/api/tenants")["tenants"] == [], 60, "the slice is gone")
+
+
+def test_after_a_power_cut_no_slice_is_held_and_everybody_can_start(hub: Hub, node: Node, engine: Engine) -> None:
+    alice, bob = hub.user("alice"), hub.user("bob")
+    alice.spawn("4GiB-50", 180)
+    bob.spawn("2GiB-50", 180)
+    guard = node.guard_pid()
+    hub.crash()
+    node.kill()
+    os.kill(guard, signal.SIGKILL)
+    engine.crash()
+    shutil.rmtree(node.run_dir)  # it lies in memory where a node boots
+    engine.boot()
+    node.start()
+    hub.start()
+    alice = hub.user("alice")
+    wait_until(lambda: not node.client.request("GET", "/api/tenants")["tenants"], 60, "nobody holds a slice")
+    wait_until(lambda: not alice.model()["servers"], 60, "the hub knows that no server runs")
+    free = node.client.request("GET", "/api/gpus")["gpus"][0]
+    assert (free["memory"]["free"], free["cores"]["free"]) == (free["memory"]["total"], 100)
+    alice.spawn("4GiB-50", 180)
+    assert node.show("alice/")["quota"]["memory"] == 4 * GIB
+    kernel = alice.open_notebook("work.ipynb")["kernel"]["id"]
+    assert alice.execute(kernel, TAKE).startswith("126 CUDA_ERROR_OUT_OF_MEMORY 4096")
+    alice.stop()

@@ -88,6 +88,13 @@ class Hub:
         user.login()
         return user
 
+    def crash(self) -> None:
+        """kill -9 the hub, its proxy and its services."""
+        assert self.process
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._end_proxy(signal.SIGKILL)
+
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -96,12 +103,17 @@ class Hub:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self._end_proxy(signal.SIGTERM)  # the hub was killed and its proxy lived on
+
+    def _end_proxy(self, how: signal.Signals) -> None:
         proxy = self.root / "proxy.pid"
-        if proxy.exists():  # the hub was killed and its proxy lived on
+        if proxy.exists():
             try:
-                os.kill(int(proxy.read_text()), signal.SIGTERM)
+                os.kill(int(proxy.read_text()), how)
             except (ProcessLookupError, ValueError):
                 pass
+            if how == signal.SIGKILL:
+                proxy.unlink()
 
 
 class Admin:
