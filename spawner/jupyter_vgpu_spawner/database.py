@@ -179,6 +179,17 @@ class Database:
         with Session(self._engine) as session:
             return {user: Metered(held, used) for user, held, used in session.execute(sums)}
 
+    def by_day(self, since_day: int, users: Iterable[str]) -> dict[str, dict[int, Metered]]:
+        """Of these users, by day since 1970 (UTC), from a day on."""
+        day = (MeterRow.hour // 24).label("day")
+        sums = select(MeterRow.user, day, func.sum(MeterRow.held), func.sum(MeterRow.used))
+        sums = sums.where(MeterRow.hour >= 24 * since_day, MeterRow.user.in_(list(users))).group_by(MeterRow.user, day)
+        found: dict[str, dict[int, Metered]] = {}
+        with Session(self._engine) as session:
+            for user, number, held, used in session.execute(sums):
+                found.setdefault(user, {})[int(number)] = Metered(held, used)
+        return found
+
     def forget_meter(self, before_hour: int) -> None:
         """Drop what is older than any window."""
         with Session(self._writer) as session, session.begin():

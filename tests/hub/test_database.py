@@ -154,6 +154,14 @@ def test_a_name_that_is_sql_is_a_name(database: Database) -> None:
     assert database.changes()[0].subject == name
 
 
+def test_hours_are_told_by_day(database: Database) -> None:
+    for hour, held in ((24 * 10 - 1, 1.0), (24 * 10, 2.0), (24 * 10 + 23, 3.0), (24 * 11, 4.0)):
+        database.meter(hour, {"alice": Metered(held, 1), "bob": Metered(1, 1)})
+    assert database.by_day(10, ["alice", "eve"]) == {"alice": {10: Metered(5, 2), 11: Metered(4, 1)}}
+    assert database.by_day(12, ["alice"]) == {}
+    assert database.by_day(0, []) == {}
+
+
 SMALL, LARGE = Quota(GIB, 25, Policy.BURST), Quota(4 * GIB, 50, Policy.BURST)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -199,6 +200,9 @@ def test_hours_are_counted_and_when_they_are_used_up_only_the_gpu_is_refused(hub
     wait_until(lambda: admin.person("bob")["hours"]["held"] > held, 30, "and the next")
     more = admin.person("bob")["hours"]["held"] - held
     assert 0 < more <= (time.monotonic() - began + 20) * 0.25 / 3600
+    assert re.search(
+        r'aria-label="By day, today last: (0\.0, ){6}0\.0"', admin.page()
+    )  # of minutes: a tenth is not full
     bob.stop()
     admin.post("edit", user="bob", hours="0.00001")
     page = bob.spawn_page()

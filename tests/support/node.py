@@ -116,13 +116,17 @@ class Node:
     def used(self, key: str) -> int:
         return int(self.show(key)["usage"]["memory"])
 
-    def raw(self, request: bytes) -> bytes:
-        """What comes back on the admin socket for bytes that may be no proper request."""
+    def raw(self, request: bytes, hang_up: bool = True) -> bytes:
+        """What comes back on the admin socket for bytes that may be no proper request.
+
+        hang_up: say that there is no more; a daemon that has not answered yet then need not.
+        """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(15)
             connection.connect(str(self.client.path))
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            if hang_up:
+                connection.shutdown(socket.SHUT_WR)
             answer = b""
             with contextlib.suppress(OSError):
                 while chunk := connection.recv(65536):
@@ -130,7 +134,7 @@ class Node:
             return answer
 
     def metrics(self) -> str:
-        return self.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
+        return self.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", hang_up=False).decode()
 
     def spawn(self, tenant: dict[str, Any], *argv: str, **more: Any) -> subprocess.Popen[str]:
         """Start a program in a slice, through the launcher."""

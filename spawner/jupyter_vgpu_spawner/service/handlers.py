@@ -177,13 +177,20 @@ class AdminHandler(PageHandler):
         number = self.get_query_argument("page", "1")
         at = min(max(1, int(number)), pages) if number.isdecimal() and len(number) < 9 else 1
         queue, queue_troubles = await self.queue()
+        here = people[(at - 1) * PAGE : at * PAGE]
+        try:
+            trends = await self.manager.trends(person.name for person in here)
+        except DatabaseError:  # the state has said so
+            trends = {}
         self.page(
             "admin.html",
             state=state,
             queue=queue,
             now=time.time(),
             found=len(people),
-            people=people[(at - 1) * PAGE : at * PAGE],
+            people=here,
+            trends=trends,
+            most=max((max(days) for days in trends.values()), default=0),
             at=at,
             pages=pages,
             q=wanted,

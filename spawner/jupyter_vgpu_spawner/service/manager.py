@@ -32,6 +32,7 @@ NEW_S = 60.0
 SERVICE_ACTOR = "the service, for GPU-hours"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
+TREND_DAYS = 7
 KEEP_HOURS = 5 * WEEK_HOURS
 
 
@@ -339,6 +340,16 @@ class Manager:
         if hour != self._forgot_in:
             await asyncio.to_thread(self._database.forget_meter, hour - KEEP_HOURS)
             self._forgot_in = hour
+
+    async def trends(self, users: Iterable[str]) -> dict[str, list[float]]:
+        """GPU-hours of each of the last TREND_DAYS days (UTC), today last; of who has none, nothing."""
+        today = hour_of(datetime.now(UTC)) // 24
+        first = today - TREND_DAYS + 1
+        days = await asyncio.to_thread(self._database.by_day, first, users)
+        return {
+            user: [self.spent(found.get(day, Metered())) for day in range(first, today + 1)]
+            for user, found in days.items()
+        }
 
     def spent(self, metered: Metered) -> float:
         """Hours as this hub counts them."""
