@@ -134,19 +134,27 @@ def seat(order: Sequence[Waiting], spaces: Sequence[Space]) -> tuple[list[tuple[
     Who finds no room keeps the GPU that lacks least for it: nobody who comes later gets what becomes free there, so
     that a large slice's turn comes too. What no GPU could ever hold keeps nothing.
     """
+    seated, left, keeps = _seat(order, spaces)
+    return seated, [space.kept() if at in keeps else space for at, space in enumerate(left)]
+
+
+def _seat(
+    order: Sequence[Waiting], spaces: Sequence[Space]
+) -> tuple[list[tuple[Waiting, int]], list[Space], dict[int, Waiting]]:
     left, seated = list(spaces), []
+    keeps: dict[int, Waiting] = {}
     for each in order:
-        fitting = [at for at, space in enumerate(left) if space.fits(each.quota)]
+        if len(keeps) == len(left):
+            break
+        free = [at for at in range(len(left)) if at not in keeps and left[at].could_fit(each.quota)]
+        fitting = [at for at in free if left[at].fits(each.quota)]
         if fitting:
             at = max(fitting, key=lambda at: left[at].memory_free)
             left[at] = left[at].less(each.quota)
             seated.append((each, at))
-            continue
-        able = [at for at, space in enumerate(left) if space.could_fit(each.quota) and left[at] != space.kept()]
-        if able:
-            at = min(able, key=lambda at: left[at].lacks(each.quota))
-            left[at] = left[at].kept()
-    return seated, left
+        elif free:
+            keeps[min(free, key=lambda at: left[at].lacks(each.quota))] = each
+    return seated, left, keeps
 
 
 def is_possible(quota: Quota, spaces: Iterable[Space]) -> bool:
@@ -193,18 +201,38 @@ def _play(
 ) -> dict[Waiting, float]:
     ends = [(_rest(each.age, ended, chance), number, each.gpu, each.quota) for number, each in enumerate(running)]
     heapq.heapify(ends)
-    left, free, turns, now, number = list(order), list(spaces), {}, 0.0, len(ends)
+    seated, free, keeps = _seat(order, spaces)
+    turns: dict[Waiting, float] = {}
+    left = dict.fromkeys(order)
+
+    def start(each: Waiting, at: int, now: float) -> None:
+        turns[each] = now
+        del left[each]
+        end = now + chance.choice(ended)
+        heapq.heappush(ends, (end, len(running) + len(turns), at, each.quota))
+
+    for each, at in seated:
+        start(each, at, 0.0)
     for _ in range(_ENDS_MAX):
-        for each, gpu in seat(left, free)[0]:
-            turns[each] = now
-            left.remove(each)
-            free[gpu] = free[gpu].less(each.quota)
-            number += 1
-            heapq.heappush(ends, (now + chance.choice(ended), number, gpu, each.quota))
         if not left or not ends:
             break
-        now, _, gpu, quota = heapq.heappop(ends)
-        free[gpu] = free[gpu].more(quota)
+        now, _, at, quota = heapq.heappop(ends)
+        free[at] = free[at].more(quota)
+        offered = [at]
+        while offered:
+            at = offered.pop()
+            keepers = {id(whose) for whose in keeps.values()}
+            for each in [keeps[at]] if at in keeps else list(left):
+                if free[at].fits(each.quota):
+                    free[at] = free[at].less(each.quota)
+                    start(each, at, now)
+                    # what was kept for it is for others now
+                    offered += [at, *(kept for kept, whose in keeps.items() if whose is each and kept != at)]
+                    keeps = {kept: whose for kept, whose in keeps.items() if whose is not each}
+                    break
+                if id(each) not in keepers and free[at].could_fit(each.quota):
+                    keeps[at] = each
+                    break
     return turns
 
 
