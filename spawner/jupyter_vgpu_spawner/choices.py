@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
 
-from .turns import Space, Waiting, is_possible, must_wait
+from .turns import Space, Waiting, is_possible, room_for
 
 NO_GPU = "none"
 FIELD = "gpu_slice"
@@ -23,6 +23,33 @@ class Choice:
     title: str
     why_not: str = ""
     can_wait: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The queue as one server finds it: who is ahead, and the GPUs beside what is kept for those who are called.
+
+    covered: this server is called itself, for so much. gpu: where its room is.
+    """
+
+    spaces: Sequence[Space] = ()
+    ahead: Sequence[Waiting] = ()
+    covered: Quota | None = None
+    gpu: str = ""
+
+    def must_wait(self, quota: Quota) -> bool:
+        return not self._is_covered(quota) and room_for(quota, self.ahead, self.spaces) is None
+
+    def where(self, quota: Quota) -> str | None:
+        """The UUID of the GPU that it may have now. None: any, for nobody is ahead."""
+        if self._is_covered(quota):
+            return self.gpu
+        room = room_for(quota, self.ahead, self.spaces)
+        return room.uuid if room and self.ahead else None
+
+    def _is_covered(self, quota: Quota) -> bool:
+        mine = self.covered
+        return mine is not None and quota.memory <= mine.memory and quota.cores <= mine.cores
 
 
 def slice_key(quota: Quota) -> str:
@@ -57,17 +84,14 @@ def _malformed(entry: Mapping[str, Any]) -> Quota:
     raise QuotaError(f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores'")
 
 
-def choices(
-    slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], ahead: Sequence[Waiting] | None = None
-) -> list[Choice]:
-    """The lines of the form. gpus: as vgpud describes them. ahead: who waits; None where there is no queue."""
-    spaces = [Space.from_json(gpu) for gpu in gpus]
+def choices(slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], line: Line | None = None) -> list[Choice]:
+    """The lines of the form. gpus: as vgpud describes them. line: who waits; None where there is no queue."""
 
     def choice(quota: Quota) -> Choice:
         reason = why_not(quota, gpus)
-        if ahead and not reason and must_wait(quota, ahead, spaces):
+        if line and not reason and line.must_wait(quota):
             reason = "others wait for a GPU before you"
-        can_wait = ahead is not None and bool(reason) and is_possible(quota, spaces)
+        can_wait = line is not None and bool(reason) and is_possible(quota, line.spaces)
         return Choice(slice_key(quota), describe(quota), reason, can_wait)
 
     return [choice(quota) for quota in slices]

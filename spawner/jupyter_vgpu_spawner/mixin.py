@@ -22,7 +22,7 @@ from .hours import Balance, Window, why_spent
 from .queue_store import Entry, Stage
 from .queueing import Queueing
 from .rules import DEFAULT_LABEL, USER_LABEL
-from .turns import Space, is_possible, must_wait
+from .turns import is_possible
 
 Json = dict[str, Any]
 _templates = Environment(
@@ -115,9 +115,8 @@ class VGPUMixin(Queueing):
             gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
             models = capacity(gpus)
             mine = await self._queue_entry()
-            if not offer.why_none:
-                asked = mine.waiting.quota if mine else offer.slices[0]
-                lines = choices(offer.slices, gpus, await self._ahead(asked) if self._queue else None)
+            if offer.slices and not offer.why_none:
+                lines = choices(offer.slices, gpus, await self._line(gpus) if self._queue else None)
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
             trouble = DAEMON_AWAY_FORM
@@ -158,9 +157,9 @@ class VGPUMixin(Queueing):
 
     async def _check_room(self, quota: Quota, options: Json) -> None:
         gpus = await self._gpus()
-        spaces = [Space.from_json(gpu) for gpu in gpus]
-        if self._queue and is_possible(quota, spaces):
-            if must_wait(quota, await self._ahead(quota), spaces):
+        line = await self._line(gpus)
+        if self._queue and is_possible(quota, line.spaces):
+            if line.must_wait(quota):
                 await self._wait_in_queue(quota, options)
         elif reason := why_not(quota, gpus):
             raise spawn_error(
@@ -179,10 +178,12 @@ class VGPUMixin(Queueing):
         await self.close_slice()
         if quota is None:
             return
-        await self._check_turn(quota)
+        gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
         labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
+        if gpu:
+            body["gpu"] = gpu
         try:
             tenant = await self._create(body | self.slice_owner())
         except DaemonAway as error:
@@ -191,7 +192,6 @@ class VGPUMixin(Queueing):
         except DaemonError as error:
             raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
         self._tenant, self._launch = tenant["id"], tenant["launch"]
-        await self._leave_queue()
 
     async def _create(self, body: Json) -> Json:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,6 +19,13 @@ from .tables import TEXT_MAX, LifetimeRow, QueueRow
 from .turns import Waiting
 
 LIFETIMES_KEPT = 500
+SERVERS_MAX = 5
+"""Of one user."""
+log = logging.getLogger("vgpu.queue")
+
+
+class TooMany(Exception):
+    """The user has as many servers in the queue as may be; the message is for the user."""
 
 
 class Stage(StrEnum):
@@ -30,13 +38,15 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A server in the queue. options: the `user_options` that it starts with. at: when it came to this stage."""
+    """A server in the queue. options: the `user_options` that it starts with. at: when it came to this stage, or was
+    told its words. gpu: the UUID of the one that a called server's room is kept on."""
 
     waiting: Waiting
     options: Mapping[str, Any]
     stage: Stage
     at: float
     words: str = ""
+    gpu: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -57,24 +67,16 @@ class QueueStore:
     def entries(self) -> list[Entry]:
         """All, the longest first."""
         with Session(self._engine) as session:
-            return [_entry(row) for row in session.scalars(select(QueueRow).order_by(QueueRow.since))]
-
-    def ahead(self, user: str, server: str, quota: Quota) -> list[Waiting]:
-        """Who comes before this server, those who are called first. Nobody, where it is called itself."""
-        entries = sorted(self.entries(), key=lambda entry: (entry.stage != Stage.CALLED, entry.waiting.since))
-        mine = next((entry for entry in entries if entry.key == (user, server)), None)
-        if mine and mine.stage == Stage.CALLED and quota.is_within(mine.waiting.quota):
-            return []
-        return [entry.waiting for entry in entries if entry != mine and entry.stage != Stage.ENDED]
+            return _entries(session.scalars(select(QueueRow).order_by(QueueRow.since)))
 
     def entry(self, user: str, server: str) -> Entry | None:
         """None: it is not in the queue."""
         with Session(self._engine) as session:
             row = session.get(QueueRow, (user, server))
-            return _entry(row) if row else None
+            return next(iter(_entries([row] if row else [])), None)
 
     def join(self, user: str, server: str, quota: Quota, options: Mapping[str, Any]) -> None:
-        """Wait from now on. Who waits already and asks for no more than before keeps the place."""
+        """Wait from now on. Who waits already and asks for no more than before keeps the place. Raises TooMany."""
         try:
             self._join(user, server, quota, options)
         except IntegrityError:  # the same form, sent twice
@@ -84,6 +86,9 @@ class QueueStore:
         now = time.time()
         with Session(self._writer) as session, session.begin():
             row = session.get(QueueRow, (user, server), with_for_update=True)
+            others = select(func.count()).where(QueueRow.user == user, QueueRow.server != server)
+            if (session.scalar(others) or 0) >= SERVERS_MAX:
+                raise TooMany(f"{SERVERS_MAX} servers of yours wait already: take one of them out of the queue first")
             keeps = row is not None and row.state != Stage.ENDED and quota.is_within(row.quota())
             session.merge(
                 QueueRow(
@@ -95,6 +100,7 @@ class QueueStore:
                     options=dict(options),
                     since=row.since if row is not None and keeps else now,
                     state=str(Stage.WAITING),
+                    gpu="",
                     at=now,
                     words="",
                 )
@@ -106,11 +112,11 @@ class QueueStore:
             found = session.execute(delete(QueueRow).where(QueueRow.user == user, QueueRow.server == server))
             return bool(found.rowcount)  # type: ignore[attr-defined]
 
-    def move(self, entry: Entry, stage: Stage, words: str = "") -> bool:
-        """To another stage. False: it is gone, or not as it was."""
+    def move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> bool:
+        """To another stage. gpu: where room is kept for it. False: it is gone, or not as it was."""
         user, server = entry.key
         there = (QueueRow.user == user, QueueRow.server == server, QueueRow.state == str(entry.stage))
-        values = {"state": str(stage), "at": time.time(), "words": words[:TEXT_MAX]}
+        values = {"state": str(stage), "at": time.time(), "words": words[:TEXT_MAX], "gpu": gpu}
         with Session(self._writer) as session, session.begin():
             found = session.execute(update(QueueRow).where(*there, QueueRow.at == entry.at).values(values))
             return bool(found.rowcount)  # type: ignore[attr-defined]
@@ -120,7 +126,7 @@ class QueueStore:
         user, server = entry.key
         there = (QueueRow.user == user, QueueRow.server == server, QueueRow.at == entry.at)
         with Session(self._writer) as session, session.begin():
-            session.execute(update(QueueRow).where(*there).values(words=words[:TEXT_MAX]))
+            session.execute(update(QueueRow).where(*there).values(words=words[:TEXT_MAX], at=time.time()))
 
     def note_lifetime(self, seconds: float) -> None:
         """A server with a slice has ended after so long."""
@@ -136,6 +142,13 @@ class QueueStore:
             return list(session.scalars(select(LifetimeRow.seconds)))
 
 
-def _entry(row: QueueRow) -> Entry:
-    waiting = Waiting(row.user, row.server, row.quota(), row.since)
-    return Entry(waiting, row.options, Stage(row.state), row.at, row.words)
+def _entries(rows: Iterable[QueueRow]) -> list[Entry]:
+    """Those that can be read: one that can't must not keep the others from their turn."""
+    found = []
+    for row in rows:
+        try:
+            waiting = Waiting(row.user, row.server, row.quota(), row.since)
+            found.append(Entry(waiting, row.options, Stage(row.state), row.at, row.words, row.gpu))
+        except ValueError:
+            log.exception("the queue has a row that can't be read: %s/%s", row.user, row.server)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,12 +14,12 @@ from jupyter_vgpu.client import Client, DaemonAway
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quota import Quota
 
-from .choices import describe, why_not
+from .choices import Line, describe, why_not
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, spawn_error
 from .limits import Limits
-from .queue_store import Entry, QueueStore
-from .turns import Space, Waiting, must_wait
+from .queue_store import Entry, QueueStore, Stage, TooMany
+from .turns import Space, without
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -63,12 +64,17 @@ class Queueing(Limits):
     ).tag(config=True)
 
     async def _gpus(self) -> list[Json]:
+        gpus: list[Json] = (await self._ask_node("/api/gpus"))["gpus"]
+        return gpus
+
+    async def _ask_node(self, path: str) -> Json:
+        """Raises HTTPError."""
         try:
-            gpus: list[Json] = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
+            answer: Json = await self.vgpu_client.arequest("GET", path)
         except DaemonAway as error:
             self.log.error("%s", error)
             raise spawn_error(503, DAEMON_AWAY) from error
-        return gpus
+        return answer
 
     @property
     def _queue(self) -> QueueStore | None:
@@ -87,9 +93,22 @@ class Queueing(Limits):
             self.log.error("queue: %s", error)
             raise spawn_error(503, DATABASE_AWAY) from error
 
-    async def _ahead(self, quota: Quota) -> list[Waiting]:
-        """Who gets a GPU before this server. Raises HTTPError."""
-        return await self._ask_queue(self._queue.ahead, quota) if self._queue else []
+    async def _line(self, gpus: list[Json]) -> Line:
+        """The queue in front of this server. Raises HTTPError."""
+        spaces = [Space.from_json(gpu) for gpu in gpus]
+        if not self._queue:
+            return Line(spaces)
+        entries = await self._ask_queue(lambda *_: self._queue.entries() if self._queue else [])
+        mine = next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
+        called = [entry for entry in entries if entry.stage == Stage.CALLED and entry is not mine]
+        if called:
+            names = {each["name"] for each in (await self._ask_node("/api/tenants"))["tenants"]}
+            spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in called if each.name not in names])
+        since = mine.waiting.since if mine and mine.stage == Stage.WAITING else math.inf
+        ahead = [each.waiting for each in entries if each.stage == Stage.WAITING and each.waiting.since < since]
+        if mine and mine.stage == Stage.CALLED:
+            return Line(spaces, ahead, mine.waiting.quota, mine.gpu)
+        return Line(spaces, ahead)
 
     async def _queue_entry(self) -> Entry | None:
         """This server's place in the queue, if it has one. Raises HTTPError."""
@@ -102,21 +121,22 @@ class Queueing(Limits):
             kept = json.loads(json.dumps(options))
         except (TypeError, ValueError) as error:  # such as an uploaded file
             raise spawn_error(409, "These options can't wait in a queue: choose others, or another slice.") from error
-        await self._ask_queue(self._queue.join, quota, kept)
+        if self.name and not self.user.settings.get("allow_named_servers"):
+            raise spawn_error(400, "Named servers are not enabled.")
+        try:
+            await self._ask_queue(self._queue.join, quota, kept)
+        except TooMany as error:
+            raise spawn_error(409, str(error)) from error
         raise Elsewhere(self._queue_url, f"You wait for {describe(quota)} now.")
 
-    async def _check_turn(self, quota: Quota) -> None:
-        """However the start was asked for: nobody overtakes those who wait."""
-        if ahead := await self._ahead(quota):
-            gpus = await self._gpus()
-            if not why_not(quota, gpus) and must_wait(quota, ahead, [Space.from_json(gpu) for gpu in gpus]):
-                raise spawn_error(
-                    409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}."
-                )
-
-    async def _leave_queue(self) -> None:
-        if self._queue:
-            try:
-                await asyncio.to_thread(self._queue.leave, self.user.name, self.name)
-            except DatabaseError as error:  # the service sees the slice, and does it
-                self.log.error("queue: %s", error)
+    async def _check_turn(self, quota: Quota) -> str | None:
+        """However the start was asked for: nobody overtakes those who wait. The GPU to take; None: any."""
+        if not self._queue:
+            return None
+        gpus = await self._gpus()
+        line = await self._line(gpus)
+        if not why_not(quota, gpus) and line.must_wait(quota):
+            raise spawn_error(
+                409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}."
+            )
+        return line.where(quota)

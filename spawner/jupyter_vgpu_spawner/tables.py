@@ -68,6 +68,7 @@ class QueueRow(Base):
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     since: Mapped[float] = mapped_column(Float(53))
     state: Mapped[str] = mapped_column(String(16))
+    gpu: Mapped[str] = mapped_column(String(64))
     at: Mapped[float] = mapped_column(Float(53))
     words: Mapped[str] = mapped_column(String(TEXT_MAX))
 

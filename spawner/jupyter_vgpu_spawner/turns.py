@@ -27,12 +27,15 @@ class Space:
     memory_free: int
     cores_total: float
     cores_free: float
+    uuid: str = ""
 
     @classmethod
     def from_json(cls, gpu: Mapping[str, Any]) -> Space:
         """Of what vgpud says of a GPU."""
         memory, cores = gpu["memory"], gpu["cores"]
-        return cls(int(memory["total"]), int(memory["free"]), float(cores["total"]), float(cores["free"]))
+        return cls(
+            int(memory["total"]), int(memory["free"]), float(cores["total"]), float(cores["free"]), str(gpu["uuid"])
+        )
 
     def fits(self, quota: Quota) -> bool:
         return quota.memory <= self.memory_free and quota.cores <= self.cores_free
@@ -162,10 +165,20 @@ def is_possible(quota: Quota, spaces: Iterable[Space]) -> bool:
     return any(space.could_fit(quota) for space in spaces)
 
 
-def must_wait(quota: Quota, ahead: Sequence[Waiting], spaces: Sequence[Space]) -> bool:
-    """Has a newcomer to wait, for room or for those who are ahead?"""
+def room_for(quota: Quota, ahead: Sequence[Waiting], spaces: Sequence[Space]) -> Space | None:
+    """The GPU that a newcomer may have, beside what those who are ahead get or keep. None: it has to wait."""
     _, left = seat(ahead, spaces)
-    return not any(space.fits(quota) for space in left)
+    fitting = [space for space in left if space.fits(quota)]
+    return max(fitting, key=lambda space: space.memory_free, default=None)
+
+
+def without(spaces: Iterable[Space], promised: Iterable[tuple[str, Quota]]) -> list[Space]:
+    """What is left beside promises, each on the GPU of a UUID."""
+    left = {space.uuid: space for space in spaces}
+    for uuid, quota in promised:
+        if uuid in left:
+            left[uuid] = left[uuid].less(quota)
+    return list(left.values())
 
 
 def foretell(

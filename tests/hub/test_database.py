@@ -13,7 +13,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from jupyter_vgpu_spawner.database import Database, DatabaseError, Metered, MigrationError
-from jupyter_vgpu_spawner.queue_store import LIFETIMES_KEPT, Stage
+from jupyter_vgpu_spawner.queue_store import LIFETIMES_KEPT, SERVERS_MAX, Stage, TooMany
 from jupyter_vgpu_spawner.rules import Rule
 from jupyter_vgpu_spawner.tables import Base
 from sqlalchemy import create_engine, text
@@ -165,18 +165,17 @@ def test_hours_are_told_by_day(database: Database) -> None:
 SMALL, LARGE = Quota(GIB, 25, Policy.BURST), Quota(4 * GIB, 50, Policy.BURST)
 
 
-def test_who_waits_comes_back_as_it_was_and_a_called_one_is_ahead(database: Database) -> None:
+def test_who_waits_comes_back_as_it_was(database: Database) -> None:
     database.queue.join("alice", "", LARGE, {"gpu_slice": "4GiB-50", "image": "torch"})
     database.queue.join("bob", "second", SMALL, {})
     first, second = database.queue.entries()
     assert (first.key, first.waiting.quota, first.stage) == (("alice", ""), LARGE, Stage.WAITING)
     assert first.options == {"gpu_slice": "4GiB-50", "image": "torch"}
     assert database.queue.entry("bob", "second") == second
-    assert [each.user for each in database.queue.ahead("eve", "", SMALL)] == ["alice", "bob"]
-    assert database.queue.move(second, Stage.CALLED)
-    assert [each.user for each in database.queue.ahead("eve", "", SMALL)] == ["bob", "alice"]
-    assert database.queue.ahead("bob", "second", SMALL) == []  # it is his turn
-    assert [each.user for each in database.queue.ahead("bob", "second", LARGE)] == ["alice"]  # not for more
+    assert database.queue.move(second, Stage.CALLED, gpu="GPU-1")
+    called = database.queue.entry("bob", "second")
+    assert called is not None
+    assert (called.stage, called.gpu) == (Stage.CALLED, "GPU-1")
     assert database.queue.leave("alice", "")
     assert not database.queue.leave("alice", "")
 
@@ -192,7 +191,6 @@ def test_less_keeps_the_place_and_more_or_an_end_does_not(database: Database) ->
     assert database.queue.move(entry, Stage.ENDED, "why")
     assert database.queue.entries()[0].words == "why"
     assert not database.queue.move(entry, Stage.CALLED)  # of what it was before
-    assert database.queue.ahead("eve", "", SMALL) == []
     database.queue.join("alice", "", SMALL, {})
     assert database.queue.entries()[0].waiting.since > entry.waiting.since
     assert database.queue.entries()[0].words == ""
@@ -203,6 +201,27 @@ def test_a_form_that_is_sent_often_at_once_is_one_place(database: Database) -> N
         joins = [threads.submit(database.queue.join, "alice", "", LARGE, {}) for _ in range(8)]
     assert [join.exception() for join in joins] == [None] * 8
     assert len(database.queue.entries()) == 1
+
+
+def test_a_user_has_so_many_places_and_no_more(database: Database) -> None:
+    for number in range(SERVERS_MAX):
+        database.queue.join("eve", f"x{number}", SMALL, {})
+    with pytest.raises(TooMany, match="5 servers of yours wait already"):
+        database.queue.join("eve", "one-more", SMALL, {})
+    database.queue.join("eve", "x0", LARGE, {})  # what is there may change
+    database.queue.join("bob", "", SMALL, {})
+    assert len(database.queue.entries()) == SERVERS_MAX + 1
+
+
+def test_a_row_that_can_not_be_read_keeps_nobody_else(database: Database, url: str) -> None:
+    database.queue.join("alice", "", SMALL, {})
+    database.queue.join("bob", "", SMALL, {})
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE vgpu_queue SET state = 'dancing' WHERE \"user\" = 'alice'"))
+    engine.dispose()
+    assert [entry.key for entry in database.queue.entries()] == [("bob", "")]
+    assert database.queue.entry("alice", "") is None
 
 
 def test_the_latest_lifetimes_are_kept(database: Database) -> None:

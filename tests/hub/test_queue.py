@@ -22,9 +22,19 @@ from test_service import service_pid
 
 GIB = 1 << 30
 CONFIG = """
+import sys
+def limit(spawner):
+    return "a lot" if spawner.user.name == "zoe" else "4G"
+def fails_for_eve(spawner):
+    if spawner.user.name == "eve":
+        spawner.cmd = ["/bin/false"]
+c.Spawner.pre_spawn_hook = fails_for_eve
+c.VGPUMixin.gpu_mem_limit = limit
+c.VGPUMixin.gpu_policy_ceiling = "burst"
+c.JupyterHub.allow_named_servers = False
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.cleanup_proxy = False
-c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
+c.Authenticator.allowed_users = {"alice", "bob", "eve", "zoe", "dean"}
 c.VGPUMixin.gpu_slices = [{"memory": "1G", "cores": 25}, {"memory": "4G", "cores": 50}]
 from jupyter_vgpu_spawner import setup_vgpu
 setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
@@ -242,3 +252,63 @@ def test_a_daemon_that_is_away_loses_nobody(hub: Hub, admin: Admin, shared_node:
     wait_until(lambda: "You are number 1" in page_of(alice), 20, "her place is known again")
     remove(shared_node, other)
     wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "the server has started by itself")
+
+
+def test_a_server_that_ends_after_it_got_its_slice_says_so(
+    hub: Hub, shared_node: Node, admin: Admin, other: dict[str, Any]
+) -> None:
+    eve = hub.user("eve")
+    choose(eve, "4GiB-50")
+    remove(shared_node, other)
+    wait_until(lambda: "it was started with the GPU and ended before it was ready" in page_of(eve), 90, "she is told")
+    wait_until(lambda: not shared_node.client.request("GET", "/api/tenants")["tenants"], 60, "the hub gives up")
+    assert [(each["user"], each["stage"]) for each in queue(admin)] == [("eve", "ended")]
+
+
+def test_a_policy_that_is_changed_meanwhile_keeps_nobody_waiting(
+    hub: Hub, shared_node: Node, admin: Admin, other: dict[str, Any]
+) -> None:
+    alice = hub.user("alice")
+    choose(alice, "4GiB-50")
+    admin.post("edit", user="alice", policy="burst")
+    remove(shared_node, other)
+    wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "the server has started by itself")
+    assert shared_node.show("alice/")["quota"]["policy"] == "burst"
+
+
+def test_a_limit_that_is_none_leaves_the_way_without_a_gpu(hub: Hub) -> None:
+    assert "This hub&#39;s GPU settings are wrong" in hub.user("zoe").spawn_page()
+
+
+def test_named_servers_that_the_hub_does_not_have_take_no_places(hub: Hub, admin: Admin, other: dict[str, Any]) -> None:
+    eve = hub.user("eve")
+    eve.spawn_page()
+    for name in ("x0", "x1"):
+        url = f"{hub.url}/hub/spawn/eve/{name}?_xsrf={eve.xsrf('/hub/')}"
+        eve.session.post(url, data={"gpu_slice": "4GiB-50"}, timeout=60)
+    assert queue(admin) == []
+
+
+def test_small_slices_go_past_a_large_one_on_other_gpus_only() -> None:
+    node = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--NodeApp.allow_shim_tier=False")
+    try:
+        first = node.tenant("1G", 10, "first")
+        node.tenant("6G", 10, "second")
+        assert first["gpu"]["index"] != node.show("second")["gpu"]["index"]
+        more = "c.VGPUMixin.gpu_slices = [{'memory': '1G', 'cores': 25}, {'memory': '8G', 'cores': 50}]\n"
+        config = CONFIG.replace("{root}", str(node.root)).replace('"4G"', '"8G"')
+        hub = Hub(node, config.replace("from jupyter_vgpu_spawner", more + "from jupyter_vgpu_spawner"))
+        try:
+            wait_until(lambda: requests.get(f"{hub.url}/services/vgpu/health", timeout=5).ok, 30, "the service")
+            alice, bob = hub.user("alice"), hub.user("bob")
+            choose(alice, "8GiB-50")  # the GPU with 7 GiB free lacks least, and is kept
+            bob.spawn("1GiB-25")
+            assert node.show("bob/")["gpu"]["index"] == node.show("second")["gpu"]["index"]
+            remove(node, first)
+            wait_until(lambda: has_slice(alice, node, 8 * GIB), 40, "her turn came with the end of the first")
+            alice.stop()
+            bob.stop()
+        finally:
+            hub.stop()
+    finally:
+        node.stop()

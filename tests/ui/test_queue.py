@@ -38,7 +38,7 @@ def test_a_user_waits_sees_the_place_and_leaves(
     wait_in_queue(page, demo, "alice")
     expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
     assert violations(page) == []
-    shot(page, f"queue-{scheme}")
+    shot(page, "queue" if scheme == "light" else "queue-dark")
     admin = new_page(browser, color_scheme=scheme)
     log_in(admin, demo, "dean")
     admin.goto(f"{demo.url}/services/vgpu/")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key
-from jupyter_vgpu_spawner.turns import Waiting
+from jupyter_vgpu_spawner.choices import Line, allowed_slices, capacity, choices, pick, slice_key
+from jupyter_vgpu_spawner.turns import Space, Waiting
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError
 
@@ -16,7 +16,12 @@ SLICES = [{"memory": "2G", "cores": 10}, {"memory": "4G", "cores": 50}, {"memory
 
 
 def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
-    return {"name": name, "memory": {"free": memory, "total": 8 * GIB}, "cores": {"free": cores, "total": 100}}
+    return {
+        "name": name,
+        "uuid": f"GPU-{memory}",
+        "memory": {"free": memory, "total": 8 * GIB},
+        "cores": {"free": cores, "total": 100},
+    }
 
 
 def test_slices_above_the_ceiling_are_not_offered() -> None:
@@ -48,10 +53,23 @@ def test_what_is_in_use_may_be_waited_for_and_what_is_too_large_not() -> None:
     gpus = [gpu(3 * GIB, 20)]
     lines = choices(slices, gpus)
     assert [(bool(line.why_not), line.can_wait) for line in lines] == [(False, False), (True, False), (True, False)]
-    assert [line.can_wait for line in choices(slices, gpus, [])] == [False, True, False]
+    spaces = [Space.from_json(each) for each in gpus]
+    assert [line.can_wait for line in choices(slices, gpus, Line(spaces))] == [False, True, False]
     before = [Waiting("bob", "", Quota(8 * GIB, 10), 0)]
-    lines = choices(slices, gpus, before)
+    lines = choices(slices, gpus, Line(spaces, before))
     assert (lines[0].why_not, lines[0].can_wait) == ("others wait for a GPU before you", True)
+
+
+def test_who_is_called_has_its_room_for_no_more_and_others_go_where_none_is_kept() -> None:
+    spaces = [Space.from_json(each) for each in (gpu(7 * GIB, 100), gpu(2 * GIB, 100))]
+    before = [Waiting("bob", "", Quota(8 * GIB, 10), 0)]
+    small, medium = Quota(GIB, 10), Quota(4 * GIB, 10)
+    assert Line(spaces, before).where(small) == f"GPU-{2 * GIB}"  # the other is kept for bob, though it has more free
+    assert Line(spaces, before).must_wait(medium)
+    assert Line(spaces).where(medium) is None  # nobody waits: the node's own placement
+    called = Line(spaces, before, covered=Quota(4 * GIB, 10, Policy.BURST), gpu="GPU-x")
+    assert (called.where(medium), called.must_wait(medium)) == ("GPU-x", False)
+    assert called.must_wait(Quota(5 * GIB, 10))
 
 
 def test_what_is_free_is_told_by_model() -> None:

@@ -17,7 +17,7 @@ from jupyter_vgpu_spawner.turns import (
     in_order,
     is_possible,
     loads,
-    must_wait,
+    room_for,
     seat,
 )
 
@@ -85,12 +85,13 @@ def test_a_large_wish_is_not_overtaken_on_its_gpu_but_others_go_on() -> None:
     seated, left = seat([large, wants("small", 1)], [gpu(15), gpu(2)])
     assert [(each.user, at) for each, at in seated] == [("small", 1)]
     assert left[0].memory_free == 0
-    assert must_wait(Quota(2 * GIB, 10), [large], [gpu(15)])
-    assert not must_wait(Quota(2 * GIB, 10), [], [gpu(15)])
+    assert room_for(Quota(2 * GIB, 10), [large], [gpu(15)]) is None
+    assert room_for(Quota(2 * GIB, 10), [large], [gpu(15), gpu(3)]) == gpu(3)
+    assert room_for(Quota(2 * GIB, 10), [], [gpu(15)]) == gpu(15)
 
 
 def test_what_no_gpu_can_hold_keeps_nothing_from_others() -> None:
-    assert not must_wait(Quota(GIB, 10), [wants("huge", 64)], [gpu(15)])
+    assert room_for(Quota(GIB, 10), [wants("huge", 64)], [gpu(15)]) == gpu(15)
 
 
 def test_who_holds_little_goes_first_and_who_waited_long() -> None:

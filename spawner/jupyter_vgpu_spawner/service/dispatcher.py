@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from jupyter_vgpu.quota import Quota
 
 from ..limits import group_share
 from ..queue_store import Entry, QueueStore, Stage
-from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat
+from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat, without
 from .hub import HubApi, HubError, HubUser, Recent
 from .meter import user_of
 
@@ -29,7 +29,14 @@ TRY_AGAIN_S = 10.0
 FORETELL_S = 10.0
 ENDED_S = 24 * 3600.0
 """So long the words for who got no GPU are kept."""
+STARTS_MAX = 4
+"""At once: each holds a connection to the hub for as long as the hub waits for the server."""
+REFUSED_MAX = 5
 _NOT_NOW = (429, 503, 599)
+_BUSY = "Your server runs without a GPU: stop it, and it starts again with one."
+_PASSED = "its room was kept for ten minutes while your server ran without a GPU. Choose again when you can stop it."
+_WITHOUT = "it was started without a GPU, for you may have none now."
+_FAILED = "it was started with the GPU and ended before it was ready. The hub's log says more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,11 @@ class Dispatcher:
         self._alive: dict[str, Json] = {}  # slices of users, as last seen
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: dict[tuple[str, str], float] = {}
+        # by a call of a server: the hub took its start. By a wait: how often its start was refused.
+        self._asked: set[tuple[str, str, float]] = set()
+        self._refused: dict[tuple[str, str, float], int] = {}
+        self._starts = asyncio.Semaphore(STARTS_MAX)
+        self._foretelling = asyncio.Lock()
         self._foretold: tuple[float, frozenset[Waiting], dict[Waiting, Forecast]] = (0.0, frozenset(), {})
 
     # --- looking ---
@@ -115,14 +127,14 @@ class Dispatcher:
         return in_order(waiting, loads(held, asked, shares, node.spaces), time.time())
 
     async def _foretell(self, order: list[Waiting], entries: list[Entry], node: _Node) -> Mapping[Waiting, Forecast]:
-        at, of, found = self._foretold
-        if of == frozenset(order) and time.monotonic() - at < FORETELL_S:
+        async with self._foretelling:  # one for all who look
+            at, of, found = self._foretold
+            if of == frozenset(order) and time.monotonic() - at < FORETELL_S:
+                return found
+            lifetimes = await asyncio.to_thread(self._store.lifetimes)
+            found = await asyncio.to_thread(foretell, order, _free(node, entries), node.running(), lifetimes)
+            self._foretold = (time.monotonic(), frozenset(order), found)
             return found
-        lifetimes = await asyncio.to_thread(self._store.lifetimes)
-        free = _without(node.spaces, [entry.waiting for entry in _called(entries, node)])
-        found = await asyncio.to_thread(foretell, order, free, node.running(), lifetimes)
-        self._foretold = (time.monotonic(), frozenset(order), found)
-        return found
 
     # --- changing ---
 
@@ -136,17 +148,19 @@ class Dispatcher:
         node = await self._look()
         await self._note_ends(node)
         entries = await asyncio.to_thread(self._store.entries)
-        if not entries:
-            return
-        users, _ = await self._recent.get()
-        known = {user.name for user in users}
+        known = {user.name for user in (await self._recent.get())[0]} if entries else set()
         for entry in entries:
-            old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
-            if old or (entry.waiting.user not in known and await self._hub.user(entry.waiting.user) is None):
-                await asyncio.to_thread(self._store.leave, *entry.key)
-            elif entry.stage == Stage.CALLED:
-                await self._look_after(entry, node)
-        await self._call(await asyncio.to_thread(self._store.entries), node)
+            try:
+                await self._look_after(entry, node, known)
+            except HubError as error:  # the others are looked after
+                log.warning("looking after %s: %s", entry.name, error)
+        # the node second: whose slice came meanwhile is in it, and holds no room twice
+        entries = await asyncio.to_thread(self._store.entries)
+        self._asked &= {_call_of(entry) for entry in entries}
+        waits = {_wait_of(entry) for entry in entries}
+        self._refused = {wait: count for wait, count in self._refused.items() if wait in waits}
+        if entries:
+            await self._call(entries, await self._look())
 
     async def _note_ends(self, node: _Node) -> None:
         there = {tenant["id"]: tenant for tenant in node.tenants if user_of(tenant)}
@@ -156,24 +170,33 @@ class Dispatcher:
         self._alive = there
 
     async def _call(self, entries: list[Entry], node: _Node) -> None:
-        order = await self._order(entries, node)
-        free = _without(node.spaces, [entry.waiting for entry in _called(entries, node)])
-        next_ones = {each for each, _ in seat(order, free)[0]}
-        for entry in entries:
-            if entry.stage == Stage.WAITING and entry.waiting in next_ones:
-                await self._move(entry, Stage.CALLED)
+        waiting = {entry.waiting: entry for entry in entries if entry.stage == Stage.WAITING}
+        called = [entry for entry in entries if entry.stage == Stage.CALLED]
+        while waiting:  # one after the other: who is called counts for the group's load at once
+            order = await self._order([*waiting.values(), *called], node)
+            seated, _ = seat(order, _free(node, called))
+            if not seated:
+                break
+            each, at = seated[0]
+            entry = replace(waiting.pop(each), stage=Stage.CALLED, gpu=node.spaces[at].uuid)
+            await self._move(replace(entry, stage=Stage.WAITING), Stage.CALLED, gpu=entry.gpu)
+            called.append(entry)
         for entry in await asyncio.to_thread(self._store.entries):
             if entry.stage == Stage.CALLED:
                 self._try(entry)
 
-    async def _look_after(self, entry: Entry, node: _Node) -> None:
-        if entry.name in node.names:
-            await asyncio.to_thread(self._store.leave, *entry.key)
-        elif time.time() - entry.at > CALL_S and entry.key not in self._starting:
-            await self._move(entry, Stage.ENDED, entry.words or "The hub did not start the server.")
+    async def _look_after(self, entry: Entry, node: _Node, known: set[str]) -> None:
+        user, server = entry.key
+        old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
+        gone = user not in known and await self._hub.user(user) is None
+        if old or gone or (entry.name in node.names and await self._is_ready(user, server)):
+            await asyncio.to_thread(self._store.leave, user, server)
 
-    async def _move(self, entry: Entry, stage: Stage, words: str = "") -> None:
-        if await asyncio.to_thread(self._store.move, entry, stage, words):
+    async def _is_ready(self, user: str, server: str) -> bool:
+        return (await self._hub.servers(user)).get(server, False)
+
+    async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> None:
+        if await asyncio.to_thread(self._store.move, entry, stage, words, gpu):
             log.info("%s is %s: %s", entry.name, stage, words or entry.waiting.quota)
 
     def _try(self, entry: Entry) -> None:
@@ -186,26 +209,49 @@ class Dispatcher:
         task.add_done_callback(lambda _: self._starting.pop(entry.key, None))
 
     async def _start(self, entry: Entry) -> None:
-        user, server = entry.key
         try:
-            is_ready = (await self._hub.servers(user)).get(server)
-            if is_ready:
-                await self._say(entry, "Your server runs without a GPU: stop it, and it starts again with one.")
-            elif is_ready is None:
-                await self._hub.start(user, server, dict(entry.options))
+            async with self._starts:
+                await self._start_or_tell(entry)
         except HubError as error:
-            if error.status == 409:  # somebody on the node was faster
-                await self._move(entry, Stage.WAITING)
-            elif error.status in _NOT_NOW:
-                log.warning("%s is not started yet: %s", entry.name, error)
-            else:
-                await self._move(entry, Stage.ENDED, str(error))
+            await self._not_started(entry, error)
         except Exception:
             log.exception("starting %s", entry.name)
 
-    async def _say(self, entry: Entry, words: str) -> None:
-        if entry.words != words:
-            await asyncio.to_thread(self._store.say, entry, words)
+    async def _start_or_tell(self, entry: Entry) -> None:
+        user, server = entry.key
+        is_ready = (await self._hub.servers(user)).get(server)
+        was_asked = _call_of(entry) in self._asked
+        if is_ready is None and was_asked:
+            await self._move(entry, Stage.ENDED, _FAILED)
+        elif is_ready is None:
+            self._asked.add(_call_of(entry))
+            await self._hub.start(user, server, dict(entry.options))
+        elif is_ready and entry.name not in (await self._look()).names:
+            if was_asked:
+                await self._move(entry, Stage.ENDED, _WITHOUT)
+            elif not entry.words:
+                await asyncio.to_thread(self._store.say, entry, _BUSY)
+            elif time.time() - entry.at > CALL_S:
+                await self._move(entry, Stage.ENDED, _PASSED)
+
+    async def _not_started(self, entry: Entry, error: HubError) -> None:
+        self._asked.discard(_call_of(entry))
+        if error.status in _NOT_NOW:
+            log.warning("%s is not started yet: %s", entry.name, error)
+            return
+        refused = self._refused[_wait_of(entry)] = self._refused.get(_wait_of(entry), 0) + 1
+        if error.status == 409 and refused < REFUSED_MAX:  # somebody on the node was faster
+            await self._move(entry, Stage.WAITING)
+        else:
+            await self._move(entry, Stage.ENDED, _FAILED if error.status >= 500 else str(error))
+
+
+def _call_of(entry: Entry) -> tuple[str, str, float]:
+    return (*entry.key, entry.at)
+
+
+def _wait_of(entry: Entry) -> tuple[str, str, float]:
+    return (*entry.key, entry.waiting.since)
 
 
 def _called(entries: list[Entry], node: _Node) -> list[Entry]:
@@ -213,15 +259,9 @@ def _called(entries: list[Entry], node: _Node) -> list[Entry]:
     return [entry for entry in entries if entry.stage == Stage.CALLED and entry.name not in node.names]
 
 
-def _without(spaces: list[Space], called: list[Waiting]) -> list[Space]:
-    """What is left when the called have their room."""
-    left = list(spaces)
-    for each in called:
-        fitting = [at for at, space in enumerate(left) if space.fits(each.quota)]
-        if fitting:
-            at = max(fitting, key=lambda at: left[at].memory_free)
-            left[at] = left[at].less(each.quota)
-    return left
+def _free(node: _Node, called: list[Entry]) -> list[Space]:
+    """What is left beside the room that is kept."""
+    return without(node.spaces, [(entry.gpu, entry.waiting.quota) for entry in _called(called, node)])
 
 
 def _age(tenant: Json) -> float:

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("options", sa.JSON, nullable=False),
         sa.Column("since", sa.Float(53), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("gpu", sa.String(64), nullable=False),
         sa.Column("at", sa.Float(53), nullable=False),
         sa.Column("words", sa.String(1024), nullable=False),
     )
