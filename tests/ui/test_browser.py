@@ -67,7 +67,7 @@ def test_a_live_resize_is_seen_and_a_lost_daemon_says_so(page: Page, demo: Demo)
     expect(panel).to_contain_text("The GPU service does not answer now", timeout=15_000)
 
 
-def test_the_spawn_page_refuses_in_words_what_was_taken_meanwhile(page: Page, demo: Demo) -> None:
+def test_what_was_taken_while_the_spawn_page_was_open_is_waited_for(page: Page, demo: Demo) -> None:
     context = page.context
     context.clear_cookies()
     log_in(page, demo, "bob")
@@ -79,7 +79,11 @@ def test_the_spawn_page_refuses_in_words_what_was_taken_meanwhile(page: Page, de
     page.get_by_label("4 GiB of GPU memory, 50 % of its compute").check()
     daemon.request("POST", "/api/tenants", {"name": "somebody", "memory": "6G", "cores": 20})
     page.get_by_role("button", name="Start").click()
-    expect(page.locator(".spawn-error-msg")).to_contain_text("Choose a smaller slice, or start without a GPU")
-    expect(page.get_by_label("4 GiB of GPU memory, 50 % of its compute")).to_be_disabled()
+    expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
+    page.get_by_role("link", name="start without a GPU meanwhile").click()
+    expect(page.get_by_text("You wait for 4 GiB of GPU memory, 50 % of its compute")).to_be_visible()
     shot(page, "spawn-full")
+    page.get_by_role("link", name="see when your turn comes").click()
+    page.get_by_role("button", name="Leave the queue").click()
+    expect(page.get_by_text("You wait no more.")).to_be_visible()
     daemon.request("DELETE", "/api/tenants/somebody")
