@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
 
-from .turns import Space, Waiting, is_possible, room_for
+from .turns import Line, is_possible
 
 NO_GPU = "none"
 FIELD = "gpu_slice"
@@ -23,33 +23,6 @@ class Choice:
     title: str
     why_not: str = ""
     can_wait: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The queue as one server finds it: who is ahead, and the GPUs beside what is kept for those who are called.
-
-    covered: this server is called itself, for so much. gpu: where its room is.
-    """
-
-    spaces: Sequence[Space] = ()
-    ahead: Sequence[Waiting] = ()
-    covered: Quota | None = None
-    gpu: str = ""
-
-    def must_wait(self, quota: Quota) -> bool:
-        return not self._is_covered(quota) and room_for(quota, self.ahead, self.spaces) is None
-
-    def where(self, quota: Quota) -> str | None:
-        """The UUID of the GPU that it may have now. None: any, for nobody is ahead."""
-        if self._is_covered(quota):
-            return self.gpu
-        room = room_for(quota, self.ahead, self.spaces)
-        return room.uuid if room and self.ahead else None
-
-    def _is_covered(self, quota: Quota) -> bool:
-        mine = self.covered
-        return mine is not None and quota.memory <= mine.memory and quota.cores <= mine.cores
 
 
 def slice_key(quota: Quota) -> str:

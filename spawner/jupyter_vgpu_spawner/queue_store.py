@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -56,6 +56,11 @@ class Entry:
     def name(self) -> str:
         """As vgpud names its slice."""
         return f"{self.waiting.user}/{self.waiting.server}"
+
+
+def promised(entries: Iterable[Entry], names: Collection[str]) -> list[Entry]:
+    """Whose room is kept: called, and the slice is not there yet. names: of the slices that are."""
+    return [entry for entry in entries if entry.stage == Stage.CALLED and entry.name not in names]
 
 
 class QueueStore:

@@ -14,12 +14,12 @@ from jupyter_vgpu.client import Client, DaemonAway
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quota import Quota
 
-from .choices import Line, describe, why_not
+from .choices import describe, why_not
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, spawn_error
 from .limits import Limits
-from .queue_store import Entry, QueueStore, Stage, TooMany
-from .turns import Space, without
+from .queue_store import Entry, QueueStore, Stage, TooMany, promised
+from .turns import Line, Space, without
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Queueing(Limits):
     async def _ask_queue(self, ask: Callable[..., T], *arguments: Any) -> T:
         """Raises HTTPError."""
         try:
-            return await asyncio.to_thread(ask, self.user.name, self.name, *arguments)
+            return await asyncio.to_thread(ask, *arguments)
         except DatabaseError as error:
             self.log.error("queue: %s", error)
             raise spawn_error(503, DATABASE_AWAY) from error
@@ -98,12 +98,12 @@ class Queueing(Limits):
         spaces = [Space.from_json(gpu) for gpu in gpus]
         if not self._queue:
             return Line(spaces)
-        entries = await self._ask_queue(lambda *_: self._queue.entries() if self._queue else [])
+        entries = await self._ask_queue(self._queue.entries)
         mine = next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
-        called = [entry for entry in entries if entry.stage == Stage.CALLED and entry is not mine]
-        if called:
+        others = [entry for entry in entries if entry is not mine]
+        if promised(others, ()):
             names = {each["name"] for each in (await self._ask_node("/api/tenants"))["tenants"]}
-            spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in called if each.name not in names])
+            spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in promised(others, names)])
         since = mine.waiting.since if mine and mine.stage == Stage.WAITING else math.inf
         ahead = [each.waiting for each in entries if each.stage == Stage.WAITING and each.waiting.since < since]
         if mine and mine.stage == Stage.CALLED:
@@ -112,7 +112,7 @@ class Queueing(Limits):
 
     async def _queue_entry(self) -> Entry | None:
         """This server's place in the queue, if it has one. Raises HTTPError."""
-        return await self._ask_queue(self._queue.entry) if self._queue else None
+        return await self._ask_queue(self._queue.entry, self.user.name, self.name) if self._queue else None
 
     async def _wait_in_queue(self, quota: Quota, options: Json) -> None:
         """Raises Elsewhere, or HTTPError."""
@@ -124,7 +124,7 @@ class Queueing(Limits):
         if self.name and not self.user.settings.get("allow_named_servers"):
             raise spawn_error(400, "Named servers are not enabled.")
         try:
-            await self._ask_queue(self._queue.join, quota, kept)
+            await self._ask_queue(self._queue.join, self.user.name, self.name, quota, kept)
         except TooMany as error:
             raise spawn_error(409, str(error)) from error
         raise Elsewhere(self._queue_url, f"You wait for {describe(quota)} now.")

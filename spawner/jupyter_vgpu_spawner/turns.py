@@ -181,6 +181,33 @@ def without(spaces: Iterable[Space], promised: Iterable[tuple[str, Quota]]) -> l
     return list(left.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The queue as one server finds it: who is ahead, and the GPUs beside what is kept for those who are called.
+
+    covered: this server is called itself, for so much. gpu: where its room is.
+    """
+
+    spaces: Sequence[Space] = ()
+    ahead: Sequence[Waiting] = ()
+    covered: Quota | None = None
+    gpu: str = ""
+
+    def must_wait(self, quota: Quota) -> bool:
+        return not self._is_covered(quota) and room_for(quota, self.ahead, self.spaces) is None
+
+    def where(self, quota: Quota) -> str | None:
+        """The UUID of the GPU that it may have now. None: any, for nobody is ahead."""
+        if self._is_covered(quota):
+            return self.gpu
+        room = room_for(quota, self.ahead, self.spaces)
+        return room.uuid if room and self.ahead else None
+
+    def _is_covered(self, quota: Quota) -> bool:
+        mine = self.covered
+        return mine is not None and quota.memory <= mine.memory and quota.cores <= mine.cores
+
+
 def foretell(
     order: Sequence[Waiting], spaces: Sequence[Space], running: Sequence[Running], lifetimes: Sequence[float]
 ) -> dict[Waiting, Forecast]:

@@ -116,6 +116,13 @@ class Hub:
                 proxy.unlink()
 
 
+def with_service(node: Node, extra: str) -> Hub:
+    """A hub whose config sets up the service; `{root}` in it is the node's directory."""
+    made = Hub(node, extra.replace("{root}", str(node.root)))
+    wait_until(lambda: requests.get(f"{made.url}/services/vgpu/health", timeout=5).ok, 30, "the service answers")
+    return made
+
+
 class Admin:
     """A user's session with the service's pages and API."""
 

@@ -16,7 +16,7 @@ import requests
 from support.node import Node, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Admin, Hub
+from hub import Admin, Hub, with_service
 from hubclient import HubUser
 from test_service import service_pid
 
@@ -42,16 +42,8 @@ setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
 
 
 @pytest.fixture(scope="module")
-def shared_node() -> Iterator[Node]:
-    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.allow_shim_tier=False")
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
 def hub(shared_node: Node) -> Iterator[Hub]:
-    made = Hub(shared_node, CONFIG.replace("{root}", str(shared_node.root)))
-    wait_until(lambda: requests.get(f"{made.url}/services/vgpu/health", timeout=5).ok, 30, "the service answers")
+    made = with_service(shared_node, CONFIG)
     yield made
     made.stop()
 
@@ -296,10 +288,9 @@ def test_small_slices_go_past_a_large_one_on_other_gpus_only() -> None:
         node.tenant("6G", 10, "second")
         assert first["gpu"]["index"] != node.show("second")["gpu"]["index"]
         more = "c.VGPUMixin.gpu_slices = [{'memory': '1G', 'cores': 25}, {'memory': '8G', 'cores': 50}]\n"
-        config = CONFIG.replace("{root}", str(node.root)).replace('"4G"', '"8G"')
-        hub = Hub(node, config.replace("from jupyter_vgpu_spawner", more + "from jupyter_vgpu_spawner"))
+        config = CONFIG.replace('"4G"', '"8G"')
+        hub = with_service(node, config.replace("from jupyter_vgpu_spawner", more + "from jupyter_vgpu_spawner"))
         try:
-            wait_until(lambda: requests.get(f"{hub.url}/services/vgpu/health", timeout=5).ok, 30, "the service")
             alice, bob = hub.user("alice"), hub.user("bob")
             choose(alice, "8GiB-50")  # the GPU with 7 GiB free lacks least, and is kept
             bob.spawn("1GiB-25")

@@ -22,7 +22,7 @@ from support.node import Node, wait_until
 from tornado.routing import PathMatches
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Admin, Hub
+from hub import Admin, Hub, with_service
 
 GIB = 1 << 30
 API = "services/vgpu/api"
@@ -52,16 +52,8 @@ setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
 
 
 @pytest.fixture(scope="module")
-def shared_node() -> Iterator[Node]:
-    made = Node("--emulate", "--emulated-memory=8G", "--NodeApp.allow_shim_tier=False")
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
 def hub(shared_node: Node) -> Iterator[Hub]:
-    made = Hub(shared_node, CONFIG.replace("{root}", str(shared_node.root)))
-    wait_until(lambda: requests.get(f"{made.url}/services/vgpu/health", timeout=5).ok, 30, "the service answers")
+    made = with_service(shared_node, CONFIG)
     yield made
     made.stop()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jupyter_vgpu_spawner.choices import Line, allowed_slices, capacity, choices, pick, slice_key
-from jupyter_vgpu_spawner.turns import Space, Waiting
+from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key
+from jupyter_vgpu_spawner.turns import Line, Space, Waiting
 
 from jupyter_vgpu.quota import Policy, Quota, QuotaError
 

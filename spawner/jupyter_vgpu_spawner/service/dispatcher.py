@@ -15,7 +15,7 @@ from jupyter_vgpu.client import Client
 from jupyter_vgpu.quota import Quota
 
 from ..limits import group_share
-from ..queue_store import Entry, QueueStore, Stage
+from ..queue_store import Entry, QueueStore, Stage, promised
 from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat, without
 from .hub import HubApi, HubError, HubUser, Recent
 from .meter import user_of
@@ -111,9 +111,18 @@ class Dispatcher:
         """A user's servers, as the hub has them: see HubApi.servers."""
         return await self._hub.servers(user)
 
+    async def since(self) -> list[float]:
+        """When those who wait asked, in seconds since 1970."""
+        entries = await asyncio.to_thread(self._store.entries)
+        return [entry.waiting.since for entry in entries if entry.stage == Stage.WAITING]
+
     async def _look(self) -> _Node:
         gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
-        return _Node(gpus, (await self._node.arequest("GET", "/api/tenants"))["tenants"])
+        return _Node(gpus, await self._tenants())
+
+    async def _tenants(self) -> list[Json]:
+        tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+        return tenants
 
     async def _order(self, entries: list[Entry], node: _Node) -> list[Waiting]:
         users, properties = await self._recent.get()
@@ -121,7 +130,7 @@ class Dispatcher:
         shares = {name: group_share(values) for name, values in properties.items()}
         held = [(user, Quota.from_json(tenant["quota"])) for tenant in node.tenants if (user := user_of(tenant))]
         # who is called holds the room already
-        held += [(entry.waiting.user, entry.waiting.quota) for entry in _called(entries, node)]
+        held += [(entry.waiting.user, entry.waiting.quota) for entry in promised(entries, node.names)]
         waiting = [entry.waiting for entry in entries if entry.stage == Stage.WAITING]
         asked = {name: groups.get(name, ()) for name in {each.user for each in waiting} | {user for user, _ in held}}
         return in_order(waiting, loads(held, asked, shares, node.spaces), time.time())
@@ -145,13 +154,14 @@ class Dispatcher:
 
     async def tick(self) -> None:
         """Called every TICK_S seconds."""
-        node = await self._look()
-        await self._note_ends(node)
+        tenants = await self._tenants()
+        names = {tenant["name"] for tenant in tenants}
+        await self._note_ends(tenants)
         entries = await asyncio.to_thread(self._store.entries)
         known = {user.name for user in (await self._recent.get())[0]} if entries else set()
         for entry in entries:
             try:
-                await self._look_after(entry, node, known)
+                await self._look_after(entry, names, known)
             except HubError as error:  # the others are looked after
                 log.warning("looking after %s: %s", entry.name, error)
         # the node second: whose slice came meanwhile is in it, and holds no room twice
@@ -162,8 +172,8 @@ class Dispatcher:
         if entries:
             await self._call(entries, await self._look())
 
-    async def _note_ends(self, node: _Node) -> None:
-        there = {tenant["id"]: tenant for tenant in node.tenants if user_of(tenant)}
+    async def _note_ends(self, tenants: list[Json]) -> None:
+        there = {tenant["id"]: tenant for tenant in tenants if user_of(tenant)}
         for key, tenant in self._alive.items():
             if key not in there:
                 await asyncio.to_thread(self._store.note_lifetime, _age(tenant))
@@ -178,22 +188,19 @@ class Dispatcher:
             if not seated:
                 break
             each, at = seated[0]
-            entry = replace(waiting.pop(each), stage=Stage.CALLED, gpu=node.spaces[at].uuid)
-            await self._move(replace(entry, stage=Stage.WAITING), Stage.CALLED, gpu=entry.gpu)
-            called.append(entry)
+            entry, gpu = waiting.pop(each), node.spaces[at].uuid
+            await self._move(entry, Stage.CALLED, gpu=gpu)
+            called.append(replace(entry, stage=Stage.CALLED, gpu=gpu))
         for entry in await asyncio.to_thread(self._store.entries):
             if entry.stage == Stage.CALLED:
                 self._try(entry)
 
-    async def _look_after(self, entry: Entry, node: _Node, known: set[str]) -> None:
+    async def _look_after(self, entry: Entry, names: set[str], known: set[str]) -> None:
         user, server = entry.key
         old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
         gone = user not in known and await self._hub.user(user) is None
-        if old or gone or (entry.name in node.names and await self._is_ready(user, server)):
+        if old or gone or (entry.name in names and (await self._hub.servers(user)).get(server)):
             await asyncio.to_thread(self._store.leave, user, server)
-
-    async def _is_ready(self, user: str, server: str) -> bool:
-        return (await self._hub.servers(user)).get(server, False)
 
     async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> None:
         if await asyncio.to_thread(self._store.move, entry, stage, words, gpu):
@@ -226,7 +233,7 @@ class Dispatcher:
         elif is_ready is None:
             self._asked.add(_call_of(entry))
             await self._hub.start(user, server, dict(entry.options))
-        elif is_ready and entry.name not in (await self._look()).names:
+        elif is_ready and entry.name not in {tenant["name"] for tenant in await self._tenants()}:
             if was_asked:
                 await self._move(entry, Stage.ENDED, _WITHOUT)
             elif not entry.words:
@@ -254,14 +261,9 @@ def _wait_of(entry: Entry) -> tuple[str, str, float]:
     return (*entry.key, entry.waiting.since)
 
 
-def _called(entries: list[Entry], node: _Node) -> list[Entry]:
-    """Whose room is kept, for their slice is not there yet."""
-    return [entry for entry in entries if entry.stage == Stage.CALLED and entry.name not in node.names]
-
-
 def _free(node: _Node, called: list[Entry]) -> list[Space]:
     """What is left beside the room that is kept."""
-    return without(node.spaces, [(entry.gpu, entry.waiting.quota) for entry in _called(called, node)])
+    return without(node.spaces, [(entry.gpu, entry.waiting.quota) for entry in promised(called, node.names)])
 
 
 def _age(tenant: Json) -> float:

@@ -96,19 +96,16 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         user: Json | None = super().get_current_user()
         return user
 
-    async def queue(self) -> tuple[list[Standing], list[str]]:
-        """Who waits; a part that does not answer leaves its words."""
-        try:
-            return (await self.dispatcher.standings() if self.dispatcher else []), []
-        except (DaemonError, HubError, DatabaseError) as error:
-            log.error("%s", error)
-            return [], ["The queue is not known now."]
-
     async def leave(self, user: str, server: str) -> None:
         """Out of the queue. Raises Refused."""
         if self.dispatcher is None:
             raise Refused(404, "this hub has no queue")
         await self.dispatcher.leave(user, server)
+
+    async def remove(self, user: str, server: str) -> None:
+        """As an admin, noted. Raises Refused."""
+        async with self.manager.noted(self.actor, f"{user}/{server}", "queue", "waiting", "removed"):
+            await self.leave(user, server)
 
     @property
     def actor(self) -> str:
@@ -143,13 +140,12 @@ class PageHandler(ServiceHandler):
 
     def page(self, template: str, **values: Any) -> None:
         scopes = (self.current_user or {}).get("scopes", ())
-        may_write = WRITE_SCOPE in scopes
         self.finish(
             _templates.get_template(template).render(
                 base=self.settings["prefix"],
                 hub=self.settings["hub_prefix"],
                 user=self.current_user,
-                may_write=may_write,
+                may_write=WRITE_SCOPE in scopes,
                 may_read=READ_SCOPE in scopes,
                 has_queue=self.dispatcher is not None,
                 xsrf=self.xsrf_form_html(),
@@ -200,6 +196,14 @@ class AdminHandler(PageHandler):
             spent=self.manager.spent,
         )
 
+    async def queue(self) -> tuple[list[Standing], list[str]]:
+        """Who waits; a part that does not answer leaves its words."""
+        try:
+            return (await self.dispatcher.standings() if self.dispatcher else []), []
+        except (DaemonError, HubError, DatabaseError) as error:
+            log.error("%s", error)
+            return [], ["The queue is not known now."]
+
 
 def _is_wanted(person: Person, wanted: str) -> bool:
     return not wanted or any(wanted.lower() in text.lower() for text in (person.name, *person.groups))
@@ -213,10 +217,18 @@ class LiveHandler(PageHandler):
         self.page("gpus.html", state=await self.manager.node_state())
 
 
-class EditHandler(AdminHandler):
-    """The forms of the admin page."""
+class FormHandler(AdminHandler):
+    """A form of the admin page."""
 
     scopes = (READ_SCOPE, WRITE_SCOPE)
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"])  # where a reload of the answer to a form goes
+
+
+class EditHandler(FormHandler):
+    """A user's quota."""
 
     @web.authenticated
     async def post(self) -> None:
@@ -232,15 +244,9 @@ class EditHandler(AdminHandler):
             return
         await self.show(message=f"The quota of {user} is changed.", troubles=troubles)
 
-    @web.authenticated
-    def get(self) -> None:
-        self.redirect(self.settings["prefix"])  # where a reload of the answer to a form goes
 
-
-class StopHandler(AdminHandler):
+class StopHandler(FormHandler):
     """The button beside a slice."""
-
-    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def post(self) -> None:
@@ -253,31 +259,20 @@ class StopHandler(AdminHandler):
             return
         await self.show(message=f"The server {name} is being stopped.")
 
-    @web.authenticated
-    def get(self) -> None:
-        self.redirect(self.settings["prefix"])
 
-
-class RemoveHandler(AdminHandler):
+class RemoveHandler(FormHandler):
     """The button beside a server in the queue."""
-
-    scopes = (READ_SCOPE, WRITE_SCOPE)
 
     @web.authenticated
     async def post(self) -> None:
         user, server = self.get_body_argument("user"), self.get_body_argument("server", "")
         try:
-            await self.leave(user, server)
+            await self.remove(user, server)
         except Refused as error:
             self.set_status(error.status)
             await self.show(troubles=[str(error)])
             return
-        await self.manager.note(self.actor, f"{user}/{server}", "queue", "waiting", "removed")
         await self.show(message=f"{user}/{server} waits no more.")
-
-    @web.authenticated
-    def get(self) -> None:
-        self.redirect(self.settings["prefix"])
 
 
 class QueueHandler(PageHandler):
@@ -401,10 +396,12 @@ class MetricsHandler(TextHandler):
     @web.authenticated
     async def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        queue, troubles = await self.queue()
-        waiting = [each.entry.waiting.since for each in queue if each.number]
-        known = self.dispatcher is not None and not troubles
-        self.finish(exposition(await self.manager.state(), waiting if known else None))
+        since = None
+        try:
+            since = await self.dispatcher.since() if self.dispatcher else None
+        except DatabaseError as error:
+            log.error("%s", error)
+        self.finish(exposition(await self.manager.state(), since))
 
 
 # --- API ---
@@ -492,8 +489,7 @@ class QueueEntryHandler(ApiHandler):
 
     @web.authenticated
     async def delete(self, user: str, server: str) -> None:
-        await self.leave(user, server)
-        await self.manager.note(self.actor, f"{user}/{server}", "queue", "waiting", "removed")
+        await self.remove(user, server)
         self.set_status(204)
 
 

@@ -197,10 +197,6 @@ class Manager:
                         troubles.append(str(error))
             return troubles
 
-    async def note(self, actor: str, subject: str, field: str, old: str, new: str) -> None:
-        """Something else that an admin did, for the audit log."""
-        await asyncio.to_thread(self._database.note, actor, subject, field, old, new)
-
     def _check_slices(self, rule: Rule) -> None:
         known = self.settings.slices
         for key in rule.slices or ():
@@ -288,7 +284,7 @@ class Manager:
         wanted = Quota.parse(
             values.get("memory", old.memory), values.get("cores", old.cores), values.get("policy", old.policy)
         )
-        async with self._noted(actor, name, "slice", str(old), str(wanted)):
+        async with self.noted(actor, name, "slice", str(old), str(wanted)):
             self._entitled.setdefault(tenant["id"], None)
             try:
                 resized: Json = await self._node.arequest("PATCH", tenant_path(tenant["id"]), values)
@@ -299,7 +295,7 @@ class Manager:
     async def stop(self, name: str, actor: str) -> None:
         """Stop the server of a slice, as the hub does it."""
         tenant = await self._tenant(name)
-        async with self._noted(actor, name, "server", "running", "stopped"):
+        async with self.noted(actor, name, "server", "running", "stopped"):
             await self._stop(tenant)
 
     async def _stop(self, tenant: Json) -> None:
@@ -307,7 +303,7 @@ class Manager:
         await self._hub.stop(user, server)
 
     @asynccontextmanager
-    async def _noted(self, actor: str, name: str, field: str, old: str, new: str) -> AsyncIterator[None]:
+    async def noted(self, actor: str, name: str, field: str, old: str, new: str) -> AsyncIterator[None]:
         """Nothing is done that is not in the log: first it is noted, and noted again if it was refused."""
         await asyncio.to_thread(self._database.note, actor, name, field, old, new)
         try:
