@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,23 +21,29 @@ import smoke
 
 HERE = Path(__file__).parent
 PASSWORD = "gpu-slices"
+PORTS = (15000, 32000)
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def free_port() -> int:
-    """A port with the next two free as well: proxy, hub and the proxy's API."""
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 65530 and all(_is_free(port + i) for i in range(3)):
+    """A port with the next two free as well: proxy, hub and the proxy's API.
+
+    Below those that the kernel gives to whoever connects somewhere, for the hub takes its ports a while later.
+    """
+    for port in random.sample(range(*PORTS, 3), 100):
+        if all(_is_free(port + i) for i in range(3)):
             return port
     raise SystemExit("no free ports on 127.0.0.1")
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def find_proxy() -> str:
