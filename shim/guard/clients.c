@@ -52,20 +52,28 @@ static int count_clients(const struct call *call)
     return count;
 }
 
-/* Under the holdings' lock: the number of the file of this call, a new one if it has none. False: not to be had now. */
-static bool number_of_file(struct job *job, uint32_t *number)
+/* Under the holdings' lock: a number for the file of this call, which has none. False: not to be had now. */
+static bool give_number(struct job *job, uint32_t *number)
 {
     struct holdings *holdings = job->holdings;
 
-    if (!files_tag(&holdings->clients, job->fd, number))
-        return false;
-    if (*number)
-        return true;
     *number = ++holdings->last_file ? holdings->last_file : ++holdings->last_file;
     int error = files_add(&holdings->clients, job->fd, *number);
     if (error)
         say("a tenant's file can't be watched: %s", strerror(error));
     return error == 0;
+}
+
+/* Under the holdings' lock: the number of the file of this call, a new one if it has none. False: not to be had now. */
+static bool number_of_file(struct job *job, uint32_t *number)
+{
+    return files_tag(&job->holdings->clients, job->fd, number) && (*number || give_number(job, number));
+}
+
+/* The same, for a file that was never let have a client: nothing on it could own memory. False: it was. */
+static bool number_of_fresh_file(struct job *job, uint32_t *number)
+{
+    return files_tag(&job->holdings->clients, job->fd, number) && !*number && give_number(job, number);
 }
 
 /* Under the holdings' lock. */
@@ -135,15 +143,17 @@ bool clients_claim(struct job *job, const struct call *call)
 /*
  * A client has to be made by the kernel for the tenant: it is its maker's, for NVML, and the driver maps memory for
  * its maker alone. The shim has it made by a door that gives no memory, whatever a racing thread makes of the call. A
- * program without the shim comes by the common door: one that wins two races at once, for the arguments and for the
- * descriptor, would have memory that nobody counted. audit.c finds that out.
+ * program without the shim comes by the common door, once for each file that it opens: a call that turned into one for
+ * memory finds no client on a fresh file to give it to. One that wins two races at once, for the arguments and for the
+ * descriptor, would have memory that nobody counted; audit.c finds that out.
  */
 bool clients_admit(struct job *job, const struct call *call)
 {
     struct holdings *holdings = job->holdings;
+    bool common_door = call->nr == NV_ESC_RM_ALLOC;
     uint32_t file;
 
-    if (call->nr == NV_ESC_RM_ALLOC)
+    if (common_door)
         __atomic_store_n(&holdings->unsure, true, __ATOMIC_RELAXED);
     if (backend->client_lives)
         return true;
@@ -151,7 +161,7 @@ bool clients_admit(struct job *job, const struct call *call)
         holdings_sweep(holdings, call->slot);
     pthread_mutex_lock(&holdings->lock);
     bool admitted = holdings->unsettled_count < HOLDINGS_UNSETTLED && count_clients(call) < CLIENTS_MAX &&
-                    number_of_file(job, &file);
+                    (common_door ? number_of_fresh_file(job, &file) : number_of_file(job, &file));
     if (admitted) {
         holdings->unsettled[holdings->unsettled_count] = file;
         __atomic_add_fetch(&holdings->unsettled_count, 1, __ATOMIC_SEQ_CST);

@@ -229,10 +229,10 @@ int fake_call(int slot, uint32_t nr, uint32_t size, void *args)
 
 bool fake_sweep(int slot) { return holdings_sweep(&holdings, slot); }
 
-bool fake_admit(int slot)
+bool fake_admit(int slot, uint32_t nr)
 {
     struct job job = {.holdings = &holdings, .inflight = &inflight, .scratch = scratch, .fd = fake.fd};
-    struct call call = {.slot = slot, .pid = getpid(), .tid = getpid(), .nr = NV_ESC_RM_ALLOC_OBJECT};
+    struct call call = {.slot = slot, .pid = getpid(), .tid = getpid(), .nr = nr};
 
     return clients_admit(&job, &call);
 }

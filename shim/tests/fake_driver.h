@@ -34,8 +34,8 @@ struct fake_driver {
 extern struct fake_driver fake;
 extern const struct backend fake_backend;
 
-bool fake_admit(int slot); /* clients_admit() on fake.fd */
-bool fake_sweep(int slot); /* holdings_sweep() */
+bool fake_admit(int slot, uint32_t nr); /* clients_admit() on fake.fd, by that door */
+bool fake_sweep(int slot);              /* holdings_sweep() */
 /* Judge and do one call of tenant `slot`, whose struct is at `args` there. Returns what the tenant gets. */
 int fake_call(int slot, uint32_t nr, uint32_t size, void *args);
 struct fake_channel *fake_channel(uint32_t handle); /* made where there is none */

@@ -95,14 +95,14 @@ static void a_number_that_is_made_again_is_another_client(void)
 
     fake.homes[0].fd = fake.homes[1].fd = fake.homes[2].fd = -1;
     fake.fd = one;
-    CHECK(fake_admit(BOB));
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
     settle_in(7, again, one);
     CHECK(take(again, 0x500, 4096) == NV_OK && tenants[BOB].used == 4096);
     fake.fd = kept;
-    CHECK(fake_admit(BOB));
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
     settle_in(0, FIRST + 8, kept); /* a file with a number of its own */
     close(one);
-    CHECK(fake_admit(BOB)); /* and on it the old number, named by the tenant */
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT)); /* and on it the old number, named by the tenant */
     settle_in(7, again, kept);
     CHECK(take(again, 0x501, 8192) == NV_OK);
     fake_sweep(BOB);
@@ -110,6 +110,23 @@ static void a_number_that_is_made_again_is_another_client(void)
     close(kept);
     fake_sweep(BOB);
     CHECK(ledger_root_owner(again) == -1 && tenants[BOB].used == 0);
+}
+
+/* By the door that also gives memory the kernel makes a client only where no other could be given any. */
+static void the_common_door_is_for_fresh_files(void)
+{
+    int fd = eventfd(0, 0), other = eventfd(0, 0);
+
+    fake.fd = fd;
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC));
+    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC)); /* the first may be there by now */
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
+    fake.fd = other;
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
+    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC));
+    close(fd);
+    close(other);
+    fake_sweep(BOB);
 }
 
 void test_clients(void)
@@ -123,6 +140,7 @@ void test_clients(void)
     clients_of_one_file_live_and_end_with_it();
     a_file_outlives_its_first_client();
     a_number_that_is_made_again_is_another_client();
+    the_common_door_is_for_fresh_files();
     fake_close();
     close_test_ledger();
 }

@@ -151,6 +151,22 @@ static void fill(const char *how)
     hold(bytes, status);
 }
 
+/* So many of that size; what the driver says it made of each. */
+static void take_pieces(uint64_t bytes, uint32_t count)
+{
+    struct driver driver = open_driver();
+    struct nv_memory_allocation_params memory = {0};
+    uint32_t status = NV_OK, made = 0;
+
+    while (made < count && status == NV_OK) {
+        uint32_t handle = 0x1000 + made;
+        memory = memory_of(bytes);
+        status = rm_alloc(driver.control, driver.root, driver.device, &handle, NV01_MEMORY_LOCAL_USER, &memory);
+        made += status == NV_OK;
+    }
+    hold(made * memory.size, status);
+}
+
 /* NV_ESC_RM_ALLOC_MEMORY: classes that sound like video memory. */
 static void older_door(void)
 {
@@ -201,7 +217,7 @@ static void *flip(void *argument)
 }
 
 /* Memory that is shown as something else, or as less, than what the kernel would read. */
-static void race_memory(double seconds)
+static void race_memory(double seconds, uint32_t class)
 {
     struct driver driver = open_driver();
     static struct nvos64 call;
@@ -212,7 +228,7 @@ static void race_memory(double seconds)
 
     memory = memory_of(4096);
     call = (struct nvos64){.root = driver.root, .parent = driver.device, .params = (uintptr_t)&memory};
-    struct flip flips = {&call.class, NV01_MEMORY_LOCAL_USER, 0x3E, &memory.size, 4096, 256 * MIB};
+    struct flip flips = {&call.class, NV01_MEMORY_LOCAL_USER, class, &memory.size, 4096, 256 * MIB};
     pthread_create(&thread, NULL, flip, &flips);
     for (double end = now() + seconds; now() < end; calls++) {
         call.object = handle++;
@@ -539,10 +555,14 @@ int main(int argc, char **argv)
 
     if (strncmp(mode, "fill-", 5) == 0)
         fill(mode + 5);
+    else if (strcmp(mode, "pieces") == 0)
+        take_pieces(strtoull(argv[2], NULL, 0), (uint32_t)atoi(argv[3]));
     else if (strcmp(mode, "older-door") == 0)
         older_door();
     else if (strcmp(mode, "race-memory") == 0)
-        race_memory(first);
+        race_memory(first, 0x3E);
+    else if (strcmp(mode, "race-root") == 0)
+        race_memory(first, NV01_ROOT);
     else if (strcmp(mode, "race-client") == 0)
         race_client(first);
     else if (strcmp(mode, "race-descriptor") == 0)
