@@ -12,9 +12,11 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 NATIVE_SOURCES := $(shell find shim -name '*.[ch]' -o -name '*.def' -o -name symbols.py -o -name CMakeLists.txt)
 # with an interpreter of the user's own, cmake is the user's too
 NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
-PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/package.json)
+# an editable install copies the panel: what is built later goes there too
+INSTALLED_PANEL := $(VENV)/share/jupyter/labextensions/jupyter-vgpu
+PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/schema/* labextension/package.json)
 
-.PHONY: compatibility docs screenshots demo smoke test test-python test-older-hub test-native test-gpu fuzz lint format bench bench-gpu labextension native install clean help
+.PHONY: compatibility docs screenshots demo smoke test test-python test-older-hub test-native test-panel test-gpu fuzz lint format bench bench-gpu labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -31,7 +33,10 @@ demo: $(STAMPS)/demo native labextension
 smoke: $(STAMPS)/demo native labextension
 	@$(BIN)/python demo/demo.py --smoke $(DEMO_ARGS)
 
-test: lint test-native test-python test-older-hub
+test: lint test-native test-panel test-python test-older-hub
+
+test-panel: $(STAMPS)/labextension
+	cd labextension && $(NPM) test
 
 test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -75,7 +80,7 @@ docs: $(STAMPS)/demo
 # The pictures of the README, as the browser tests took them.
 screenshots: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest tests/ui
-	cp tests/output/panel.png tests/output/spawn.png tests/output/admin.png tests/output/queue.png docs/images/
+	cp tests/output/panel.png tests/output/spawn.png tests/output/admin.png tests/output/queue.png tests/output/out-of-memory.png docs/images/
 
 lint: $(STAMPS)/test $(STAMPS)/labextension
 	$(BIN)/ruff check .
@@ -116,6 +121,7 @@ labextension: jupyter_vgpu/labextension/package.json
 jupyter_vgpu/labextension/package.json: $(PANEL_SOURCES) | $(STAMPS)/labextension
 	cd labextension && $(NPM) run build > build.log || (cat build.log; rm -f build.log; false)
 	@rm -f labextension/build.log
+	@if [ -d $(INSTALLED_PANEL) ]; then rm -rf $(INSTALLED_PANEL)/static $(INSTALLED_PANEL)/schemas && cp -r jupyter_vgpu/labextension/. $(INSTALLED_PANEL)/; fi
 
 # --- what is installed ---
 
@@ -159,4 +165,4 @@ $(STAMPS)/system: tests/install-system-packages.sh | $(STAMPS)/venv
 	@touch $@
 
 clean:
-	rm -rf build dist .venv .tools jupyter_vgpu/_native jupyter_vgpu/labextension labextension/lib labextension/node_modules
+	rm -rf build dist .venv .tools jupyter_vgpu/_native jupyter_vgpu/labextension labextension/lib labextension/lib-tests labextension/node_modules

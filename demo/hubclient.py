@@ -97,16 +97,27 @@ class HubUser:
         answer.raise_for_status()
         return answer.json()
 
-    def _post(self, path: str, body: Json) -> Any:
+    def _send(self, method: str, path: str, body: Json | None = None) -> Any:
         headers = {"X-XSRFToken": self._xsrf(f"/user/{self.name}/")}
-        answer = self.session.post(f"{self.url}/user/{self.name}/{path}", json=body, headers=headers, timeout=60)
+        url = f"{self.url}/user/{self.name}/{path}"
+        answer = self.session.request(method, url, json=body, headers=headers, timeout=60)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
+
+    def put(self, path: str, body: Json) -> Any:
+        """PUT to the user's own server."""
+        return self._send("PUT", path, body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE at the user's own server."""
+        return self._send("DELETE", path)
 
     def open_notebook(self, path: str) -> Json:
         """A session for a notebook, with its kernel."""
         kernel = {"name": "python3"}
-        session: Json = self._post("api/sessions", {"path": path, "type": "notebook", "name": path, "kernel": kernel})
+        session: Json = self._send(
+            "POST", "api/sessions", {"path": path, "type": "notebook", "name": path, "kernel": kernel}
+        )
         return session
 
     def run_notebook(self, path: str, seconds: float = 120) -> tuple[Json, list[str]]:

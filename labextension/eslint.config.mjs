@@ -12,6 +12,8 @@ export default tseslint.config(
       'no-console': 'error',
       // JupyterLab's convention for command ids
       '@typescript-eslint/no-namespace': 'off',
+      // node's test runner waits for tests by itself
+      '@typescript-eslint/no-floating-promises': ['error', { allowForKnownSafeCalls: [{ from: 'package', name: 'test', package: 'node:test' }] }],
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }]
     }
   }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Kind = Literal["notebook", "console", "terminal", "kernel", "other"]
@@ -38,33 +38,29 @@ def owners_of_kernels(kernel_pids: Mapping[str, int], sessions: Iterable[Mapping
 def attribute(
     processes: Sequence[Mapping[str, Any]], owners: Mapping[int, Owner], parent: Callable[[int], int | None]
 ) -> list[Json]:
-    """Sum the processes up by owner, largest first.
+    """Sum the processes up by owner, largest first; kernels that use no GPU are there too, with nothing.
 
     A process belongs to the nearest of its ancestors that is a kernel or a terminal; without one it stands
     for itself. parent(pid) is None at the end of the line.
     """
-    rows: dict[Owner, Json] = {}
+    rows = {owner: _row(owner) for owner in owners.values() if owner.kind != "terminal"}
     for process in processes:
-        owner = _find(process["pid_in_slice"], owners, parent) or Owner("other", process["name"], None, None)
-        row = rows.setdefault(
-            owner,
-            {
-                "kind": owner.kind,
-                "name": owner.name,
-                "path": owner.path,
-                "id": owner.id,
-                "memory": 0,
-                "cores": 0,
-                "pids": [],
-            },
-        )
+        owner = owner_of(process["pid_in_slice"], owners, parent) or Owner("other", process["name"])
+        row = rows.setdefault(owner, _row(owner))
         row["memory"] += process["memory"]
         row["cores"] += process["cores"]
+        row["busy"] |= process["busy"]
+        row["last_active"] = max(row["last_active"] or 0, process["last_active"] or 0) or None
         row["pids"].append(process["pid_in_slice"])
     return sorted(rows.values(), key=lambda row: (-row["memory"], row["name"]))
 
 
-def _find(pid: int, owners: Mapping[int, Owner], parent: Callable[[int], int | None]) -> Owner | None:
+def _row(owner: Owner) -> Json:
+    return {**asdict(owner), "memory": 0, "cores": 0, "busy": False, "last_active": None, "pids": []}
+
+
+def owner_of(pid: int, owners: Mapping[int, Owner], parent: Callable[[int], int | None]) -> Owner | None:
+    """The nearest of a process and its ancestors that owns something."""
     seen: set[int] = set()
     at: int | None = pid
     while at and at not in seen:

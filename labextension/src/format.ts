@@ -1,5 +1,12 @@
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
+/** Three digits, and all of those before the point. */
+function round(value: number): number {
+  return Math.abs(value) >= 1000
+    ? Math.round(value)
+    : Number(value.toPrecision(3));
+}
+
 /** `1.5 GiB`: as people read it. */
 export function formatBytes(bytes: number): string {
   let unit = 0;
@@ -8,7 +15,7 @@ export function formatBytes(bytes: number): string {
     value /= 1024;
     unit += 1;
   }
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}`;
+  return `${round(value)} ${UNITS[unit]}`;
 }
 
 /** `25 %`. */

@@ -1,13 +1,25 @@
 import { ServerConnection } from '@jupyterlab/services';
 import { VDomModel } from '@jupyterlab/ui-components';
 import { Poll } from '@lumino/polling';
+import { ISignal, Signal } from '@lumino/signaling';
 
-import { fetchUsage, Usage } from './request';
+import { compare, Incident } from './incidents';
+import { fetchUsage, ISlice, Usage } from './request';
 
-const INTERVAL_MS = 1000;
+/** While somebody looks at the panel, and while only the status bar does. */
+const PANEL_MS = 1000;
+const BAR_MS = 2000;
 const BACKOFF_MAX_MS = 30000;
+const HISTORY_S = 120;
 
-/** Keeps the last answer, and asks again while somebody looks. */
+/** What was in use at a moment: bytes, percent, seconds since 1970. */
+export interface ISample {
+  time: number;
+  memory: number;
+  cores: number;
+}
+
+/** Keeps the last answer, and asks again while the page is on the screen. */
 export class SliceModel extends VDomModel {
   constructor(settings: ServerConnection.ISettings) {
     super();
@@ -15,11 +27,10 @@ export class SliceModel extends VDomModel {
       auto: false,
       name: 'jupyter-vgpu:slice',
       factory: async () => {
-        this._usage = await fetchUsage(settings);
-        this.stateChanged.emit();
+        this._take(await fetchUsage(settings));
       },
-      frequency: { interval: INTERVAL_MS, backoff: true, max: BACKOFF_MAX_MS },
-      standby: () => (this._shown ? 'when-hidden' : true)
+      frequency: { interval: BAR_MS, backoff: true, max: BACKOFF_MAX_MS },
+      standby: 'when-hidden'
     });
     void this._poll.start();
   }
@@ -29,20 +40,75 @@ export class SliceModel extends VDomModel {
     return this._usage;
   }
 
-  /** Whether the panel is on the screen: it asks for nothing while it is not. */
+  /** Oldest first. */
+  get history(): readonly ISample[] {
+    return this._history;
+  }
+
+  /** Of each thing that a person should hear of. */
+  get happened(): ISignal<this, Incident> {
+    return this._happened;
+  }
+
+  /** From which part of the quota on memory is shown as nearly full. */
+  get warnAt(): number {
+    return this._warnAt;
+  }
+
+  set warnAt(value: number) {
+    this._warnAt = value;
+    this.stateChanged.emit();
+  }
+
+  /** Whether the panel is on the screen: it is asked for more often then. */
   set isShown(value: boolean) {
-    if (value && !this._shown) {
-      void this._poll.refresh();
+    if (value === this._shown) {
+      return;
     }
     this._shown = value;
+    this._poll.frequency = {
+      ...this._poll.frequency,
+      interval: value ? PANEL_MS : BAR_MS
+    };
+    if (value) {
+      void this._poll.refresh();
+    }
+  }
+
+  /** Ask now: something was done that changes the answer. */
+  refresh(): void {
+    void this._poll.refresh();
   }
 
   dispose(): void {
     this._poll.dispose();
+    Signal.clearData(this);
     super.dispose();
+  }
+
+  private _take(usage: Usage): void {
+    const now = Date.now() / 1000;
+    const incidents = compare(this._known, usage, now);
+    this._usage = usage;
+    if (usage.kind === 'slice') {
+      this._known = usage;
+      const { memory, cores } = usage.usage;
+      this._history = [
+        ...this._history.filter(sample => sample.time > now - HISTORY_S),
+        { time: now, memory, cores }
+      ];
+    }
+    this.stateChanged.emit();
+    incidents.forEach(incident => {
+      this._happened.emit(incident);
+    });
   }
 
   private _poll: Poll;
   private _shown = false;
   private _usage: Usage | null = null;
+  private _known: ISlice | null = null;
+  private _history: ISample[] = [];
+  private _warnAt = 0.8;
+  private _happened = new Signal<this, Incident>(this);
 }

@@ -3,8 +3,14 @@ import { LabIcon, VDomRenderer } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { formatBytes, formatPercent } from './format';
-import { SliceModel } from './model';
-import { IHolder, INone, ISlice } from './request';
+import { Holders, IRowActions } from './holders';
+import { levelOf } from './level';
+import { ISample, SliceModel } from './model';
+import { INone, IRefusal, ISlice } from './request';
+import { Trend } from './trend';
+import { adviceText, refusalText, tierText } from './words';
+
+const TREND_S = 120;
 
 const gpuIcon = new LabIcon({
   name: 'jupyter-vgpu:gpu',
@@ -17,11 +23,16 @@ export class SlicePanel extends VDomRenderer<SliceModel> {
   constructor(
     model: SliceModel,
     trans: TranslationBundle,
-    open: (path: string) => void
+    rows: Omit<IRowActions, 'done'>
   ) {
     super(model);
     this._trans = trans;
-    this._open = open;
+    this._rows = {
+      ...rows,
+      done: () => {
+        model.refresh();
+      }
+    };
     this.id = 'jupyter-vgpu-panel';
     this.title.icon = gpuIcon;
     this.title.caption = trans.__('GPU slice');
@@ -44,14 +55,20 @@ export class SlicePanel extends VDomRenderer<SliceModel> {
       return <p className="jp-vgpu-Note">{this._trans.__('Asking …')}</p>;
     }
     return usage.kind === 'slice' ? (
-      <Slice slice={usage} trans={this._trans} open={this._open} />
+      <Slice
+        slice={usage}
+        history={this.model.history}
+        warnAt={this.model.warnAt}
+        trans={this._trans}
+        rows={this._rows}
+      />
     ) : (
       <Nothing none={usage} trans={this._trans} />
     );
   }
 
   private _trans: TranslationBundle;
-  private _open: (path: string) => void;
+  private _rows: IRowActions;
 }
 
 function Nothing(props: {
@@ -75,35 +92,33 @@ function Nothing(props: {
 
 function Slice(props: {
   slice: ISlice;
+  history: readonly ISample[];
+  warnAt: number;
   trans: TranslationBundle;
-  open: (path: string) => void;
+  rows: IRowActions;
 }): React.ReactElement {
-  const { slice, trans, open } = props;
+  const { slice, history, warnAt, trans, rows } = props;
   const { quota, usage } = slice;
   return (
     <>
       <h2>{slice.gpu.name}</h2>
-      <Bar
+      <Usage
         label={trans.__('Memory')}
         value={usage.memory}
         limit={quota.memory}
-        text={trans.__(
-          '%1 of %2',
-          formatBytes(usage.memory),
-          formatBytes(quota.memory)
-        )}
-        warns={true}
+        warnAt={warnAt}
+        format={formatBytes}
+        points={history.map(({ time, memory }) => ({ time, value: memory }))}
+        trans={trans}
       />
-      <Bar
+      <Usage
         label={trans.__('Compute')}
         value={usage.cores}
         limit={quota.cores}
-        text={trans.__(
-          '%1 of %2',
-          formatPercent(usage.cores),
-          formatPercent(quota.cores)
-        )}
-        warns={false}
+        warnAt={null}
+        format={formatPercent}
+        points={history.map(({ time, cores }) => ({ time, value: cores }))}
+        trans={trans}
       />
       {usage.memory_over_by > 0 && (
         <p role="status">
@@ -114,7 +129,8 @@ function Slice(props: {
         </p>
       )}
       <h3>{trans.__('Who holds it')}</h3>
-      <Holders holders={slice.holders} trans={trans} open={open} />
+      <Holders holders={slice.holders} trans={trans} {...rows} />
+      <Refusals refusals={slice.refusals.recent} trans={trans} />
       <p className="jp-vgpu-Tier">{tierText(slice, trans)}</p>
       {slice.outside.length > 0 && (
         <p role="status">
@@ -129,35 +145,35 @@ function Slice(props: {
   );
 }
 
-function Bar(props: {
+/** A bar with its trend. warnAt null: all of it may be used without a trouble. */
+function Usage(props: {
   label: string;
   value: number;
   limit: number;
-  text: string;
-  /** Whether coming near the limit is a trouble: using all of one's compute is not. */
-  warns: boolean;
+  warnAt: number | null;
+  format: (value: number) => string;
+  points: { time: number; value: number }[];
+  trans: TranslationBundle;
 }): React.ReactElement {
-  const percent = Math.min(100, (100 * props.value) / props.limit);
-  const level =
-    props.warns && percent >= 95
-      ? 'full'
-      : props.warns && percent >= 80
-        ? 'high'
-        : 'normal';
+  const { label, value, limit, warnAt, format, points, trans } = props;
+  const text = trans.__('%1 of %2', format(value), format(limit));
+  const percent = Math.min(100, (100 * value) / limit);
+  const level = warnAt === null ? 'normal' : levelOf(value / limit, warnAt);
+  const most = format(Math.max(0, ...points.map(point => point.value)));
   return (
     <div className="jp-vgpu-Usage">
       <div className="jp-vgpu-Usage-label">
-        <span>{props.label}</span>
-        <span>{props.text}</span>
+        <span>{label}</span>
+        <span>{text}</span>
       </div>
       <div
         className="jp-vgpu-Bar"
         role="meter"
-        aria-label={props.label}
+        aria-label={label}
         aria-valuemin={0}
         aria-valuemax={100}
         aria-valuenow={Math.round(percent)}
-        aria-valuetext={props.text}
+        aria-valuetext={text}
       >
         <div
           className="jp-vgpu-Bar-fill"
@@ -165,68 +181,45 @@ function Bar(props: {
           style={{ width: `${percent}%` }}
         />
       </div>
+      <Trend
+        points={points}
+        limit={limit}
+        seconds={TREND_S}
+        label={trans.__(
+          '%1 over the last two minutes: at most %2',
+          label,
+          most
+        )}
+      />
     </div>
   );
 }
 
-function Holders(props: {
-  holders: IHolder[];
+/** The last refused allocations, newest first. */
+function Refusals(props: {
+  refusals: IRefusal[];
   trans: TranslationBundle;
-  open: (path: string) => void;
-}): React.ReactElement {
-  const { holders, trans, open } = props;
-  if (holders.length === 0) {
-    return (
-      <p className="jp-vgpu-Note">{trans.__('Nobody uses the GPU now.')}</p>
-    );
+}): React.ReactElement | null {
+  const { refusals, trans } = props;
+  if (refusals.length === 0) {
+    return null;
   }
   return (
-    <ul className="jp-vgpu-Holders">
-      {holders.map(holder => (
-        <li key={`${holder.kind} ${holder.path ?? holder.name}`}>
-          <HolderName holder={holder} open={open} />
-          <span>{formatBytes(holder.memory)}</span>
-        </li>
-      ))}
-    </ul>
+    <>
+      <h3>{trans.__('Out of memory')}</h3>
+      <p>{adviceText(refusals[refusals.length - 1], trans)}</p>
+      <ul className="jp-vgpu-Refusals">
+        {[...refusals].reverse().map(refusal => (
+          <li key={`${refusal.time} ${refusal.bytes}`}>
+            <time dateTime={new Date(refusal.time * 1000).toISOString()}>
+              {new Date(refusal.time * 1000).toLocaleTimeString()}
+            </time>{' '}
+            {refusalText(refusal, trans)}
+            {refusal.times > 1 &&
+              ` ${trans.__('Tried %1 times.', refusal.times)}`}
+          </li>
+        ))}
+      </ul>
+    </>
   );
-}
-
-function HolderName(props: {
-  holder: IHolder;
-  open: (path: string) => void;
-}): React.ReactElement {
-  const { path, name } = props.holder;
-  if (path === null) {
-    return <span>{name}</span>;
-  }
-  return (
-    <button
-      type="button"
-      title={path}
-      onClick={() => {
-        props.open(path);
-      }}
-    >
-      {name}
-    </button>
-  );
-}
-
-function tierText(slice: ISlice, trans: TranslationBundle): string {
-  const policy =
-    slice.quota.policy === 'hard'
-      ? trans.__('never more than your share')
-      : trans.__('your share, and more while the GPU is idle');
-  switch (slice.tier) {
-    case 'guard':
-      return trans.__('Held by the guard: %1.', policy);
-    case 'shim':
-      return trans.__(
-        'Held by the shim, for programs that use CUDA as usual: %1.',
-        policy
-      );
-    case 'none':
-      return trans.__('No program has used the GPU in this slice yet.');
-  }
 }

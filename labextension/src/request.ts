@@ -1,22 +1,65 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-/** Who holds GPU memory: a notebook, a console, a terminal, or a process by itself. */
-export interface IHolder {
+/** What uses the GPU: a notebook, a console, a terminal, or a process by itself. */
+export interface IOwner {
   kind: 'notebook' | 'console' | 'terminal' | 'kernel' | 'other';
   name: string;
   path: string | null;
-  memory: number;
-  cores: number;
+  /** Of the kernel, or the terminal's name; null: it can't be ended from here. */
+  id: string | null;
 }
 
-/** The server's slice; bytes and percent. */
+export interface IHolder extends IOwner {
+  /** Bytes. */
+  memory: number;
+  /** Percent of the GPU's compute. */
+  cores: number;
+  busy: boolean;
+  /** Seconds since 1970; null: never. */
+  last_active: number | null;
+}
+
+/** Something that would make room. */
+export interface IWayOut {
+  action: 'shutdown' | 'restart';
+  kind: IOwner['kind'];
+  id: string;
+  name: string;
+  busy: boolean;
+  /** Bytes. */
+  frees: number;
+}
+
+/** An allocation that was refused; bytes, and seconds since 1970. */
+export interface IRefusal {
+  time: number;
+  times: number;
+  call: string | null;
+  bytes: number;
+  free: number;
+  asker: IOwner;
+  holders: (IOwner & { memory: number })[];
+  /** It is more than the whole slice. */
+  fits_never: boolean;
+  ways: IWayOut[];
+}
+
+/** Bytes and percent. */
+export interface IQuota {
+  memory: number;
+  cores: number;
+  policy: 'hard' | 'burst';
+}
+
+/** The server's slice. */
 export interface ISlice {
   kind: 'slice';
   tier: 'guard' | 'shim' | 'none';
   gpu: { name: string; emulated: boolean };
-  quota: { memory: number; cores: number; policy: 'hard' | 'burst' };
+  quota: IQuota;
   usage: { memory: number; memory_over_by: number; cores: number };
+  refusals: { count: number; recent: IRefusal[] };
   holders: IHolder[];
   /** Processes that use the GPU without the shim, where that is what holds them. */
   outside: number[];

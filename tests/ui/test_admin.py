@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from ui import ROOT, Demo, log_in, new_page, shot
+from ui import Demo, log_in, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
-AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 GIB = 1 << 30
 
 
@@ -43,12 +42,6 @@ def admin(request: pytest.FixtureRequest, browser: Browser, demo: Demo, slices: 
     page.goto(f"{demo.url}/services/vgpu/")
     yield page
     page.context.close()
-
-
-def violations(page: Page, within: str = "html") -> list[Any]:
-    page.evaluate(AXE.read_text())
-    found: dict[str, Any] = page.evaluate("within => axe.run(within)", within)
-    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
 
 
 def test_the_admin_sees_who_holds_what_and_it_follows_by_itself(admin: Page, demo: Demo) -> None:

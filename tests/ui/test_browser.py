@@ -41,13 +41,14 @@ def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
 
     # context of 64 MiB, three buffers of 2 MiB, two blocks of 128 MiB
     expect(panel.get_by_role("meter", name="Memory")).to_have_attribute("aria-valuetext", "326 MiB of 1 GiB")
-    row = panel.get_by_role("listitem").filter(has_text="quickstart.ipynb")
+    row = panel.get_by_role("listitem").filter(has=page.get_by_role("button", name="quickstart.ipynb", exact=True))
     expect(row).to_contain_text("326 MiB")
     expect(panel).to_contain_text("Held by the guard: never more than your share.")
     expect(panel).to_contain_text("Emulated vGPU device 0")
+    page.wait_for_timeout(1000)  # what is told slides in
     shot(page, "panel")
 
-    row.get_by_role("button", name="quickstart.ipynb").click()
+    row.get_by_role("button", name="quickstart.ipynb", exact=True).click()
     expect(page.locator(".jp-Notebook").first).to_be_visible()
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from test_admin import violations
-from ui import Demo, log_in, new_page, shot
+from ui import Demo, log_in, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 

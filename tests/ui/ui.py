@@ -12,11 +12,14 @@ from jupyter_vgpu.client import Client
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "demo"))
+from hubclient import HubUser  # noqa: E402
+
 from demo import PASSWORD, free_port  # noqa: E402
 from demo import Demo as _Demo  # noqa: E402
 
-__all__ = ["ARGUMENTS", "ROOT", "Demo", "free_port", "log_in", "new_page", "shot"]
+__all__ = ["ARGUMENTS", "PASSWORD", "ROOT", "Demo", "HubUser", "free_port", "log_in", "new_page", "shot", "violations"]
 
+AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 OUTPUT = ROOT / "tests" / "output"
 # a closed network: the browser is not to look for its maker's servers
 ARGUMENTS = [
@@ -55,3 +58,10 @@ def log_in(page: Page, demo: Demo, user: str) -> None:
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(lambda url: "/hub/login" not in url)  # to the spawn page, or a server that runs already
+
+
+def violations(page: Page, within: str = "html") -> list[Any]:
+    """What axe finds fault with."""
+    page.evaluate(AXE.read_text())
+    found: dict[str, Any] = page.evaluate("within => axe.run(within)", within)
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]

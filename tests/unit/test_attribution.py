@@ -12,13 +12,20 @@ PARENTS = {10: 1, 20: 10, 21: 20, 30: 1, 40: 1, 50: 51, 51: 50}
 
 
 def process(pid: int, memory: int, name: str = "python") -> dict[str, object]:
-    return {"pid_in_slice": pid, "memory": memory, "cores": 5, "name": name}
+    return {"pid_in_slice": pid, "memory": memory, "cores": 5, "name": name, "busy": pid == 21, "last_active": pid}
 
 
 def test_a_kernels_children_count_for_its_notebook() -> None:
-    owners = owners_of_kernels({"k1": 10}, SESSIONS)
+    owners = owners_of_kernels({"k1": 10, "k2": 30}, SESSIONS)
     rows = attribute([process(10, 100), process(21, 50)], owners, PARENTS.get)
-    assert [(row["path"], row["memory"], row["pids"]) for row in rows] == [("course/train.ipynb", 150, [10, 21])]
+    train, console = rows
+    assert (train["path"], train["memory"], train["pids"]) == ("course/train.ipynb", 150, [10, 21])
+    assert (train["busy"], train["last_active"], train["cores"]) == (True, 21, 10)
+    assert (console["name"], console["memory"], console["pids"]) == ("Console 1", 0, [])  # a kernel without a GPU
+
+
+def test_a_kernel_that_was_never_active_says_so() -> None:
+    assert attribute([], owners_of_kernels({"k1": 10}, SESSIONS), PARENTS.get)[0]["last_active"] is None
 
 
 def test_each_kind_of_owner_is_named_as_what_it_is_and_the_largest_comes_first() -> None:

@@ -1,0 +1,100 @@
+import { Dialog, showDialog, showErrorMessage } from '@jupyterlab/apputils';
+import { KernelAPI, ServiceManager } from '@jupyterlab/services';
+import { TranslationBundle } from '@jupyterlab/translation';
+
+import { IOwner } from './request';
+
+/** What can be done about somebody who uses the GPU. */
+export type Action = 'interrupt' | 'restart' | 'shutdown';
+
+type Target = Pick<IOwner, 'kind' | 'id' | 'name'>;
+
+/** Does it to kernels and terminals; asks first where something is lost. */
+export class Actions {
+  constructor(services: ServiceManager.IManager, trans: TranslationBundle) {
+    this._services = services;
+    this._trans = trans;
+  }
+
+  /** Which of them there are for it. */
+  static of(target: Target): Action[] {
+    if (target.id === null) {
+      return [];
+    }
+    return target.kind === 'terminal'
+      ? ['shutdown']
+      : ['interrupt', 'restart', 'shutdown'];
+  }
+
+  /** The action in words, with whom it is done to. */
+  label(action: Action, target: Target): string {
+    switch (action) {
+      case 'interrupt':
+        return this._trans.__('Interrupt %1', target.name);
+      case 'restart':
+        return this._trans.__('Restart kernel of %1', target.name);
+      case 'shutdown':
+        return this._trans.__('Shut down %1', target.name);
+    }
+  }
+
+  /** Resolves to whether it was done. */
+  async run(action: Action, target: Target): Promise<boolean> {
+    const id = target.id;
+    if (id === null || !(await this._isMeant(action, target))) {
+      return false;
+    }
+    try {
+      await this._perform(action, target.kind, id);
+      return true;
+    } catch (error) {
+      const title = this._trans.__(
+        'It did not work: %1',
+        this.label(action, target)
+      );
+      await showErrorMessage(title, error as Error);
+      return false;
+    }
+  }
+
+  private async _isMeant(action: Action, target: Target): Promise<boolean> {
+    if (action === 'interrupt') {
+      return true;
+    }
+    const label = this.label(action, target);
+    const answer = await showDialog({
+      title: this._trans.__('%1?', label),
+      body:
+        target.kind === 'terminal'
+          ? this._trans.__('What runs in it is ended.')
+          : this._trans.__(
+              'Its variables are lost; files and the text of the notebook are kept.'
+            ),
+      buttons: [Dialog.cancelButton(), Dialog.warnButton({ label })]
+    });
+    return answer.button.accept;
+  }
+
+  private async _perform(
+    action: Action,
+    kind: IOwner['kind'],
+    id: string
+  ): Promise<void> {
+    const { kernels, serverSettings, sessions, terminals } = this._services;
+    if (kind === 'terminal') {
+      await terminals.shutdown(id);
+    } else if (action === 'interrupt') {
+      await KernelAPI.interruptKernel(id, serverSettings);
+    } else if (action === 'restart') {
+      await KernelAPI.restartKernel(id, serverSettings);
+    } else {
+      await sessions.refreshRunning();
+      const running = Array.from(sessions.running());
+      const session = running.find(each => each.kernel?.id === id);
+      await (session ? sessions.shutdown(session.id) : kernels.shutdown(id));
+    }
+  }
+
+  private _services: ServiceManager.IManager;
+  private _trans: TranslationBundle;
+}

@@ -1,0 +1,137 @@
+import { TranslationBundle } from '@jupyterlab/translation';
+import {
+  closeIcon,
+  LabIcon,
+  refreshIcon,
+  stopIcon
+} from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import { Action, Actions } from './actions';
+import { formatBytes, formatPercent } from './format';
+import { IHolder, IOwner } from './request';
+
+const ICONS: Record<Action, LabIcon> = {
+  interrupt: stopIcon,
+  restart: refreshIcon,
+  shutdown: closeIcon
+};
+
+/** What can be asked for by a row. */
+export interface IRowActions {
+  actions: Actions;
+  open: (owner: IOwner) => void;
+  /** Something was done: ask for new numbers. */
+  done: () => void;
+}
+
+/** A row for each that uses the GPU, and for each kernel that could. */
+export function Holders(
+  props: { holders: IHolder[]; trans: TranslationBundle } & IRowActions
+): React.ReactElement {
+  const { holders, trans, ...more } = props;
+  return (
+    <>
+      {holders.every(holder => holder.memory === 0) && (
+        <p className="jp-vgpu-Note">{trans.__('Nobody uses the GPU now.')}</p>
+      )}
+      <ul className="jp-vgpu-Holders">
+        {holders.map(holder => (
+          <Row
+            key={`${holder.kind} ${holder.id ?? holder.name}`}
+            holder={holder}
+            trans={trans}
+            {...more}
+          />
+        ))}
+      </ul>
+    </>
+  );
+}
+
+function Row(
+  props: { holder: IHolder; trans: TranslationBundle } & IRowActions
+): React.ReactElement {
+  const { holder, trans, actions, open, done } = props;
+  return (
+    <li>
+      <Name holder={holder} open={open} />
+      <span>{holder.memory > 0 ? formatBytes(holder.memory) : ''}</span>
+      <small>{activityText(holder, trans)}</small>
+      <span className="jp-vgpu-Buttons">
+        {Actions.of(holder).map(action => (
+          <ActionButton
+            key={action}
+            icon={ICONS[action]}
+            label={actions.label(action, holder)}
+            run={async () => {
+              if (await actions.run(action, holder)) {
+                done();
+              }
+            }}
+          />
+        ))}
+      </span>
+    </li>
+  );
+}
+
+function Name(props: {
+  holder: IHolder;
+  open: (owner: IOwner) => void;
+}): React.ReactElement {
+  const { holder, open } = props;
+  if (holder.id === null || holder.kind === 'kernel') {
+    return <span>{holder.name}</span>;
+  }
+  return (
+    <button
+      type="button"
+      className="jp-vgpu-Link"
+      title={holder.path ?? holder.name}
+      onClick={() => {
+        open(holder);
+      }}
+    >
+      {holder.name}
+    </button>
+  );
+}
+
+function ActionButton(props: {
+  icon: LabIcon;
+  label: string;
+  run: () => Promise<void>;
+}): React.ReactElement {
+  return (
+    <button
+      type="button"
+      title={props.label}
+      aria-label={props.label}
+      onClick={() => {
+        void props.run();
+      }}
+    >
+      <props.icon.react tag="span" width="14px" height="14px" />
+    </button>
+  );
+}
+
+/** Working now, or since when it rests. */
+function activityText(holder: IHolder, trans: TranslationBundle): string {
+  if (holder.memory === 0) {
+    return trans.__('does not use the GPU');
+  }
+  if (holder.busy) {
+    return holder.cores > 0
+      ? trans.__('works, %1 of the GPU', formatPercent(holder.cores))
+      : trans.__('works');
+  }
+  if (holder.last_active === null) {
+    return trans.__('has not worked yet');
+  }
+  const minutes = Math.floor((Date.now() / 1000 - holder.last_active) / 60);
+  return minutes < 1
+    ? trans.__('rests')
+    : trans._n('rests for a minute', 'rests for %1 minutes', minutes, minutes);
+}

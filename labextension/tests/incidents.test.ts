@@ -1,0 +1,79 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { compare } from '../src/incidents';
+import { IRefusal, ISlice } from '../src/request';
+
+const NOW = 1000;
+const TRAIN = {
+  kind: 'notebook',
+  name: 'train.ipynb',
+  path: 'train.ipynb',
+  id: 'k1'
+} as const;
+
+function refusal(time: number, bytes = 100): IRefusal {
+  return {
+    time,
+    times: 1,
+    call: 'cuMemAlloc',
+    bytes,
+    free: 10,
+    asker: TRAIN,
+    holders: [],
+    fits_never: false,
+    ways: []
+  };
+}
+
+function slice(
+  recent: IRefusal[] = [],
+  memory = 1000,
+  memory_over_by = 0
+): ISlice {
+  return {
+    kind: 'slice',
+    tier: 'guard',
+    gpu: { name: 'a GPU', emulated: true },
+    quota: { memory, cores: 50, policy: 'hard' },
+    usage: { memory: 0, memory_over_by, cores: 0 },
+    refusals: { count: recent.length, recent },
+    holders: [],
+    outside: []
+  };
+}
+
+function kinds(before: ISlice | null, after: ISlice): string[] {
+  return compare(before, after, NOW).map(incident => incident.kind);
+}
+
+test('nothing new is told', () => {
+  assert.deepEqual(kinds(slice([refusal(990)]), slice([refusal(990)])), []);
+});
+
+test('a refusal is told once, its retries are not', () => {
+  const first = slice([refusal(990)]);
+  const told = ['refused'];
+  assert.deepEqual(kinds(slice(), first), told);
+  assert.deepEqual(kinds(first, slice([refusal(991.5)])), []);
+  assert.deepEqual(kinds(first, slice([refusal(990), refusal(998)])), told);
+  const other = refusal(991, 200);
+  assert.deepEqual(kinds(first, slice([refusal(990), other])), told);
+});
+
+test('a page that was just loaded tells of the last moments alone', () => {
+  const both = slice([refusal(100), refusal(995)]);
+  assert.deepEqual(kinds(null, both), ['refused']);
+  assert.deepEqual(kinds(null, slice([], 500, 10)), []);
+});
+
+test('a changed quota, and memory beyond it, are told', () => {
+  assert.deepEqual(kinds(slice(), slice([], 500)), ['resized']);
+  assert.deepEqual(kinds(slice(), slice([], 500, 10)), ['resized', 'over']);
+  assert.deepEqual(kinds(slice([], 500, 10), slice([], 500, 20)), []);
+});
+
+test('no slice, nothing to tell', () => {
+  const none = { kind: 'none', reason: 'daemon-away', message: '' } as const;
+  assert.deepEqual(compare(slice(), none, NOW), []);
+});

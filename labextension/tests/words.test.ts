@@ -1,0 +1,71 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { TranslationBundle } from '@jupyterlab/translation';
+
+import { formatBytes, formatPercent } from '../src/format';
+import { levelOf } from '../src/level';
+import { IRefusal } from '../src/request';
+import { adviceText, refusalText } from '../src/words';
+
+const GIB = 1 << 30;
+const TOAST = 140;
+/** English, as where nothing is translated. */
+const trans = {
+  __: (text: string, ...values: unknown[]) =>
+    text.replace(/%(\d)/g, (_, place: string) => String(values[+place - 1]))
+} as TranslationBundle;
+
+function owner(name: string): IRefusal['asker'] {
+  return { kind: 'notebook', name, path: name, id: name };
+}
+
+function refusal(bytes: number): IRefusal {
+  return {
+    time: 0,
+    times: 1,
+    call: null,
+    bytes,
+    free: GIB / 2,
+    asker: owner('train.ipynb'),
+    holders: ['old.ipynb', 'train.ipynb', 'third.ipynb'].map(name => ({
+      ...owner(name),
+      memory: GIB
+    })),
+    fits_never: bytes > 4 * GIB,
+    ways: []
+  };
+}
+
+test('who asked, what was free and who holds the rest fit onto a toast', () => {
+  const text = refusalText(refusal(GIB), trans);
+  assert.equal(
+    text,
+    'train.ipynb asked for 1 GiB of GPU memory; 512 MiB was free. In use by: old.ipynb (1 GiB), train.ipynb (1 GiB).'
+  );
+  assert.ok(text.length <= TOAST);
+});
+
+test('what never fits is called that', () => {
+  const never = refusal(5 * GIB);
+  assert.match(refusalText(never, trans), /more than your whole slice/);
+  assert.match(adviceText(never, trans), /a larger slice/);
+});
+
+test('amber begins where the user says, red near the end', () => {
+  assert.deepEqual(
+    [0.5, 0.8, 0.95, 1.2].map(part => levelOf(part, 0.8)),
+    ['normal', 'high', 'full', 'full']
+  );
+  assert.equal(levelOf(0.96, 1), 'normal');
+});
+
+test('numbers are as people read them', () => {
+  assert.deepEqual([0, 1023, 1536, 3.456 * GIB].map(formatBytes), [
+    '0 B',
+    '1023 B',
+    '1.5 KiB',
+    '3.46 GiB'
+  ]);
+  assert.equal(formatPercent(12.345), '12.3 %');
+});
