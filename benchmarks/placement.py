@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from results import Machine, Row, show, write  # noqa: E402
 
 from jupyter_vgpu.node.placement import NoRoom, Room, Strategy, place  # noqa: E402
-from jupyter_vgpu.quota import Quota  # noqa: E402
+from jupyter_vgpu.quotas import Quota  # noqa: E402
 
 GIB = 1 << 30
 GPUS, MEMORY = 64, 80 * GIB

@@ -8,6 +8,7 @@ from pathlib import Path
 ADMIN_SOCKET = "vgpud.sock"
 TENANT_SOCKET = "vgpu.sock"
 ENV_RUN_DIR = "VGPU_RUN_DIR"
+ENV_SLICE_DIR = "VGPU_SLICE_DIR"
 
 
 def default_run_dir() -> Path:

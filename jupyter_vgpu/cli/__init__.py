@@ -1,1 +1,1 @@
-"""`jupyter vgpu`: node, status, run, doctor."""
+"""`jupyter vgpu`: node, status, top, run, doctor."""

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from .. import __version__
 from ..client import Client, DaemonError
+from ..inside import slice_client
 from ..native import NativeMissing
-from ..paths import ADMIN_SOCKET, TENANT_SOCKET, default_run_dir
-from ..quota import Policy, Quota, QuotaError
-from . import doctor, run, status
+from ..paths import ADMIN_SOCKET, ENV_SLICE_DIR, default_run_dir
+from ..quotas import Policy, Quota, QuotaError
+from . import doctor, run, status, top
 
 _OK, _FAILED, _USAGE = 0, 1, 2
+_INTERVALS = (0.2, 60.0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,6 +28,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("status", help="show GPUs and slices; inside a slice, that slice")
     show.add_argument("--json", action="store_true", help="print what the daemon said, as JSON")
+
+    live = commands.add_parser("top", help="show the same live, until Ctrl-C")
+    live.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="0.2 to 60; 1 if not given")
 
     runner = commands.add_parser(
         "run",
@@ -46,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("doctor", help="say what works on this machine, and what to do where it does not")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    for command in (show, runner, check):
+    for command in (show, live, runner, check):
         command.add_argument("--run-dir", type=Path, default=default_run_dir(), help="the node daemon's directory")
     return parser
 
@@ -62,8 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        inside = _slice_dir() is not None
         if options.command == "status":
-            return status.show(_nearest_client(options.run_dir), inside=_slice_dir() is not None, as_json=options.json)
+            return status.show(_nearest_client(options.run_dir), inside, as_json=options.json)
+        if options.command == "top":
+            return top.watch(_nearest_client(options.run_dir), inside, options.interval)
         if options.command == "doctor":
             return doctor.report(options.run_dir, as_json=options.json)
         command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
@@ -80,13 +88,22 @@ def main(argv: list[str] | None = None) -> int:
         return run.NO_SLICE if options.command == "run" else _FAILED
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not _INTERVALS[0] <= seconds <= _INTERVALS[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is no interval: give seconds from 0.2 to 60")
+    return seconds
+
+
 def _slice_dir() -> str | None:
-    return os.environ.get("VGPU_SLICE_DIR")
+    return os.environ.get(ENV_SLICE_DIR)
 
 
 def _nearest_client(run_dir: Path) -> Client:
-    inside = _slice_dir()
-    return Client(Path(inside) / TENANT_SOCKET) if inside else Client(run_dir / ADMIN_SOCKET)
+    return slice_client() if _slice_dir() else Client(run_dir / ADMIN_SOCKET)
 
 
 if __name__ == "__main__":

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from ..client import Client, Json
-from ..quota import format_bytes, format_percent
+from ..quotas import format_bytes, format_percent
+
+
+def ask(client: Client, inside: bool) -> Json:
+    """The node's state, or inside a slice that slice's. Raises DaemonError."""
+    if inside:
+        return {"health": None, "gpus": [], "tenants": [client.request("GET", "/api/slice")]}
+    return {
+        "health": client.request("GET", "/api/health"),
+        "gpus": client.request("GET", "/api/gpus")["gpus"],
+        "tenants": client.request("GET", "/api/tenants")["tenants"],
+    }
 
 
 def show(client: Client, inside: bool, as_json: bool) -> int:
-    """Print the node's state, or inside a slice that slice's. Returns the exit code."""
-    if inside:
-        view = client.request("GET", "/api/slice")
-        tenants, gpus, health = [view], [], None
-    else:
-        health = client.request("GET", "/api/health")
-        gpus = client.request("GET", "/api/gpus")["gpus"]
-        tenants = client.request("GET", "/api/tenants")["tenants"]
-        view = {"health": health, "gpus": gpus, "tenants": tenants}
+    """Print it. Returns the exit code."""
+    state = ask(client, inside)
     if as_json:
-        print(json.dumps(view, indent=2))
-        return 0
-    console = Console()
-    if health:
+        print(json.dumps(state["tenants"][0] if inside else state, indent=2))
+    else:
+        Console().print(draw(state))
+    return 0
+
+
+def draw(state: Json) -> Group:
+    """As tables."""
+    parts: list[RenderableType] = []
+    if health := state["health"]:
         guard = health["guard"]
-        console.print(
+        parts.append(
             f"vgpud {health['status']}, backend {health['backend']}, guard {guard['pid']}"
             f" ({guard['restarts']} restarts), up {health['uptime_s']:.0f} s"
         )
-        console.print(_gpu_table(gpus))
-    console.print(_tenant_table(tenants))
-    for tenant in tenants:
-        if tenant["processes"]:
-            console.print(_process_table(tenant))
-    return 0
+        parts.append(_gpu_table(state["gpus"]))
+    parts.append(_tenant_table(state["tenants"]))
+    parts += [_process_table(tenant) for tenant in state["tenants"] if tenant["processes"]]
+    return Group(*parts)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -15,7 +15,7 @@ from jupyter_server.utils import ensure_async, url_path_join
 from tornado import web
 
 from ..client import Client, DaemonAway, DaemonError
-from ..paths import TENANT_SOCKET
+from ..paths import ENV_SLICE_DIR, TENANT_SOCKET
 from .attribution import Json, Owner, attribute, owner_of, owners_of_kernels
 from .explain import explain
 
@@ -43,7 +43,7 @@ class SliceHandler(APIHandler):
         self.finish(await self._slice())
 
     async def _slice(self) -> Json:
-        directory = os.environ.get("VGPU_SLICE_DIR")
+        directory = os.environ.get(ENV_SLICE_DIR)
         if not directory:
             if "JUPYTERHUB_API_TOKEN" not in os.environ:
                 return nothing("not-under-hub", "This server was not started by a hub that shares GPUs.")

@@ -19,7 +19,7 @@ from traitlets import Bool, Enum, Float, Int, Unicode
 
 from .. import __version__
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
-from ..quota import QuotaError, parse_memory
+from ..quotas import QuotaError, parse_memory
 from .gpus import NoGpu, discover, emulate
 from .guard import GuardError
 from .handlers import admin_application, metrics_application, serve, serve_tcp, tenant_application

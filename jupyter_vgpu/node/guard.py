@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..native import layout, program
-from ..quota import Quota
+from ..quotas import Quota
 from .gpus import Gpu
 
 log = logging.getLogger("vgpud.guard")

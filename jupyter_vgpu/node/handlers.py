@@ -12,7 +12,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
 from ..api import Json, Refused, json_object
-from ..quota import Policy, Quota, QuotaError
+from ..quotas import Policy, Quota, QuotaError
 from .manager import Manager
 
 log = logging.getLogger("vgpud.api")

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..api import Json, Refused
 from ..native import layout, native_dir
 from ..paths import TENANT_SOCKET
-from ..quota import Quota, share_now
+from ..quotas import Quota, share_now
 from . import gpus as gpu_module
 from . import processes
 from .attribution import attribute

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quota import Quota, format_bytes, format_percent
+from ..quotas import Quota, format_bytes, format_percent
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Engine, Float, String, create_engine, event, inspect, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from ..quota import Policy, Quota
+from ..quotas import Policy, Quota
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quota import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
 
 from .turns import Line, is_possible
 

@@ -16,7 +16,7 @@ from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
-from jupyter_vgpu.quota import Policy
+from jupyter_vgpu.quotas import Policy
 
 from .choices import all_slices, slice_key
 from .idle import VARIABLE as IDLE_VARIABLE

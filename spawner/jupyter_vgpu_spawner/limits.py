@@ -13,7 +13,7 @@ from jupyterhub.utils import maybe_future
 from traitlets import Dict, Enum, Float, List, Unicode, Union
 from traitlets.config import Configurable
 
-from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_memory
 
 from .database import Database, Metered
 from .hours import Balance, End, Measure, Window, window_start

@@ -13,7 +13,7 @@ from tornado import web
 from traitlets import default
 
 from jupyter_vgpu.client import DaemonAway, DaemonError, tenant_path
-from jupyter_vgpu.quota import Quota, QuotaError
+from jupyter_vgpu.quotas import Quota, QuotaError
 
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
 from .database import DatabaseError

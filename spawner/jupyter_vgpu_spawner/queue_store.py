@@ -13,7 +13,7 @@ from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 from .tables import TEXT_MAX, LifetimeRow, QueueRow
 from .turns import Waiting

@@ -12,7 +12,7 @@ from traitlets import Bool, Unicode
 
 from jupyter_vgpu.client import Client, DaemonAway
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 from .choices import describe, why_not
 from .database import DatabaseError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from jupyter_vgpu.quota import Policy, Quota, QuotaError, parse_cores, parse_memory, parse_policy
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_memory, parse_policy
 
 GROUP_PROPERTY = "vgpu"
 """Key of a rule among a hub group's properties."""

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, DateTime, Float, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jupyter_vgpu.quota import Policy, Quota
+from jupyter_vgpu.quotas import Policy, Quota
 
 from .rules import Rule
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 AGE_S = 3600.0
 """So long a wait outweighs a group that holds every GPU."""

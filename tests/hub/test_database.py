@@ -19,7 +19,7 @@ from jupyter_vgpu_spawner.tables import Base
 from sqlalchemy import create_engine, text
 from support.postgres import Postgres
 
-from jupyter_vgpu.quota import Policy, Quota
+from jupyter_vgpu.quotas import Policy, Quota
 
 GIB = 1 << 30
 RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)

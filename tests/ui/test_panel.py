@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.node import wait_until
+from support.programs import CONTEXT
 from ui import PASSWORD, Demo, HubUser, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 MIB = 1 << 20
-GPU = """
-import ctypes
-cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
-assert not cuda.cuInit(0)
-assert not cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) and not cuda.cuCtxSetCurrent(context)
+GPU = (
+    CONTEXT
+    + """
 def take(mib):
-    return cuda.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(mib << 20))
+    return driver.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(mib << 20))
 """
+)
 OUT_OF_MEMORY = "2\n"
 
 

@@ -8,7 +8,7 @@ import pytest
 from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key
 from jupyter_vgpu_spawner.turns import Line, Space, Waiting
 
-from jupyter_vgpu.quota import Policy, Quota, QuotaError
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError
 
 GIB = 1 << 30
 CEILING = Quota(4 * GIB, 50, Policy.BURST)

@@ -11,7 +11,7 @@ from jupyter_vgpu_spawner import setup_vgpu
 from jupyter_vgpu_spawner.service.settings import READ_SCOPE, VARIABLE, WRITE_SCOPE, Settings
 from traitlets.config import Config
 
-from jupyter_vgpu.quota import QuotaError
+from jupyter_vgpu.quotas import QuotaError
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_vgpu.node.placement import NoRoom, Room, Strategy, place
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 GIB = 1 << 30
 

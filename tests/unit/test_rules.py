@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_vgpu_spawner.rules import Bounds, Rule, entitle, follow, of_groups
 
-from jupyter_vgpu.quota import Policy, Quota, QuotaError
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError
 
 GIB = 1 << 30
 BOUNDS = Bounds(Quota(4 * GIB, 25), Quota(16 * GIB, 50, Policy.BURST), hours=10)

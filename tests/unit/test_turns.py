@@ -21,7 +21,7 @@ from jupyter_vgpu_spawner.turns import (
     seat,
 )
 
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 GIB = 1 << 30
 HOUR = 3600.0

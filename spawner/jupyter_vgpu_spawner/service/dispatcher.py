@@ -12,7 +12,7 @@ from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.client import Client
-from jupyter_vgpu.quota import Quota
+from jupyter_vgpu.quotas import Quota
 
 from ..limits import group_share
 from ..queue_store import Entry, QueueStore, Stage, promised

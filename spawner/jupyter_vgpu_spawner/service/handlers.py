@@ -19,7 +19,7 @@ from tornado import web
 
 from jupyter_vgpu.api import Json, Refused, json_object
 from jupyter_vgpu.client import DaemonError
-from jupyter_vgpu.quota import QuotaError, exact_bytes, format_bytes, format_percent
+from jupyter_vgpu.quotas import QuotaError, exact_bytes, format_bytes, format_percent
 
 from ..choices import describe
 from ..database import DatabaseError

@@ -14,7 +14,7 @@ from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
-from jupyter_vgpu.quota import Quota, QuotaError
+from jupyter_vgpu.quotas import Quota, QuotaError
 
 from ..database import Change, Database, DatabaseError, Metered
 from ..hours import WEEK_HOURS, Balance, End, Measure, Window, hour_of, window_start

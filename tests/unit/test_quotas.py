@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_vgpu.quota import (
+from jupyter_vgpu.quotas import (
     MAX_MEMORY,
     MIN_MEMORY,
     Policy,

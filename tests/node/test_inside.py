@@ -1,0 +1,162 @@
+"""What a program in a slice can ask: the Python API, the magics and `jupyter vgpu top`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from support.node import CLI, Node
+from support.programs import CONTEXT
+
+MIB = 1 << 20
+GPU = (
+    CONTEXT
+    + """
+def take(mib):
+    address = ctypes.c_uint64()
+    if driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(mib << 20)):
+        raise RuntimeError("CUDA error: out of memory")
+    return address
+"""
+)
+SHELL = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "jupyter_vgpu")
+"""
+
+
+@pytest.fixture
+def tenant(node: Node) -> dict[str, Any]:
+    return node.tenant("1G", 25)
+
+
+def python(node: Node, tenant: dict[str, Any], code: str) -> tuple[str, str]:
+    """Output and errors of a program in the slice."""
+    process = node.spawn(tenant, sys.executable, "-c", code)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def test_a_program_knows_its_quota_and_what_it_holds(node: Node, tenant: dict[str, Any]) -> None:
+    code = GPU + (
+        "take(100)\nimport json, os, jupyter_vgpu\n"
+        "now, quota = jupyter_vgpu.usage(), jupyter_vgpu.quota()\n"
+        "print(json.dumps([quota.memory, quota.cores, now.memory, now.free, now.mine, now.tier, str(now),"
+        " [each.pid == os.getpid() for each in now.processes], 'this one' in now._repr_html_()]))"
+    )
+    out, _ = python(node, tenant, code)
+    assert json.loads(out) == [
+        *(1 << 30, 25, 164 * MIB, 860 * MIB, 164 * MIB, "guard"),
+        *("Emulated vGPU device 0: 164 MiB of 1 GiB of memory, 0 % of 25 % of compute", [True], True),
+    ]
+
+
+def test_without_a_slice_it_says_what_to_do() -> None:
+    code = (
+        "import jupyter_vgpu\ntry:\n    jupyter_vgpu.usage()\nexcept jupyter_vgpu.NoSlice as error:\n    print(error)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "VGPU_SLICE_DIR"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+    assert "choose one when you start your server" in out
+
+
+def test_the_import_is_light(node: Node, tenant: dict[str, Any]) -> None:
+    heavy = ("torch", "numpy", "IPython", "jupyter_server", "tornado", "rich")
+    out, _ = python(node, tenant, f"import sys, jupyter_vgpu; print([m for m in {heavy} if m in sys.modules])")
+    assert out == "[]\n"
+
+
+def test_a_cell_is_measured_though_it_gives_back_what_it_took(node: Node, tenant: dict[str, Any]) -> None:
+    cell = GPU + "held = take(300)\nimport time; time.sleep(0.5)\ndriver.cuMemFree_v2(held)\nprint('done')"
+    out, _ = python(node, tenant, SHELL + f"shell.run_cell_magic('vgpu', '', {cell!r})")
+    done, told = out.strip().splitlines()
+    assert done == "done"
+    assert "memory at most 364 MiB of 1 GiB (64 MiB now, 0 B before)" in told
+    assert "the GPU for" in told
+
+
+def test_a_cell_runs_though_nobody_can_measure_it(node: Node, tenant: dict[str, Any]) -> None:
+    environment = {**os.environ, "VGPU_SLICE_DIR": tenant["launch"]["directory"]}
+    node.kill()
+    code = SHELL + "shell.run_cell_magic('vgpu', '', 'print(6 * 7)')\nshell.run_line_magic('vgpu', '')"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    node.start()
+    assert result.stdout == "42\n"
+    assert "does not answer" in result.stderr
+    assert "the cell runs all the same" in result.stderr
+
+
+def test_a_traceback_of_too_little_memory_has_a_note_and_others_have_none(node: Node, tenant: dict[str, Any]) -> None:
+    other = node.spawn(tenant, sys.executable, "-c", GPU + "take(200)\nprint('held', flush=True)\ninput()", stdin=-1)
+    assert other.stdout
+    assert other.stdout.readline() == "held\n"
+    code = (
+        SHELL + f"shell.run_cell({GPU + 'take(900)'!r})\nshell.run_cell('1 / 0')\nshell.run_cell('raise MemoryError()')"
+    )
+    _, err = python(node, tenant, code)
+    other.communicate("\n", timeout=10)
+    note = "GPU slice: 696 MiB of 1 GiB is free. This kernel holds 64 MiB, others of yours 264 MiB"
+    assert err.count("GPU slice:") == 1
+    assert note in err
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *argv: str, **environment: str) -> None:
+        self._ours, theirs = pty.openpty()
+        environment = {**os.environ, "COLUMNS": "140", "LINES": "50", "TERM": "xterm", **environment}
+        self.process = subprocess.Popen(argv, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        self._seen = ""
+
+    def wait_for(self, words: str, seconds: float = 15) -> None:
+        end = time.monotonic() + seconds
+        while words not in self._seen:
+            left = end - time.monotonic()
+            assert left > 0, f"no {words!r} in {self._seen[-2000:]}"
+            if select.select([self._ours], [], [], left)[0]:
+                self._seen += os.read(self._ours, 1 << 16).decode(errors="replace")
+        self._seen = ""
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(10)
+
+
+def test_top_shows_all_slices_live_and_lives_through_a_restart(node: Node, tenant: dict[str, Any]) -> None:
+    top = Terminal(*CLI, "top", "--interval", "0.2", "--run-dir", str(node.run_dir))
+    top.wait_for("tenant")
+    node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"memory": "768M"})
+    top.wait_for("768 MiB")
+    node.kill()
+    top.wait_for("trying again")
+    node.start()
+    top.wait_for("768 MiB")
+    assert top.interrupt() == 0
+
+
+def test_top_in_a_slice_shows_that_slice_alone(node: Node, tenant: dict[str, Any]) -> None:
+    node.tenant("1G", 25, "somebody-else")
+    top = Terminal(*CLI, "top", VGPU_SLICE_DIR=tenant["launch"]["directory"])
+    top.wait_for("Slices")
+    with pytest.raises(AssertionError):
+        top.wait_for("somebody-else", 2)
+    assert top.interrupt() == 0
+
+
+def test_top_wants_a_terminal_and_a_sensible_interval(node: Node) -> None:
+    piped = subprocess.run([*CLI, "top", "--run-dir", str(node.run_dir)], capture_output=True, text=True)
+    assert (piped.returncode, "status --json" in piped.stderr) == (2, True)
+    often = subprocess.run([*CLI, "top", "--interval", "0"], capture_output=True, text=True)
+    assert (often.returncode, "give seconds from 0.2 to 60" in often.stderr) == (2, True)
