@@ -52,12 +52,16 @@ static int count_clients(const struct call *call)
     return count;
 }
 
+/* In a file's number: its first client was asked for by the door that gives memory too. It is to have no other. */
+#define COMMON_DOOR 0x80000000u
+
 /* Under the holdings' lock: a number for the file of this call, which has none. False: not to be had now. */
-static bool give_number(struct job *job, uint32_t *number)
+static bool give_number(struct job *job, uint32_t kind, uint32_t *number)
 {
     struct holdings *holdings = job->holdings;
 
-    *number = ++holdings->last_file ? holdings->last_file : ++holdings->last_file;
+    holdings->last_file = holdings->last_file % (COMMON_DOOR - 2) + 1; /* never FILES_MARK */
+    *number = holdings->last_file | kind;
     int error = files_add(&holdings->clients, job->fd, *number);
     if (error)
         say("a tenant's file can't be watched: %s", strerror(error));
@@ -67,13 +71,37 @@ static bool give_number(struct job *job, uint32_t *number)
 /* Under the holdings' lock: the number of the file of this call, a new one if it has none. False: not to be had now. */
 static bool number_of_file(struct job *job, uint32_t *number)
 {
-    return files_tag(&job->holdings->clients, job->fd, number) && (*number || give_number(job, number));
+    return files_tag(&job->holdings->clients, job->fd, number) && (*number || give_number(job, 0, number));
 }
 
-/* The same, for a file that was never let have a client: nothing on it could own memory. False: it was. */
-static bool number_of_fresh_file(struct job *job, uint32_t *number)
+/* Is a client on the file that a predecessor knew, and that was not heard of since? */
+static bool has_older_client(struct job *job, const struct call *call)
 {
-    return files_tag(&job->holdings->clients, job->fd, number) && !*number && give_number(job, number);
+    uint32_t roots[CLIENTS_MAX];
+    int count = 0;
+
+    ledger_lock();
+    for (const struct ledger_object *root = ledger_first_root(call->slot); root && count < CLIENTS_MAX;
+         root = ledger_next_listed(root))
+        if (!IS_LEDGER_ROOT(root->root) && !ledger_file_of(root))
+            roots[count++] = root->root;
+    ledger_unlock();
+    for (int i = 0; i < count; i++)
+        if (is_on_file(job, call->pid, roots[i]))
+            return true;
+    return false;
+}
+
+/*
+ * The number of a file that may have a client by that door. The kernel reads the call again, whenever the caller lets
+ * it: so by the common door only a file that has no client, nor gets another, for the call could be one for memory.
+ */
+static bool number_for_client(struct job *job, const struct call *call, uint32_t *number)
+{
+    if (call->nr != NV_ESC_RM_ALLOC)
+        return number_of_file(job, number) && !(*number & COMMON_DOOR);
+    return files_tag(&job->holdings->clients, job->fd, number) && !*number && !has_older_client(job, call) &&
+           give_number(job, COMMON_DOOR, number);
 }
 
 /* Under the holdings' lock. */
@@ -144,16 +172,15 @@ bool clients_claim(struct job *job, const struct call *call)
  * A client has to be made by the kernel for the tenant: it is its maker's, for NVML, and the driver maps memory for
  * its maker alone. The shim has it made by a door that gives no memory, whatever a racing thread makes of the call. A
  * program without the shim comes by the common door, once for each file that it opens: a call that turned into one for
- * memory finds no client on a fresh file to give it to. One that wins two races at once, for the arguments and for the
- * descriptor, would have memory that nobody counted; audit.c finds that out.
+ * memory finds no client on that file to give it to. One that has turned the descriptor into another file's as well
+ * would have memory that nobody counted; audit.c finds that out.
  */
 bool clients_admit(struct job *job, const struct call *call)
 {
     struct holdings *holdings = job->holdings;
-    bool common_door = call->nr == NV_ESC_RM_ALLOC;
     uint32_t file;
 
-    if (common_door)
+    if (call->nr == NV_ESC_RM_ALLOC)
         __atomic_store_n(&holdings->unsure, true, __ATOMIC_RELAXED);
     if (backend->client_lives)
         return true;
@@ -161,7 +188,7 @@ bool clients_admit(struct job *job, const struct call *call)
         holdings_sweep(holdings, call->slot);
     pthread_mutex_lock(&holdings->lock);
     bool admitted = holdings->unsettled_count < HOLDINGS_UNSETTLED && count_clients(call) < CLIENTS_MAX &&
-                    (common_door ? number_of_fresh_file(job, &file) : number_of_file(job, &file));
+                    number_for_client(job, call, &file);
     if (admitted) {
         holdings->unsettled[holdings->unsettled_count] = file;
         __atomic_add_fetch(&holdings->unsettled_count, 1, __ATOMIC_SEQ_CST);

@@ -112,6 +112,23 @@ static void a_number_that_is_made_again_is_another_client(void)
     CHECK(ledger_root_owner(again) == -1 && tenants[BOB].used == 0);
 }
 
+/* A guard that was restarted knows its predecessor's clients, and not their files. */
+static void a_predecessors_file_is_not_fresh(void)
+{
+    int fd = eventfd(0, 0);
+
+    fake.homes[0].root = FIRST + 9;
+    fake.homes[0].fd = fake.fd = fd;
+    CHECK(ledger_claim_root(BOB, getpid(), FIRST + 9));
+    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC));
+    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
+    ledger_lock();
+    ledger_free(FIRST + 9, FIRST + 9);
+    ledger_unlock();
+    close(fd);
+    fake_sweep(BOB);
+}
+
 /* By the door that also gives memory the kernel makes a client only where no other could be given any. */
 static void the_common_door_is_for_fresh_files(void)
 {
@@ -120,7 +137,7 @@ static void the_common_door_is_for_fresh_files(void)
     fake.fd = fd;
     CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC));
     CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC)); /* the first may be there by now */
-    CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
+    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT)); /* or wait in the kernel, to be another call */
     fake.fd = other;
     CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));
     CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC));
@@ -141,6 +158,7 @@ void test_clients(void)
     a_file_outlives_its_first_client();
     a_number_that_is_made_again_is_another_client();
     the_common_door_is_for_fresh_files();
+    a_predecessors_file_is_not_fresh();
     fake_close();
     close_test_ledger();
 }
