@@ -21,18 +21,21 @@ class Owner:
 
 
 def owners_of_kernels(kernel_pids: Mapping[str, int], sessions: Iterable[Mapping[str, Any]]) -> dict[int, Owner]:
-    """Owners by the pid of their kernel. sessions: as Jupyter's session manager lists them."""
-    by_kernel = {session["kernel"]["id"]: session for session in sessions if session.get("kernel")}
-    owners = {}
-    for kernel, pid in kernel_pids.items():
-        session = by_kernel.get(kernel)
-        if session is None:
-            owners[pid] = Owner("kernel", "kernel without a notebook", None, kernel)
-        else:
-            kind: Kind = "console" if session["type"] == "console" else "notebook"
-            name = session["path"].rsplit("/", 1)[-1] if kind == "notebook" else session["name"] or session["path"]
-            owners[pid] = Owner(kind, name, session["path"] if kind == "notebook" else None, kernel)
-    return owners
+    """Owners by the pid of their kernel. sessions: as Jupyter's session manager lists them.
+
+    A kernel that a console shares with a notebook is the notebook's.
+    """
+    ordered = sorted(sessions, key=lambda session: session["type"] == "notebook")  # the last one counts
+    by_kernel = {session["kernel"]["id"]: session for session in ordered if session.get("kernel")}
+    return {pid: _owner_of_kernel(kernel, by_kernel.get(kernel)) for kernel, pid in kernel_pids.items()}
+
+
+def _owner_of_kernel(kernel: str, session: Mapping[str, Any] | None) -> Owner:
+    if session is None:
+        return Owner("kernel", "kernel without a notebook", None, kernel)
+    if session["type"] == "console":
+        return Owner("console", session["name"] or session["path"], session["path"], kernel)
+    return Owner("notebook", session["path"].rsplit("/", 1)[-1], session["path"], kernel)
 
 
 def attribute(

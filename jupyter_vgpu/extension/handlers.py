@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,14 @@ from tornado import web
 from ..client import Client, DaemonAway, DaemonError
 from ..paths import ENV_SLICE_DIR, TENANT_SOCKET
 from .attribution import Json, Owner, attribute, owner_of, owners_of_kernels
-from .explain import explain
+from .explain import Involved, explain, involved
 
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
 
 AUTH_RESOURCE = "vgpu"
-KNOWN_OWNERS = 1000
-"""So many processes are remembered, so that what was refused to one that has ended is still its notebook's."""
+INVOLVED = "vgpu_involved"
+"""Among the server's settings: whom the last refusals were about, by when they were first."""
 
 
 def nothing(reason: str, message: str) -> Json:
@@ -60,25 +61,24 @@ class SliceHandler(APIHandler):
         holders, refusals = await asyncio.to_thread(self._who, view, owners)
         keep = ("tier", "gpu", "quota", "usage", "outside")
         told = {"count": view["refusals"]["count"], "recent": refusals}
-        return {"kind": "slice", **{key: view[key] for key in keep}, "refusals": told, "holders": holders}
+        answer = {"kind": "slice", "now": time.time(), **{key: view[key] for key in keep}}
+        return answer | {"refusals": told, "holders": holders}
 
     def _who(self, view: Json, owners: dict[int, Owner]) -> tuple[list[Json], list[Json]]:
         """Who holds what, and the last refusals, explained."""
         rows = attribute(view["processes"], owners, _parent)
-        known: dict[int, Owner] = self.settings["vgpu_known_owners"]
-        for row in rows:
-            for pid in row["pids"]:
-                known.pop(pid, None)
-                known[pid] = Owner(row["kind"], row["name"], row["path"], row["id"])
-        for pid in list(known)[: max(0, len(known) - KNOWN_OWNERS)]:
-            del known[pid]
 
         def owner(process: Mapping[str, Any]) -> Owner:
-            pid = process["pid_in_slice"]
-            return owner_of(pid, owners, _parent) or known.get(pid) or Owner("other", process["name"])
+            return owner_of(process["pid_in_slice"], owners, _parent) or Owner("other", process["name"])
 
+        known: dict[float, Involved] = self.settings[INVOLVED]
+        now: dict[float, Involved] = {}
+        for refusal in view["refusals"]["recent"]:
+            first = refusal["first"]
+            now[first] = known.get(first) or involved(refusal, owners, owner)
+        self.settings[INVOLVED] = now
         quota = view["quota"]["memory"]
-        return rows, [explain(refusal, quota, owner, rows) for refusal in view["refusals"]["recent"]]
+        return rows, [explain(each, quota, now[each["first"]], rows) for each in view["refusals"]["recent"]]
 
     async def _owners(self) -> dict[int, Owner]:
         kernels = {kernel: _kernel_pid(self.kernel_manager, kernel) for kernel in self.kernel_manager.list_kernel_ids()}
@@ -105,5 +105,5 @@ def _parent(pid: int) -> int | None:
 def setup(server_app: ServerApp) -> None:
     """Add the routes to a Jupyter server."""
     base = server_app.web_app.settings["base_url"]
-    server_app.web_app.settings["vgpu_known_owners"] = {}
+    server_app.web_app.settings[INVOLVED] = {}
     server_app.web_app.add_handlers(".*$", [(url_path_join(base, "vgpu", "slice"), SliceHandler)])

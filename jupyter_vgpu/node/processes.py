@@ -7,6 +7,7 @@ from pathlib import Path
 
 # what container engines put into the name of a container's own cgroup
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
+_LINE_MAX = 64
 
 
 def _stat(pid: int) -> list[str]:
@@ -31,14 +32,31 @@ def started(pid: int) -> int:
 
 def inside(pid: int) -> int:
     """A process' number in its innermost pid namespace; `pid` itself where it is gone."""
+    return (_numbers(pid) or [pid])[-1]
+
+
+def _numbers(pid: int) -> list[int]:
+    """In each of its pid namespaces, the outermost first; none where it is gone."""
     try:
         # a process may have any bytes for its name
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
-                return int(line.split()[-1])
+                return [int(number) for number in line.split()[1:]]
     except OSError:
         pass
-    return pid
+    return []
+
+
+def line_inside(pid: int) -> tuple[int, ...]:
+    """A process and its ancestors in the same pid namespace, nearest first, by their numbers in it."""
+    own = _numbers(pid)
+    found: list[int] = []
+    at, numbers = pid, own
+    while numbers and len(numbers) == len(own) and len(found) < _LINE_MAX:
+        found.append(numbers[-1])
+        at = parent(at)
+        numbers = _numbers(at) if at else []
+    return tuple(found) or (pid,)
 
 
 def container(pid: int) -> str | None:

@@ -50,6 +50,7 @@ class RefusalWatch:
                 free=state.refused_free if on_page else max(0, state.memory_quota - state.memory_used),
                 call=symbol and call_name(symbol),
                 holders=tuple(holder_of(row) for row in rows[:HOLDERS]),
+                line=processes.line_inside(pid),
             )
         )
 

@@ -25,7 +25,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Bytes asked and left. call: the CUDA function, None where the program came without the shim. time: since 1970."""
+    """Bytes asked and left. call: the CUDA function, None where the program came without the shim.
+
+    first, time: when it was refused first and last, in seconds since 1970; `first` tells it from others. line: the
+    process and its ancestors in the slice, nearest first, by their numbers there.
+    """
 
     time: float
     process: Holder
@@ -34,6 +38,12 @@ class Refusal:
     call: str | None
     holders: tuple[Holder, ...]
     times: int = 1
+    first: float = 0.0
+    line: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.first:
+            object.__setattr__(self, "first", self.time)
 
 
 def call_name(symbol: str) -> str:
@@ -61,7 +71,8 @@ class Refusals:
         last = self._kept.pop()
         both = last.call and refusal.call
         told = refusal if refusal.call else last
-        self._kept.append(replace(told, time=refusal.time, times=last.times + 1 if both else last.times))
+        times = last.times + 1 if both else last.times
+        self._kept.append(replace(told, time=refusal.time, times=times, first=last.first))
 
 
 def _is_same(before: Refusal, after: Refusal) -> bool:

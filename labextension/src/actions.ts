@@ -1,5 +1,10 @@
-import { Dialog, showDialog, showErrorMessage } from '@jupyterlab/apputils';
-import { KernelAPI, ServiceManager } from '@jupyterlab/services';
+import {
+  Dialog,
+  ISessionContext,
+  showDialog,
+  showErrorMessage
+} from '@jupyterlab/apputils';
+import { Kernel, KernelAPI, ServiceManager } from '@jupyterlab/services';
 import { TranslationBundle } from '@jupyterlab/translation';
 
 import { IOwner } from './request';
@@ -9,11 +14,24 @@ export type Action = 'interrupt' | 'restart' | 'shutdown';
 
 type Target = Pick<IOwner, 'kind' | 'id' | 'name'>;
 
+/** A document or console that is open in the page, some with a kernel. */
+export interface IOpen {
+  sessionContext?: ISessionContext;
+}
+
 /** Does it to kernels and terminals; asks first where something is lost. */
 export class Actions {
-  constructor(services: ServiceManager.IManager, trans: TranslationBundle) {
+  /** isBusy: whether it works on the GPU now. */
+  constructor(
+    services: ServiceManager.IManager,
+    trans: TranslationBundle,
+    open: () => Iterable<IOpen>,
+    isBusy: (target: Target) => boolean
+  ) {
     this._services = services;
     this._trans = trans;
+    this._open = open;
+    this._isBusy = isBusy;
   }
 
   /** Which of them there are for it. */
@@ -62,14 +80,16 @@ export class Actions {
       return true;
     }
     const label = this.label(action, target);
+    const said =
+      target.kind === 'terminal'
+        ? this._trans.__('What runs in it is ended.')
+        : this._trans.__(
+            'Its variables are lost; files and the text of the notebook are kept.'
+          );
+    const busy = this._trans.__('It works on the GPU now.');
     const answer = await showDialog({
-      title: this._trans.__('%1?', label),
-      body:
-        target.kind === 'terminal'
-          ? this._trans.__('What runs in it is ended.')
-          : this._trans.__(
-              'Its variables are lost; files and the text of the notebook are kept.'
-            ),
+      title: label,
+      body: this._isBusy(target) ? `${busy} ${said}` : said,
       buttons: [Dialog.cancelButton(), Dialog.warnButton({ label })]
     });
     return answer.button.accept;
@@ -86,7 +106,9 @@ export class Actions {
     } else if (action === 'interrupt') {
       await KernelAPI.interruptKernel(id, serverSettings);
     } else if (action === 'restart') {
-      await KernelAPI.restartKernel(id, serverSettings);
+      // the page's own connection is told, or the cells that ran would wait for ever
+      await (this._connection(id)?.restart() ??
+        KernelAPI.restartKernel(id, serverSettings));
     } else {
       await sessions.refreshRunning();
       const running = Array.from(sessions.running());
@@ -95,6 +117,18 @@ export class Actions {
     }
   }
 
+  private _connection(id: string): Kernel.IKernelConnection | null {
+    for (const { sessionContext } of this._open()) {
+      const kernel = sessionContext?.session?.kernel;
+      if (kernel?.id === id) {
+        return kernel;
+      }
+    }
+    return null;
+  }
+
+  private _open: () => Iterable<IOpen>;
+  private _isBusy: (target: Target) => boolean;
   private _services: ServiceManager.IManager;
   private _trans: TranslationBundle;
 }

@@ -25,24 +25,48 @@ export interface IRowActions {
   done: () => void;
 }
 
-/** A row for each that uses the GPU, and for each kernel that could. */
+function keyOf(holder: IHolder): string {
+  return `${holder.kind} ${holder.id ?? holder.name}`;
+}
+
+/**
+ * A row for each that uses the GPU, and for each kernel that could; the largest
+ * first, but for rows that somebody points at: these stay where they are.
+ */
 export function Holders(
-  props: { holders: IHolder[]; trans: TranslationBundle } & IRowActions
+  props: {
+    holders: IHolder[];
+    now: number;
+    trans: TranslationBundle;
+  } & IRowActions
 ): React.ReactElement {
   const { holders, trans, ...more } = props;
+  const [kept, keep] = React.useState<string[]>([]);
+  const place = (holder: IHolder): number => {
+    const at = kept.indexOf(keyOf(holder));
+    return at < 0 ? kept.length : at;
+  };
+  const rows = [...holders].sort((a, b) => place(a) - place(b));
+  const hold = (): void => {
+    keep(rows.map(keyOf));
+  };
+  const release = (): void => {
+    keep([]);
+  };
   return (
     <>
       {holders.every(holder => holder.memory === 0) && (
         <p className="jp-vgpu-Note">{trans.__('Nobody uses the GPU now.')}</p>
       )}
-      <ul className="jp-vgpu-Holders">
-        {holders.map(holder => (
-          <Row
-            key={`${holder.kind} ${holder.id ?? holder.name}`}
-            holder={holder}
-            trans={trans}
-            {...more}
-          />
+      <ul
+        className="jp-vgpu-Holders"
+        onPointerEnter={hold}
+        onPointerLeave={release}
+        onFocus={hold}
+        onBlur={release}
+      >
+        {rows.map(holder => (
+          <Row key={keyOf(holder)} holder={holder} trans={trans} {...more} />
         ))}
       </ul>
     </>
@@ -50,14 +74,18 @@ export function Holders(
 }
 
 function Row(
-  props: { holder: IHolder; trans: TranslationBundle } & IRowActions
+  props: {
+    holder: IHolder;
+    now: number;
+    trans: TranslationBundle;
+  } & IRowActions
 ): React.ReactElement {
-  const { holder, trans, actions, open, done } = props;
+  const { holder, now, trans, actions, open, done } = props;
   return (
     <li>
       <Name holder={holder} open={open} />
       <span>{holder.memory > 0 ? formatBytes(holder.memory) : ''}</span>
-      <small>{activityText(holder, trans)}</small>
+      <small>{activityText(holder, now, trans)}</small>
       <span className="jp-vgpu-Buttons">
         {Actions.of(holder).map(action => (
           <ActionButton
@@ -118,7 +146,11 @@ function ActionButton(props: {
 }
 
 /** Working now, or since when it rests. */
-function activityText(holder: IHolder, trans: TranslationBundle): string {
+function activityText(
+  holder: IHolder,
+  now: number,
+  trans: TranslationBundle
+): string {
   if (holder.memory === 0) {
     return trans.__('does not use the GPU');
   }
@@ -130,7 +162,7 @@ function activityText(holder: IHolder, trans: TranslationBundle): string {
   if (holder.last_active === null) {
     return trans.__('has not worked yet');
   }
-  const minutes = Math.floor((Date.now() / 1000 - holder.last_active) / 60);
+  const minutes = Math.floor((now - holder.last_active) / 60);
   return minutes < 1
     ? trans.__('rests')
     : trans._n('rests for a minute', 'rests for %1 minutes', minutes, minutes);

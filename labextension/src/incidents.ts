@@ -1,4 +1,4 @@
-import { IOwner, IQuota, IRefusal, Usage } from './request';
+import { IOwner, IQuota, IRefusal, ISlice, Usage } from './request';
 
 /** What happened between two answers, and a person should hear of. */
 export type Incident =
@@ -6,47 +6,25 @@ export type Incident =
   | { kind: 'resized'; before: IQuota; after: IQuota }
   | { kind: 'over'; by: number };
 
-/** A program that is refused tries again: that is one incident. */
-const SAME_WITHIN_S = 3;
 /** Before the first answer it may have happened while the page was loading. */
 const NEWS_S = 30;
 
-function identity(owner: IOwner): string {
+/** What one asker's incidents have in common. */
+export function identity(owner: IOwner): string {
   return `${owner.kind} ${owner.id ?? owner.name}`;
 }
 
-function isSame(one: IRefusal, other: IRefusal): boolean {
-  return (
-    identity(one.asker) === identity(other.asker) &&
-    one.bytes === other.bytes &&
-    Math.abs(one.time - other.time) <= SAME_WITHIN_S
-  );
-}
-
-function refusalsOf(usage: Usage | null): IRefusal[] {
-  return usage?.kind === 'slice' ? usage.refusals.recent : [];
-}
-
-/**
- * Compare two answers. `known`: the last answer that told of a slice, null
- * when there was none; `now`: seconds since 1970.
- */
-export function compare(
-  known: Usage | null,
-  after: Usage,
-  now: number
-): Incident[] {
+/** Compare two answers. `known`: the last one that told of a slice, null when there was none. */
+export function compare(known: ISlice | null, after: Usage): Incident[] {
   if (after.kind !== 'slice') {
     return [];
   }
-  const old = refusalsOf(known);
-  const newest = Math.max(...old.map(each => each.time), 0);
-  const since = known ? newest : now - NEWS_S;
+  const old = new Set(known?.refusals.recent.map(each => each.first));
+  const since = known ? 0 : after.now - NEWS_S;
   const incidents: Incident[] = after.refusals.recent
-    .filter(each => each.time > since)
-    .filter(each => !old.some(before => isSame(before, each)))
+    .filter(each => each.first > since && !old.has(each.first))
     .map(refusal => ({ kind: 'refused', refusal }));
-  if (known?.kind !== 'slice') {
+  if (!known) {
     return incidents;
   }
   const { memory, cores, policy } = after.quota;

@@ -3,12 +3,12 @@ import {
   JupyterFrontEnd,
   JupyterFrontEndPlugin
 } from '@jupyterlab/application';
-import { ICommandPalette } from '@jupyterlab/apputils';
+import { ICommandPalette, showErrorMessage } from '@jupyterlab/apputils';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { Actions } from './actions';
+import { Actions, IOpen } from './actions';
 import { SliceModel } from './model';
 import { Notices } from './notices';
 import { SlicePanel } from './panel';
@@ -44,12 +44,27 @@ const plugin: JupyterFrontEndPlugin<void> = {
   ) => {
     const trans = (translator ?? nullTranslator).load('jupyter_vgpu');
     const model = new SliceModel(app.serviceManager.serverSettings);
-    const actions = new Actions(app.serviceManager, trans);
+    const actions = new Actions(
+      app.serviceManager,
+      trans,
+      () => app.shell.widgets('main') as Iterable<IOpen>,
+      target =>
+        model.usage?.kind === 'slice' &&
+        model.usage.holders.some(
+          each =>
+            each.kind === target.kind && each.id === target.id && each.busy
+        )
+    );
     const show = (): void => {
       void app.commands.execute(CommandIDs.show);
     };
     const open = (owner: IOwner): void => {
-      void openOwner(app, owner);
+      openOwner(app, owner).catch((error: unknown) =>
+        showErrorMessage(
+          trans.__('It can not be shown: %1', owner.name),
+          error as Error
+        )
+      );
     };
     const panel = new SlicePanel(model, trans, { actions, open });
     app.shell.add(panel, 'right', { rank: 900 });
@@ -59,15 +74,18 @@ const plugin: JupyterFrontEndPlugin<void> = {
 
     const notices = new Notices(model, actions, trans, show);
     const status = new SliceStatus(model, trans, show);
+    let wantsStatus = true;
     statusBar?.registerStatusItem('jupyter-vgpu:status', {
       item: status,
       align: 'right',
-      rank: 900
+      rank: 900,
+      isActive: () => wantsStatus && model.usage?.kind === 'slice',
+      activeStateChanged: model.stateChanged
     });
     const apply = (loaded: ISettingRegistry.ISettings): void => {
-      model.warnAt = loaded.get('warnAt').composite as number;
       notices.enabled = loaded.get('notifications').composite as boolean;
-      status.setHidden(!(loaded.get('statusBar').composite as boolean));
+      wantsStatus = loaded.get('statusBar').composite as boolean;
+      model.warnAt = loaded.get('warnAt').composite as number; // and all is drawn anew
     };
     settings
       ?.load(PLUGIN)

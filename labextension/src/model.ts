@@ -9,6 +9,8 @@ import { fetchUsage, ISlice, Usage } from './request';
 /** While somebody looks at the panel, and while only the status bar does. */
 const PANEL_MS = 1000;
 const BAR_MS = 2000;
+/** A server without a slice gets none while it runs. */
+const NEVER_MS = 60000;
 const BACKOFF_MAX_MS = 30000;
 const HISTORY_S = 120;
 
@@ -27,7 +29,13 @@ export class SliceModel extends VDomModel {
       auto: false,
       name: 'jupyter-vgpu:slice',
       factory: async () => {
-        this._take(await fetchUsage(settings));
+        try {
+          this._take(await fetchUsage(settings));
+        } catch (error) {
+          const message = error instanceof Error ? error.message : '';
+          this._take({ kind: 'none', reason: 'server-away', message });
+          throw error; // it is asked less and less often
+        }
       },
       frequency: { interval: BAR_MS, backoff: true, max: BACKOFF_MAX_MS },
       standby: 'when-hidden'
@@ -66,10 +74,7 @@ export class SliceModel extends VDomModel {
       return;
     }
     this._shown = value;
-    this._poll.frequency = {
-      ...this._poll.frequency,
-      interval: value ? PANEL_MS : BAR_MS
-    };
+    this._setPace();
     if (value) {
       void this._poll.refresh();
     }
@@ -86,10 +91,20 @@ export class SliceModel extends VDomModel {
     super.dispose();
   }
 
+  private _setPace(): void {
+    const reason = this._usage?.kind === 'none' ? this._usage.reason : null;
+    const never = reason === 'no-slice' || reason === 'not-under-hub';
+    const interval = never ? NEVER_MS : this._shown ? PANEL_MS : BAR_MS;
+    if (interval !== this._poll.frequency.interval) {
+      this._poll.frequency = { ...this._poll.frequency, interval };
+    }
+  }
+
   private _take(usage: Usage): void {
     const now = Date.now() / 1000;
-    const incidents = compare(this._known, usage, now);
+    const incidents = compare(this._known, usage);
     this._usage = usage;
+    this._setPace();
     if (usage.kind === 'slice') {
       this._known = usage;
       const { memory, cores } = usage.usage;

@@ -2,14 +2,16 @@ import { Notification } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
 
 import { Actions } from './actions';
-import { Incident } from './incidents';
+import { identity, Incident } from './incidents';
 import { SliceModel } from './model';
 import { IRefusal } from './request';
 import { incidentText, wayText } from './words';
 
 const CALM_MS = 15000;
+/** Who was told of it and closed it is not told again of the same asker for so long. */
+const QUIET_MS = 60000;
 
-/** One calm notification for each incident; what is out of memory stays until it is read. */
+/** One calm notification for each incident; of one who is refused again and again there is one, kept up to date. */
 export class Notices {
   constructor(
     model: SliceModel,
@@ -34,10 +36,7 @@ export class Notices {
   private _tell(incident: Incident): void {
     const text = incidentText(incident, this._trans);
     if (incident.kind === 'refused') {
-      Notification.error(text, {
-        autoClose: false,
-        actions: this._buttons(incident.refusal)
-      });
+      this._tellRefusal(incident.refusal, text);
     } else if (incident.kind === 'over') {
       Notification.warning(text, { autoClose: CALM_MS });
     } else {
@@ -45,12 +44,36 @@ export class Notices {
     }
   }
 
-  private _buttons(refusal: IRefusal): Notification.IAction[] {
+  private _tellRefusal(refusal: IRefusal, message: string): void {
+    const asker = identity(refusal.asker);
+    const told = this._told.get(asker);
+    const isOpen = told !== undefined && Notification.manager.has(told.id);
+    if (told && !isOpen && Date.now() - told.at < QUIET_MS) {
+      return;
+    }
+    let id = isOpen ? told.id : '';
+    const actions = this._buttons(() => id, refusal);
+    if (isOpen) {
+      Notification.update({ id, message, actions });
+    } else {
+      id = Notification.error(message, { actions, autoClose: false });
+    }
+    this._told.set(asker, { id, at: Date.now() });
+  }
+
+  private _buttons(
+    id: () => string,
+    refusal: IRefusal
+  ): Notification.IAction[] {
     const ways = refusal.ways.map(way => ({
       label: wayText(way, this._trans),
-      callback: () => {
-        void this._actions.run(way.action, way).then(() => {
-          this._model.refresh();
+      callback: (event: MouseEvent) => {
+        event.preventDefault(); // it stays until it is done
+        void this._actions.run(way.action, way).then(done => {
+          if (done) {
+            Notification.dismiss(id());
+            this._model.refresh();
+          }
         });
       }
     }));
@@ -65,4 +88,5 @@ export class Notices {
   private _actions: Actions;
   private _trans: TranslationBundle;
   private _show: () => void;
+  private _told = new Map<string, { id: string; at: number }>();
 }

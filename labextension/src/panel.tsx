@@ -8,7 +8,7 @@ import { levelOf } from './level';
 import { ISample, SliceModel } from './model';
 import { INone, IRefusal, ISlice } from './request';
 import { Trend } from './trend';
-import { adviceText, refusalText, tierText } from './words';
+import { adviceText, refusalText, tierText, wayText } from './words';
 
 const TREND_S = 120;
 
@@ -38,6 +38,7 @@ export class SlicePanel extends VDomRenderer<SliceModel> {
     this.title.caption = trans.__('GPU slice');
     this.addClass('jp-vgpu-Panel');
     this.node.setAttribute('role', 'region');
+    this.node.tabIndex = 0; // what scrolls is reached by the keyboard
     this.node.setAttribute('aria-label', trans.__('GPU slice'));
   }
 
@@ -82,10 +83,14 @@ function Nothing(props: {
     'daemon-away': trans.__('No numbers now'),
     'server-away': trans.__('No numbers now')
   };
+  const message =
+    none.reason === 'server-away'
+      ? trans.__('Your server does not answer: %1', none.message)
+      : none.message;
   return (
     <div className="jp-vgpu-Note">
       <h2>{titles[none.reason]}</h2>
-      <p>{none.message}</p>
+      <p>{message}</p>
     </div>
   );
 }
@@ -129,8 +134,13 @@ function Slice(props: {
         </p>
       )}
       <h3>{trans.__('Who holds it')}</h3>
-      <Holders holders={slice.holders} trans={trans} {...rows} />
-      <Refusals refusals={slice.refusals.recent} trans={trans} />
+      <Holders
+        holders={slice.holders}
+        now={slice.now}
+        trans={trans}
+        {...rows}
+      />
+      <Refusals refusals={slice.refusals.recent} trans={trans} {...rows} />
       <p className="jp-vgpu-Tier">{tierText(slice, trans)}</p>
       {slice.outside.length > 0 && (
         <p role="status">
@@ -196,21 +206,38 @@ function Usage(props: {
 }
 
 /** The last refused allocations, newest first. */
-function Refusals(props: {
-  refusals: IRefusal[];
-  trans: TranslationBundle;
-}): React.ReactElement | null {
-  const { refusals, trans } = props;
+function Refusals(
+  props: { refusals: IRefusal[]; trans: TranslationBundle } & IRowActions
+): React.ReactElement | null {
+  const { refusals, trans, actions, done } = props;
   if (refusals.length === 0) {
     return null;
   }
+  const last = refusals[refusals.length - 1];
   return (
     <>
       <h3>{trans.__('Out of memory')}</h3>
-      <p>{adviceText(refusals[refusals.length - 1], trans)}</p>
+      <p>{adviceText(last, trans)}</p>
+      <p className="jp-vgpu-Ways">
+        {last.ways.map(way => (
+          <button
+            key={`${way.action} ${way.id}`}
+            type="button"
+            onClick={() => {
+              void actions.run(way.action, way).then(success => {
+                if (success) {
+                  done();
+                }
+              });
+            }}
+          >
+            {wayText(way, trans)}
+          </button>
+        ))}
+      </p>
       <ul className="jp-vgpu-Refusals">
         {[...refusals].reverse().map(refusal => (
-          <li key={`${refusal.time} ${refusal.bytes}`}>
+          <li key={refusal.first}>
             <time dateTime={new Date(refusal.time * 1000).toISOString()}>
               {new Date(refusal.time * 1000).toLocaleTimeString()}
             </time>{' '}

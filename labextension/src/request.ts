@@ -33,6 +33,8 @@ export interface IWayOut {
 
 /** An allocation that was refused; bytes, and seconds since 1970. */
 export interface IRefusal {
+  /** When it was first: tells it from others. */
+  first: number;
   time: number;
   times: number;
   call: string | null;
@@ -55,6 +57,8 @@ export interface IQuota {
 /** The server's slice. */
 export interface ISlice {
   kind: 'slice';
+  /** By the server's clock, in seconds since 1970: so are all times in here. */
+  now: number;
   tier: 'guard' | 'shim' | 'none';
   gpu: { name: string; emulated: boolean };
   quota: IQuota;
@@ -74,18 +78,14 @@ export interface INone {
 
 export type Usage = ISlice | INone;
 
-/** Ask the server extension. Rejects only on a network failure. */
+/** Ask the server extension. Rejects where it does not answer, or answers with an error. */
 export async function fetchUsage(
   settings: ServerConnection.ISettings
 ): Promise<Usage> {
   const url = URLExt.join(settings.baseUrl, 'vgpu', 'slice');
   const response = await ServerConnection.makeRequest(url, {}, settings);
   if (!response.ok) {
-    return {
-      kind: 'none',
-      reason: 'server-away',
-      message: `${response.status} ${response.statusText}`
-    };
+    throw new ServerConnection.ResponseError(response);
   }
   return (await response.json()) as Usage;
 }

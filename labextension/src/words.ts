@@ -4,7 +4,18 @@ import { formatBytes, formatPercent } from './format';
 import { Incident } from './incidents';
 import { IQuota, IRefusal, ISlice, IWayOut } from './request';
 
-/** `4 GiB and 25 %`. */
+/** A toast shows 140 characters: a name gets so many of them. */
+const NAME_MAX = 28;
+
+/** The beginning and the end of a long name. */
+export function shorten(name: string): string {
+  const half = (NAME_MAX - 1) / 2;
+  return name.length <= NAME_MAX
+    ? name
+    : `${name.slice(0, Math.ceil(half))}…${name.slice(-Math.floor(half))}`;
+}
+
+/** `4 GiB of memory and 25 % of compute`. */
 function quotaText(quota: IQuota, trans: TranslationBundle): string {
   return trans.__(
     '%1 of memory and %2 of compute',
@@ -12,9 +23,6 @@ function quotaText(quota: IQuota, trans: TranslationBundle): string {
     formatPercent(quota.cores)
   );
 }
-
-/** A toast shows 140 characters. */
-const NAMED_HOLDERS = 2;
 
 /** What was refused to whom, and who holds the rest. */
 export function refusalText(
@@ -24,21 +32,26 @@ export function refusalText(
   if (refusal.fits_never) {
     return trans.__(
       '%1 asked for %2 of GPU memory. That is more than your whole slice.',
-      refusal.asker.name,
+      shorten(refusal.asker.name),
       formatBytes(refusal.bytes)
     );
   }
   const said = trans.__(
     '%1 asked for %2 of GPU memory; %3 was free.',
-    refusal.asker.name,
+    shorten(refusal.asker.name),
     formatBytes(refusal.bytes),
     formatBytes(refusal.free)
   );
-  const holders = refusal.holders
-    .slice(0, NAMED_HOLDERS)
-    .map(holder => `${holder.name} (${formatBytes(holder.memory)})`)
-    .join(', ');
-  return holders ? `${said} ${trans.__('In use by: %1.', holders)}` : said;
+  if (refusal.holders.length === 0) {
+    return said;
+  }
+  const most = refusal.holders[0];
+  const holds = trans.__(
+    'Most is held by %1: %2.',
+    shorten(most.name),
+    formatBytes(most.memory)
+  );
+  return `${said} ${holds}`;
 }
 
 /** What a person can do about it without a button. */
@@ -55,9 +68,11 @@ export function adviceText(
 
 /** What is on a button that makes room. */
 export function wayText(way: IWayOut, trans: TranslationBundle): string {
+  const name = shorten(way.name);
+  const frees = formatBytes(way.frees);
   return way.action === 'restart'
-    ? trans.__('Restart %1', way.name)
-    : trans.__('Shut down %1', way.name);
+    ? trans.__('Restart %1 (%2)', name, frees)
+    : trans.__('Shut down %1 (%2)', name, frees);
 }
 
 /** An incident in a sentence or two. */
@@ -69,17 +84,38 @@ export function incidentText(
     case 'refused':
       return refusalText(incident.refusal, trans);
     case 'resized':
-      return trans.__(
-        'Your GPU slice was changed: %1 now, %2 before.',
-        quotaText(incident.after, trans),
-        quotaText(incident.before, trans)
-      );
+      return resizedText(incident.before, incident.after, trans);
     case 'over':
       return trans.__(
         'Your programs hold %1 more than your GPU slice has now. They go on, but nothing new can be allocated.',
         formatBytes(incident.by)
       );
   }
+}
+
+function resizedText(
+  before: IQuota,
+  after: IQuota,
+  trans: TranslationBundle
+): string {
+  const said: string[] = [];
+  if (before.memory !== after.memory || before.cores !== after.cores) {
+    said.push(
+      trans.__(
+        'Your GPU slice was changed: %1 now, %2 before.',
+        quotaText(after, trans),
+        quotaText(before, trans)
+      )
+    );
+  }
+  if (before.policy !== after.policy) {
+    said.push(
+      after.policy === 'burst'
+        ? trans.__('You may use compute that others leave idle now.')
+        : trans.__('You never get more than your share of compute now.')
+    );
+  }
+  return said.join(' ');
 }
 
 /** What holds the slice, and how. */

@@ -12,8 +12,9 @@ const TRAIN = {
   id: 'k1'
 } as const;
 
-function refusal(time: number, bytes = 100): IRefusal {
+function refusal(first: number, time = first, bytes = 100): IRefusal {
   return {
+    first,
     time,
     times: 1,
     call: 'cuMemAlloc',
@@ -33,6 +34,7 @@ function slice(
 ): ISlice {
   return {
     kind: 'slice',
+    now: NOW,
     tier: 'guard',
     gpu: { name: 'a GPU', emulated: true },
     quota: { memory, cores: 50, policy: 'hard' },
@@ -44,7 +46,7 @@ function slice(
 }
 
 function kinds(before: ISlice | null, after: ISlice): string[] {
-  return compare(before, after, NOW).map(incident => incident.kind);
+  return compare(before, after).map(incident => incident.kind);
 }
 
 test('nothing new is told', () => {
@@ -55,9 +57,9 @@ test('a refusal is told once, its retries are not', () => {
   const first = slice([refusal(990)]);
   const told = ['refused'];
   assert.deepEqual(kinds(slice(), first), told);
-  assert.deepEqual(kinds(first, slice([refusal(991.5)])), []);
+  assert.deepEqual(kinds(first, slice([refusal(990, 995)])), []);
   assert.deepEqual(kinds(first, slice([refusal(990), refusal(998)])), told);
-  const other = refusal(991, 200);
+  const other = refusal(991, 991, 200);
   assert.deepEqual(kinds(first, slice([refusal(990), other])), told);
 });
 
@@ -71,9 +73,17 @@ test('a changed quota, and memory beyond it, are told', () => {
   assert.deepEqual(kinds(slice(), slice([], 500)), ['resized']);
   assert.deepEqual(kinds(slice(), slice([], 500, 10)), ['resized', 'over']);
   assert.deepEqual(kinds(slice([], 500, 10), slice([], 500, 20)), []);
+  const burst = slice();
+  burst.quota.policy = 'burst';
+  assert.deepEqual(kinds(slice(), burst), ['resized']);
+});
+
+test('it is the server whose clock counts', () => {
+  const early = { ...slice([refusal(5)]), now: 10 };
+  assert.deepEqual(kinds(null, early), ['refused']);
 });
 
 test('no slice, nothing to tell', () => {
   const none = { kind: 'none', reason: 'daemon-away', message: '' } as const;
-  assert.deepEqual(compare(slice(), none, NOW), []);
+  assert.deepEqual(compare(slice(), none), []);
 });

@@ -6,7 +6,7 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { formatBytes, formatPercent } from '../src/format';
 import { levelOf } from '../src/level';
 import { IRefusal } from '../src/request';
-import { adviceText, refusalText } from '../src/words';
+import { adviceText, incidentText, refusalText } from '../src/words';
 
 const GIB = 1 << 30;
 const TOAST = 140;
@@ -22,6 +22,7 @@ function owner(name: string): IRefusal['asker'] {
 
 function refusal(bytes: number): IRefusal {
   return {
+    first: 0,
     time: 0,
     times: 1,
     call: null,
@@ -37,13 +38,28 @@ function refusal(bytes: number): IRefusal {
   };
 }
 
-test('who asked, what was free and who holds the rest fit onto a toast', () => {
+test('who asked, what was free and who holds the most fit onto a toast', () => {
   const text = refusalText(refusal(GIB), trans);
   assert.equal(
     text,
-    'train.ipynb asked for 1 GiB of GPU memory; 512 MiB was free. In use by: old.ipynb (1 GiB), train.ipynb (1 GiB).'
+    'train.ipynb asked for 1 GiB of GPU memory; 512 MiB was free. Most is held by old.ipynb: 1 GiB.'
   );
-  assert.ok(text.length <= TOAST);
+  const long = refusal(GIB);
+  const name = 'Homework 7: convolutional networks (group 12, final).ipynb';
+  long.asker = owner(name);
+  long.holders[0] = { ...owner(name), memory: GIB };
+  const cut = refusalText(long, trans);
+  assert.ok(cut.length <= TOAST, cut);
+  assert.match(cut, /^Homework 7: co… final\).ipynb asked/);
+});
+
+test('a changed policy is called what it means', () => {
+  const hard = { memory: GIB, cores: 50, policy: 'hard' } as const;
+  const after = { ...hard, policy: 'burst' } as const;
+  assert.equal(
+    incidentText({ kind: 'resized', before: hard, after }, trans),
+    'You may use compute that others leave idle now.'
+  );
 });
 
 test('what never fits is called that', () => {

@@ -136,7 +136,7 @@ static void the_common_door_is_for_fresh_files(void)
 
     fake.fd = fd;
     CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC));
-    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC)); /* the first may be there by now */
+    CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC));        /* the first may be there by now */
     CHECK(!fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT)); /* or wait in the kernel, to be another call */
     fake.fd = other;
     CHECK(fake_admit(BOB, NV_ESC_RM_ALLOC_OBJECT));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -52,6 +53,24 @@ async def test_the_slice_with_its_processes(jp_fetch: Fetch, node: Node, monkeyp
     assert (away["kind"], away["reason"]) == ("none", "daemon-away")
     node.start()
     assert (await slice_view(jp_fetch))["kind"] == "slice"
+
+
+async def test_a_refusal_is_told_with_whom_it_was_about(
+    jp_fetch: Fetch, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = node.tenant("1G", 25)
+    monkeypatch.setenv("VGPU_SLICE_DIR", tenant["launch"]["directory"])
+    worker = Worker(node, tenant)
+    worker.ask("alloc", bytes=2048 * MIB)
+    line = node.show("tenant")["refusals"]["recent"][0]["line"]
+    assert line[0] == worker.pid
+    assert os.getpid() in line  # its launcher's parent: so a kernel is found by what it started
+    (told,) = (await slice_view(jp_fetch))["refusals"]["recent"]
+    assert (told["asker"]["kind"], told["bytes"], told["fits_never"], told["ways"]) == ("other", 2048 * MIB, True, [])
+    name = told["asker"]["name"]
+    worker.close()
+    (again,) = (await slice_view(jp_fetch))["refusals"]["recent"]
+    assert again["asker"]["name"] == name  # though its number may be another's by now
 
 
 async def test_nobody_sees_it_without_a_login(jp_fetch: Fetch) -> None:

@@ -5,65 +5,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from student import OUT_OF_MEMORY, Student, open_lab, panel_of
 from support.node import wait_until
 from support.programs import CONTEXT
-from ui import PASSWORD, Demo, HubUser, new_page, shot, violations
+from ui import Demo, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
-
-MIB = 1 << 20
-GPU = (
-    CONTEXT
-    + """
-def take(mib):
-    return driver.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(mib << 20))
-"""
-)
-OUT_OF_MEMORY = "2\n"
-
-
-class Student:
-    """Alice with a server of 2 GiB and 50 %, and kernels in it."""
-
-    def __init__(self, demo: Demo) -> None:
-        self.demo = demo
-        self.user = HubUser(demo.url, "alice", PASSWORD)
-        self.user.login()
-        self.user.spawn("2GiB-50")
-        self._kernels: dict[str, str] = {}
-        self._pool = ThreadPoolExecutor(4)  # Playwright has this thread's event loop
-
-    def start(self, path: str, mib: int) -> None:
-        """Open a notebook whose kernel holds so much, with its context of 64 MiB; 0: it does not use the GPU."""
-        notebook = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-        self.user.put(f"api/contents/{path}", {"type": "notebook", "format": "json", "content": notebook})
-        self._kernels[path] = self.user.open_notebook(path)["kernel"]["id"]
-        if mib:
-            assert self.run(path, GPU + f"print(take({mib}))") == "0\n"
-
-    def later(self, path: str, code: str) -> Future[str]:
-        return self._pool.submit(self.user.execute, self._kernels[path], code)
-
-    def run(self, path: str, code: str) -> str:
-        return self.later(path, code).result(60)
-
-    def daemon(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = self.demo.daemon().request(method, "/api/tenants/alice%2F", body)
-        return answer
-
-    def used(self) -> int:
-        """MiB, as the ledger says."""
-        return int(self.daemon("GET")["usage"]["memory"]) // MIB
-
-    def end_all(self) -> None:
-        for session in self.user.get("api/sessions"):
-            self.user.delete(f"api/sessions/{session['id']}")
-        wait_until(lambda: self.used() == 0, 10, "nothing is held")
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +31,10 @@ def student(server: Student) -> Iterator[Student]:
 
 
 @pytest.fixture(params=["light"])
-def lab(request: pytest.FixtureRequest, browser: Browser, demo: Demo, server: Student) -> Iterator[Page]:
-    """JupyterLab with the panel open."""
-    page = new_page(browser, color_scheme=request.param)
-    cookies = [
-        {"name": cookie.name, "value": cookie.value or "", "domain": "127.0.0.1", "path": cookie.path}
-        for cookie in server.user.session.cookies
-    ]
-    page.context.add_cookies(cookies)  # type: ignore[arg-type]
-    theme = {"raw": f'{{"theme": "JupyterLab {str(request.param).title()}"}}'}
-    server.user.put("lab/api/settings/@jupyterlab/apputils-extension:themes", theme)
-    page.goto(f"{demo.url}/user/alice/lab?reset")
-    page.get_by_role("tab", name="GPU slice").click()
-    expect(panel_of(page)).to_contain_text("of 2 GiB")
-    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(request.param == "light").lower())
+def lab(request: pytest.FixtureRequest, browser: Browser, server: Student) -> Iterator[Page]:
+    page = open_lab(browser, server, request.param)
     yield page
     page.context.close()
-
-
-def panel_of(page: Page) -> Any:
-    return page.locator("#jupyter-vgpu-panel")
 
 
 def row_of(page: Page, name: str) -> Any:
@@ -125,25 +60,51 @@ def test_each_notebook_has_its_row_by_what_it_holds_and_does(student: Student, l
 
 
 def test_out_of_memory_is_explained_with_two_ways_out_that_work(student: Student, lab: Page) -> None:
-    student.start("train.ipynb", 512)
+    student.start("train.ipynb", 768)
     student.start("old.ipynb", 1024)
     expect(row_of(lab, "old.ipynb")).to_contain_text("1.06 GiB")
     asked = time.monotonic()
-    assert student.run("train.ipynb", "print(take(1024))") == OUT_OF_MEMORY
-    words = "train.ipynb asked for 1 GiB of GPU memory; 384 MiB was free. In use by: old.ipynb (1.06 GiB), train.ipynb"
+    assert student.run("train.ipynb", "print(take(512))") == OUT_OF_MEMORY
+    words = "train.ipynb asked for 512 MiB of GPU memory; 128 MiB was free. Most is held by old.ipynb: 1.06 GiB."
     told = lab.locator(".Toastify__toast").filter(has_text=words)
     expect(told).to_be_visible()
     assert time.monotonic() - asked < 3  # the notebook's own answer came back in between
-    expect(told.get_by_role("button")).to_contain_text(["Shut down old.ipynb", "Restart train.ipynb"])
-    expect(panel_of(lab).get_by_role("heading", name="Out of memory")).to_be_visible()
+    ways = ["Shut down old.ipynb (1.06 GiB)", "Restart train.ipynb (832 MiB)"]
+    expect(told.get_by_role("button")).to_contain_text(ways)
     expect(panel_of(lab).locator(".jp-vgpu-Refusals li")).to_contain_text([words])
+    expect(panel_of(lab).locator(".jp-vgpu-Ways button")).to_have_text(ways)
     lab.wait_for_timeout(1000)  # it slides in
     shot(lab, "out-of-memory")
-    told.get_by_role("button", name="Shut down old.ipynb").click()
+    told.get_by_role("button", name=ways[0]).click()
+    lab.locator(".jp-Dialog").get_by_role("button", name="Cancel").click()
+    expect(told).to_be_visible()  # nothing was done, so what can be done is still said
+    assert student.used() == 1920
+    told.get_by_role("button", name=ways[0]).click()
     lab.locator(".jp-Dialog").get_by_role("button", name="Shut down old.ipynb").click()
-    wait_until(lambda: student.used() == 576, 10, "what the other held is free in the ledger")
+    wait_until(lambda: student.used() == 832, 10, "what the other held is free in the ledger")
     expect(row_of(lab, "old.ipynb")).to_have_count(0)
-    assert student.run("train.ipynb", "print(take(1024))") == "0\n"
+    expect(told).to_have_count(0)
+    assert student.run("train.ipynb", "print(take(512))") == "0\n"
+
+
+def test_who_is_refused_again_and_again_is_told_of_once(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 64)
+    for mib in range(2500, 2508):
+        assert student.run("train.ipynb", f"print(take({mib}))") == OUT_OF_MEMORY
+        lab.wait_for_timeout(400)
+    told = lab.locator(".Toastify__toast").filter(has_text="train.ipynb asked for 2.45 GiB of GPU memory")
+    expect(told).to_have_count(1)  # the last one's words
+    lab.wait_for_timeout(2500)
+    assert lab.locator(".Toastify__toast").filter(has_text="train.ipynb asked for 2.4").count() == 1
+    expect(panel_of(lab).locator(".jp-vgpu-Refusals li").nth(7)).to_be_visible()
+
+
+def test_what_a_child_of_a_kernel_is_refused_is_its_notebooks_though_it_has_ended(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 0)
+    child = CONTEXT + "print(driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(3 << 30)))"
+    code = f"import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)"
+    assert student.run("train.ipynb", code).strip() == "2"
+    expect(lab.locator(".Toastify__toast").filter(has_text="train.ipynb asked for 3 GiB")).to_be_visible()
 
 
 def test_a_restart_from_the_row_frees_the_memory_and_is_asked_about_first(student: Student, lab: Page) -> None:
@@ -159,11 +120,24 @@ def test_a_restart_from_the_row_frees_the_memory_and_is_asked_about_first(studen
     expect(row_of(lab, "train.ipynb")).to_contain_text("does not use the GPU")
 
 
+def test_an_open_notebook_whose_kernel_is_restarted_waits_for_nothing(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 64, "import time; time.sleep(100)")
+    row_of(lab, "train.ipynb").get_by_role("button", name="train.ipynb", exact=True).click()
+    notebook = lab.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    notebook.locator(".jp-CodeCell .cm-content").click()
+    lab.keyboard.press("Shift+Enter")
+    expect(notebook.locator(".jp-InputArea-prompt").first).to_have_text("[*]:")
+    row_of(lab, "train.ipynb").get_by_role("button", name="Restart kernel of train.ipynb").click()
+    lab.locator(".jp-Dialog").get_by_role("button", name="Restart kernel of train.ipynb").click()
+    expect(notebook.locator(".jp-InputArea-prompt").first).to_have_text("[ ]:")
+    wait_until(lambda: student.used() == 0, 10, "the ledger is empty")
+
+
 def test_what_runs_is_interrupted_from_the_row(student: Student, lab: Page) -> None:
     student.start("train.ipynb", 64)
-    endless = student.later(
-        "train.ipynb", "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopped')"
-    )
+    code = "import time\ntry:\n    open('runs', 'w').close(); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopped')"
+    endless = student.later("train.ipynb", code)
+    wait_until(lambda: student.has("runs"), 10, "it runs")
     row_of(lab, "train.ipynb").get_by_role("button", name="Interrupt train.ipynb").click()
     assert endless.result(20) == "stopped\n"
     assert student.used() == 128
@@ -191,6 +165,8 @@ def test_a_changed_quota_is_seen_and_told_once(student: Student, lab: Page) -> N
             toasts.filter(has_text="Your GPU slice was changed: 1 GiB of memory and 25 % of compute now")
         ).to_have_count(1)
         expect(toasts.filter(has_text="Your programs hold 64 MiB more than your GPU slice has now")).to_have_count(1)
+        lab.wait_for_timeout(2500)
+        assert toasts.filter(has_text="Your GPU slice was changed").count() == 1
         status = lab.get_by_role("button", name=re.compile("^GPU 1.06 GiB of 1 GiB, "))
         expect(status).to_have_attribute("data-level", "full")
     finally:

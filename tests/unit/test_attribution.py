@@ -44,5 +44,13 @@ def test_each_kind_of_owner_is_named_as_what_it_is_and_the_largest_comes_first()
     ]
 
 
+def test_a_kernel_that_a_console_shares_is_the_notebooks_and_a_console_is_found_by_its_path() -> None:
+    notebook = {"kernel": {"id": "k1"}, "path": "train.ipynb", "type": "notebook", "name": ""}
+    console = {"kernel": {"id": "k1"}, "path": "console-1-uuid", "type": "console", "name": "Console 1"}
+    for sessions in ([notebook, console], [console, notebook]):
+        assert owners_of_kernels({"k1": 10}, sessions)[10] == Owner("notebook", "train.ipynb", "train.ipynb", "k1")
+    assert owners_of_kernels({"k1": 10}, [console])[10] == Owner("console", "Console 1", "console-1-uuid", "k1")
+
+
 def test_a_loop_in_the_process_tree_ends() -> None:
     assert attribute([process(50, 1, "loop")], {}, PARENTS.get)[0]["name"] == "loop"

@@ -26,6 +26,13 @@ def test_another_try_at_once_is_one_event_and_a_later_one_another() -> None:
     assert len(added(FIRST, replace(FIRST, process=OTHER))) == 2
 
 
+def test_one_event_is_known_by_when_it_was_first() -> None:
+    kept = Refusals()
+    for time in (100.0, 101.0, 102.5, 110.0):
+        kept.add(replace(FIRST, time=time, first=time))
+    assert [(refusal.first, refusal.time, refusal.times) for refusal in kept] == [(100.0, 102.5, 3), (110.0, 110.0, 1)]
+
+
 def test_guard_and_shim_speak_of_one_refusal_in_either_order() -> None:
     guards = replace(FIRST, call=None, bytes=2048)
     assert added(guards, replace(FIRST, time=100.1)) == [(100.1, 1000, "cuMemAlloc", 1)]
