@@ -95,10 +95,11 @@ format: $(STAMPS)/test $(STAMPS)/labextension
 	cd labextension && $(NPM) run format
 	$(BIN)/clang-format -i $(filter %.c %.h,$(NATIVE_SOURCES))
 
-bench: $(STAMPS)/test native
+bench: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/placement.py
 	$(BIN)/python benchmarks/hub_load.py
+	$(BIN)/python benchmarks/panel.py
 
 # BENCH: measures to take (see benchmarks/gpu/__main__.py); HAMI_CORE_LIB: a built HAMi-core to compare with.
 bench-gpu: native

@@ -25,9 +25,12 @@ SECTIONS = {
     "fault.": "Faults and changes",
     "attack.": "Hostile tenants",
     "guard.": "Without a GPU: the guard itself",
+    "hub.": "Without a GPU: the hub's side under load",
+    "panel.": "Without a GPU: the student's panel",
 }
 NOTES = {
     "memory.": "Bytes that the whole GPU had less, by NVML, when the program was refused: its context is in it.",
+    "panel.": "Nothing is done for a page that nobody sees, and in the server for one that asks nothing.",
     "compute.": "Counted in kernels of known work, over the rate of the same process with all of the GPU. MPS limits "
     "the number of multiprocessors instead of time; it was measured for plain kernels. HAMi-core: commit 8f3a89c.",
     "latency.": "A 36 us kernel every 50 ms, to the end of its synchronisation. The bare driver takes 0.7 to "

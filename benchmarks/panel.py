@@ -1,0 +1,188 @@
+"""What the panel costs and how soon it tells: a real server with 20 kernels, a real browser. Writes cpu.json.
+
+--peer DIRECTORY: where jupyter-resource-usage is installed, to measure its answer beside ours in the same server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import requests
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ui")]
+
+from results import Machine, Row, show, write  # noqa: E402
+from student import Student, open_lab, panel_of  # noqa: E402
+from support.node import Node, wait_until  # noqa: E402
+from ui import ARGUMENTS, Demo, free_port  # noqa: E402
+
+KERNELS, ASKED, ROUNDS = 20, 100, 5
+TOKEN = "a-token-for-the-benchmark"
+WATCHED_S, TRIES = 30, 8
+
+
+class Server:
+    """A Jupyter server in a slice, with our extension and the peer's, and kernels."""
+
+    def __init__(self, node: Node, peer: Path | None) -> None:
+        tenant = node.tenant("4G", 50)
+        self.url = f"http://127.0.0.1:{free_port()}"
+        extensions = {"jupyter_vgpu": True} | ({"jupyter_resource_usage": True} if peer else {})
+        path = os.pathsep.join(filter(None, [str(peer or ""), os.environ.get("PYTHONPATH", "")]))
+        self._node = node
+        self.process = node.spawn(
+            tenant,
+            *(sys.executable, "-m", "jupyter_server", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}"),
+            *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.jpserver_extensions={extensions}"),
+            *(["--allow-root"] if os.geteuid() == 0 else []),
+            env={"PYTHONPATH": path},
+        )
+        self.session = requests.Session()
+        self.session.headers["Authorization"] = f"token {TOKEN}"
+        wait_until(self._answers, 60, "the Jupyter server")
+        for number in range(KERNELS):
+            body = {"path": f"{number}.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+            self.session.post(f"{self.url}/api/sessions", json=body, timeout=60).raise_for_status()
+        time.sleep(20)  # kernels that start need the processor
+
+    def _answers(self) -> bool:
+        try:
+            return self.session.get(f"{self.url}/api/status", timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    def cost(self, path: str) -> tuple[float, int]:
+        """Milliseconds of the server's processor for an answer, and its bytes."""
+        cpu = psutil.Process(self.process.pid).cpu_times
+        size = 0
+        began, before = time.monotonic(), cpu()
+        for _ in range(ASKED):
+            size = len(self.session.get(f"{self.url}/{path}", timeout=10).content)
+        took, after = time.monotonic() - began, cpu()
+        spent = after.user + after.system - before.user - before.system
+        time.sleep(took)  # as long again, with nothing asked
+        rested = cpu()
+        idle = rested.user + rested.system - after.user - after.system
+        return 1e3 * (spent - idle) / ASKED, size
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def server_rows(peer: Path | None) -> list[Row]:
+    node = Node("--emulate", "--emulated-memory=8G")
+    server = Server(node, peer)
+    try:
+        ours, theirs, size = [], [], 0
+        for _ in range(ROUNDS):
+            cost, size = server.cost("vgpu/slice")
+            ours.append(cost)
+            if peer:
+                theirs.append(server.cost("api/metrics/v1")[0])
+    finally:
+        server.stop()
+        node.stop()
+    beside = f"; jupyter-resource-usage: {statistics.median(theirs) / 10:.2f} %" if theirs else ""
+    detail = f"of a core at 1 Hz with {KERNELS} kernels: the median of {ROUNDS} x {ASKED} answers{beside}"
+    return [
+        Row("panel.server_cpu_percent", statistics.median(ours) / 10, "percent", "lower", detail),
+        Row("panel.bytes_per_update", float(size), "bytes", "lower", f"{KERNELS} kernels, none of which uses the GPU"),
+    ]
+
+
+def main_thread_seconds(page: Page, seconds: float) -> float:
+    """Busy seconds of the page's main thread, by the browser's own account."""
+    client = page.context.new_cdp_session(page)
+    client.send("Performance.enable")
+
+    def busy() -> float:
+        metrics = client.send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+    before = busy()
+    page.wait_for_timeout(1e3 * seconds)
+    return busy() - before
+
+
+def browser_rows() -> list[Row]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    demo = Demo(free_port(), emulate=True, memory="8G")
+    try:
+        demo.start()
+        student = Student(demo)
+        for number in range(KERNELS):
+            student.start(f"{number}.ipynb", 0)
+        student.start("train.ipynb", 512)
+        with sync_playwright() as playwright:
+            page = open_lab(playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS), student)
+            page.wait_for_timeout(10_000)
+            pairs = []
+            for _ in range(3):
+                shown = main_thread_seconds(page, WATCHED_S)
+                page.get_by_role("tab", name="GPU slice").click()
+                hidden = main_thread_seconds(page, WATCHED_S)
+                page.get_by_role("tab", name="GPU slice").click()
+                pairs.append((100 * shown / WATCHED_S, 100 * hidden / WATCHED_S))
+            seen = [resize_seen(student, page, 2 + number % 2) for number in range(TRIES)]
+            told = [refusal_told(student, page, 10 + number) for number in range(TRIES)]
+    finally:
+        demo.stop()
+    more = [shown - hidden for shown, hidden in pairs]
+    return [
+        Row(
+            "panel.browser_cpu_percent",
+            statistics.median(more),
+            "percent",
+            "lower",
+            f"of a core, of the page's main thread, with the panel open at 1 Hz and {KERNELS + 1} rows, beyond the "
+            f"same page with it closed ({statistics.median(hidden for _, hidden in pairs):.1f}): {len(pairs)} pairs",
+        ),
+        Row("panel.resize_seen_s", statistics.median(seen), "s", "lower", f"worst of {TRIES}: {max(seen):.1f}"),
+        Row(
+            "panel.oom_seen_s",
+            statistics.median(told),
+            "s",
+            "lower",
+            f"from the refused call to the notification, with the way from and to the kernel; worst of {TRIES}: "
+            f"{max(told):.1f}",
+        ),
+    ]
+
+
+def resize_seen(student: Student, page: Page, gib: int) -> float:
+    began = time.monotonic()
+    student.daemon("PATCH", {"memory": f"{gib + 1}G"})
+    expect(panel_of(page)).to_contain_text(f"of {gib + 1} GiB")
+    return time.monotonic() - began
+
+
+def refusal_told(student: Student, page: Page, gib: int) -> float:
+    """Of one who is refused again the notification is kept up to date: it is waited for by what it says."""
+    began = time.monotonic()
+    student.run("train.ipynb", f"take({gib * 1024})")
+    expect(page.locator(".Toastify__toast").filter(has_text=f"train.ipynb asked for {gib} GiB")).to_be_visible()
+    return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", type=Path)
+    options = parser.parse_args()
+    rows = server_rows(options.peer) + browser_rows()
+    show(rows)
+    write("cpu", Machine(f"emulated GPU, {os.cpu_count()} cores, Linux {platform.release()}", "emulated"), rows)
+
+
+if __name__ == "__main__":
+    main()
