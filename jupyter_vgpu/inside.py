@@ -24,12 +24,12 @@ class NoSlice(RuntimeError):
         )
 
 
-def slice_client() -> Client:
-    """To vgpud, which knows by the socket who asks. Raises NoSlice."""
+def slice_client(timeout: float = 10) -> Client:
+    """To vgpud, which knows by the socket who asks. timeout: seconds. Raises NoSlice."""
     directory = os.environ.get(ENV_SLICE_DIR)
     if not directory:
         raise NoSlice
-    return Client(Path(directory) / TENANT_SOCKET)
+    return Client(Path(directory) / TENANT_SOCKET, timeout)
 
 
 @dataclass(frozen=True, slots=True)

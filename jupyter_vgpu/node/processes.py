@@ -73,7 +73,7 @@ def name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
-        return "exited"
+        return "a program that has ended"
 
 
 def variable(pid: int, key: str) -> str | None:

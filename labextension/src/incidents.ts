@@ -1,13 +1,64 @@
-import { IOwner, IQuota, IRefusal, ISlice, Usage } from './request';
+import {
+  IIdle,
+  IOwner,
+  IQuota,
+  IRefusal,
+  IRest,
+  ISlice,
+  Usage
+} from './request';
 
 /** What happened between two answers, and a person should hear of. */
 export type Incident =
   | { kind: 'refused'; refusal: IRefusal }
   | { kind: 'resized'; before: IQuota; after: IQuota }
-  | { kind: 'over'; by: number };
+  | { kind: 'over'; by: number }
+  | { kind: 'rests'; rest: IRest; action: IIdle['action']; left: number }
+  | { kind: 'ended'; name: string; seconds: number };
 
 /** Before the first answer it may have happened while the page was loading. */
 const NEWS_S = 30;
+
+/** So long before something is done about who rests: a part of the time, and at most so many seconds. */
+const WARN_PART = 0.2;
+const WARN_MAX_S = 300;
+
+/** Who is to be warned. One that is told of it already is not, until it has worked again. */
+function resting(slice: ISlice | null): Map<string, IRest> {
+  const idle = slice?.idle;
+  if (!slice || !idle) {
+    return new Map();
+  }
+  const warn = Math.min(WARN_MAX_S, WARN_PART * idle.seconds);
+  // who is only to be told is told when it is time
+  const from = idle.action === 'notify' ? 0 : warn;
+  return new Map(
+    idle.rests
+      .filter(rest => rest.until - slice.now <= from)
+      .map(rest => [`${rest.kind} ${rest.id ?? ''} ${rest.until}`, rest])
+  );
+}
+
+function idleIncidents(known: ISlice | null, after: ISlice): Incident[] {
+  const idle = after.idle;
+  if (!idle) {
+    return [];
+  }
+  const before = resting(known);
+  const rests: Incident[] = [...resting(after)]
+    .filter(([key]) => !before.has(key))
+    .map(([, rest]) => ({
+      kind: 'rests',
+      rest,
+      action: idle.action,
+      left: Math.max(0, rest.until - after.now)
+    }));
+  const since = known?.now ?? after.now - NEWS_S;
+  const ended: Incident[] = idle.ended
+    .filter(each => each.time > since)
+    .map(({ name }) => ({ kind: 'ended', name, seconds: idle.seconds }));
+  return [...rests, ...ended];
+}
 
 /** What one asker's incidents have in common. */
 export function identity(owner: IOwner): string {
@@ -24,6 +75,7 @@ export function compare(known: ISlice | null, after: Usage): Incident[] {
   const incidents: Incident[] = after.refusals.recent
     .filter(each => each.first > since && !old.has(each.first))
     .map(refusal => ({ kind: 'refused', refusal }));
+  incidents.push(...idleIncidents(known, after));
   if (!known) {
     return incidents;
   }

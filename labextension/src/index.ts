@@ -43,7 +43,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     palette: ICommandPalette | null
   ) => {
     const trans = (translator ?? nullTranslator).load('jupyter_vgpu');
-    const model = new SliceModel(app.serviceManager.serverSettings);
+    const model = new SliceModel(app.serviceManager.serverSettings, trans);
     const actions = new Actions(
       app.serviceManager,
       trans,

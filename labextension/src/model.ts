@@ -1,10 +1,12 @@
 import { ServerConnection } from '@jupyterlab/services';
+import { TranslationBundle } from '@jupyterlab/translation';
 import { VDomModel } from '@jupyterlab/ui-components';
 import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
 import { compare, Incident } from './incidents';
 import { fetchUsage, ISlice, Usage } from './request';
+import { localise } from './words';
 
 /** While somebody looks at the panel, and while only the status bar does. */
 const PANEL_MS = 1000;
@@ -23,14 +25,14 @@ export interface ISample {
 
 /** Keeps the last answer, and asks again while the page is on the screen. */
 export class SliceModel extends VDomModel {
-  constructor(settings: ServerConnection.ISettings) {
+  constructor(settings: ServerConnection.ISettings, trans: TranslationBundle) {
     super();
     this._poll = new Poll({
       auto: false,
       name: 'jupyter-vgpu:slice',
       factory: async () => {
         try {
-          this._take(await fetchUsage(settings));
+          this._take(localise(await fetchUsage(settings), trans));
         } catch (error) {
           const message = error instanceof Error ? error.message : '';
           this._take({ kind: 'none', reason: 'server-away', message });

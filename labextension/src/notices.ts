@@ -37,6 +37,8 @@ export class Notices {
     const text = incidentText(incident, this._trans);
     if (incident.kind === 'refused') {
       this._tellRefusal(incident.refusal, text);
+    } else if (incident.kind === 'rests' || incident.kind === 'ended') {
+      Notification.warning(text, { autoClose: false });
     } else if (incident.kind === 'over') {
       Notification.warning(text, { autoClose: CALM_MS });
     } else {

@@ -8,7 +8,7 @@ import { levelOf } from './level';
 import { ISample, SliceModel } from './model';
 import { INone, IRefusal, ISlice } from './request';
 import { Trend } from './trend';
-import { adviceText, refusalText, tierText, wayText } from './words';
+import { adviceText, noneText, refusalText, tierText, wayText } from './words';
 
 const TREND_S = 120;
 
@@ -83,14 +83,10 @@ function Nothing(props: {
     'daemon-away': trans.__('No numbers now'),
     'server-away': trans.__('No numbers now')
   };
-  const message =
-    none.reason === 'server-away'
-      ? trans.__('Your server does not answer: %1', none.message)
-      : none.message;
   return (
     <div className="jp-vgpu-Note">
       <h2>{titles[none.reason]}</h2>
-      <p>{message}</p>
+      <p>{noneText(none, trans)}</p>
     </div>
   );
 }

@@ -54,6 +54,23 @@ export interface IQuota {
   policy: 'hard' | 'burst';
 }
 
+/** Who holds GPU memory and rests, and until when that is let be; `server`: all of it. */
+export interface IRest {
+  kind: IOwner['kind'] | 'server';
+  id: string | null;
+  name: string;
+  until: number;
+}
+
+/** What becomes of who rests. */
+export interface IIdle {
+  action: 'notify' | 'kernel' | 'server';
+  seconds: number;
+  rests: IRest[];
+  /** Kernels that were shut down for it. */
+  ended: { name: string; time: number }[];
+}
+
 /** The server's slice. */
 export interface ISlice {
   kind: 'slice';
@@ -65,6 +82,8 @@ export interface ISlice {
   usage: { memory: number; memory_over_by: number; cores: number };
   refusals: { count: number; recent: IRefusal[] };
   holders: IHolder[];
+  /** Null: nothing becomes of who rests. */
+  idle: IIdle | null;
   /** Processes that use the GPU without the shim, where that is what holds them. */
   outside: number[];
 }

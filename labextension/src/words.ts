@@ -2,7 +2,70 @@ import { TranslationBundle } from '@jupyterlab/translation';
 
 import { formatBytes, formatPercent } from './format';
 import { Incident } from './incidents';
-import { IQuota, IRefusal, ISlice, IWayOut } from './request';
+import {
+  IIdle,
+  INone,
+  IOwner,
+  IQuota,
+  IRefusal,
+  IRest,
+  ISlice,
+  IWayOut,
+  Usage
+} from './request';
+
+/** A process' owner as it is called in the user's language; notebooks are called by their files. */
+function localName<T extends Pick<IOwner, 'kind' | 'name' | 'id'>>(
+  owner: T,
+  trans: TranslationBundle
+): T {
+  switch (owner.kind) {
+    case 'kernel':
+      return { ...owner, name: trans.__('kernel without a notebook') };
+    case 'terminal':
+      return { ...owner, name: trans.__('Terminal %1', owner.id) };
+    default:
+      return owner;
+  }
+}
+
+/** An answer with all names in the user's language. */
+export function localise(usage: Usage, trans: TranslationBundle): Usage {
+  if (usage.kind !== 'slice') {
+    return usage;
+  }
+  const local = <T extends Pick<IOwner, 'kind' | 'name' | 'id'>>(each: T): T =>
+    localName(each, trans);
+  const recent = usage.refusals.recent.map(each => ({
+    ...each,
+    asker: local(each.asker),
+    holders: each.holders.map(local),
+    ways: each.ways.map(local)
+  }));
+  return {
+    ...usage,
+    holders: usage.holders.map(local),
+    refusals: { ...usage.refusals, recent }
+  };
+}
+
+/** Why there is nothing to show. */
+export function noneText(none: INone, trans: TranslationBundle): string {
+  switch (none.reason) {
+    case 'not-under-hub':
+      return trans.__('This server was not started by a hub that shares GPUs.');
+    case 'no-slice':
+      return trans.__(
+        'This server was started without a GPU. To get one, stop it and choose a GPU slice.'
+      );
+    case 'daemon-away':
+      return trans.__(
+        'The GPU service does not answer now. What runs goes on; numbers come back.'
+      );
+    case 'server-away':
+      return trans.__('Your server does not answer: %1', none.message);
+  }
+}
 
 /** A toast shows 140 characters: a name gets so many of them. */
 const NAME_MAX = 28;
@@ -85,10 +148,51 @@ export function incidentText(
       return refusalText(incident.refusal, trans);
     case 'resized':
       return resizedText(incident.before, incident.after, trans);
+    case 'rests':
+      return restsText(incident.rest, incident.action, incident.left, trans);
+    case 'ended':
+      return trans.__(
+        '%1 was shut down: it held GPU memory and did nothing for %2.',
+        shorten(incident.name),
+        formatTime(incident.seconds, trans)
+      );
     case 'over':
       return trans.__(
         'Your programs hold %1 more than your GPU slice has now. They go on, but nothing new can be allocated.',
         formatBytes(incident.by)
+      );
+  }
+}
+
+/** `5 minutes`; under two minutes in seconds. */
+function formatTime(seconds: number, trans: TranslationBundle): string {
+  const minutes = Math.round(seconds / 60);
+  return seconds < 120
+    ? trans._n('a second', '%1 seconds', Math.round(seconds))
+    : trans._n('a minute', '%1 minutes', minutes);
+}
+
+function restsText(
+  rest: IRest,
+  action: IIdle['action'],
+  left: number,
+  trans: TranslationBundle
+): string {
+  switch (action) {
+    case 'notify':
+      return trans.__(
+        'You hold GPU memory and have not used it for a while. Others may need it: shut down what you do not need.'
+      );
+    case 'kernel':
+      return trans.__(
+        '%1 holds GPU memory and does nothing. In %2 it is shut down; what works is left alone.',
+        shorten(rest.name),
+        formatTime(left, trans)
+      );
+    case 'server':
+      return trans.__(
+        'You hold GPU memory and do nothing with it. In %1 your server is stopped; what works is left alone.',
+        formatTime(left, trans)
       );
   }
 }

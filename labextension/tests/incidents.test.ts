@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { compare } from '../src/incidents';
-import { IRefusal, ISlice } from '../src/request';
+import { IIdle, IRefusal, ISlice } from '../src/request';
 
 const NOW = 1000;
 const TRAIN = {
@@ -41,6 +41,7 @@ function slice(
     usage: { memory: 0, memory_over_by, cores: 0 },
     refusals: { count: recent.length, recent },
     holders: [],
+    idle: null,
     outside: []
   };
 }
@@ -76,6 +77,44 @@ test('a changed quota, and memory beyond it, are told', () => {
   const burst = slice();
   burst.quota.policy = 'burst';
   assert.deepEqual(kinds(slice(), burst), ['resized']);
+});
+
+function resting(
+  action: IIdle['action'],
+  until: number,
+  ended: IIdle['ended'] = []
+): ISlice {
+  const rest = {
+    kind: 'notebook',
+    id: 'k1',
+    name: 'old.ipynb',
+    until
+  } as const;
+  const idle: IIdle = { action, seconds: 600, rests: [rest], ended };
+  return { ...slice(), idle };
+}
+
+test('who rests is warned once, a fifth of the time before', () => {
+  const early = resting('kernel', NOW + 121);
+  const late = resting('kernel', NOW + 120);
+  assert.deepEqual(kinds(early, early), []);
+  assert.deepEqual(kinds(early, late), ['rests']);
+  assert.deepEqual(kinds(null, late), ['rests']);
+  assert.deepEqual(kinds(late, late), []);
+  const again = resting('kernel', NOW + 119); // it worked in between
+  assert.deepEqual(kinds(late, again), ['rests']);
+});
+
+test('where nothing is done the user is told when it is time', () => {
+  assert.deepEqual(kinds(slice(), resting('notify', NOW + 1)), []);
+  assert.deepEqual(kinds(slice(), resting('notify', NOW)), ['rests']);
+});
+
+test('a kernel that was shut down for it is told of once', () => {
+  const ended = [{ name: 'old.ipynb', time: NOW - 1 }];
+  const after = resting('kernel', NOW + 500, ended);
+  assert.deepEqual(kinds({ ...slice(), now: NOW - 2 }, after), ['ended']);
+  assert.deepEqual(kinds(after, after), []);
 });
 
 test('it is the server whose clock counts', () => {

@@ -13,7 +13,9 @@ const TOAST = 140;
 /** English, as where nothing is translated. */
 const trans = {
   __: (text: string, ...values: unknown[]) =>
-    text.replace(/%(\d)/g, (_, place: string) => String(values[+place - 1]))
+    text.replace(/%(\d)/g, (_, place: string) => String(values[+place - 1])),
+  _n: (one: string, many: string, count: number) =>
+    count === 1 ? one : many.replace('%1', String(count))
 } as TranslationBundle;
 
 function owner(name: string): IRefusal['asker'] {
@@ -60,6 +62,22 @@ test('a changed policy is called what it means', () => {
     incidentText({ kind: 'resized', before: hard, after }, trans),
     'You may use compute that others leave idle now.'
   );
+});
+
+test('who rests is told what becomes of it, and when', () => {
+  const rest = {
+    kind: 'notebook',
+    id: 'k',
+    name: 'a.ipynb',
+    until: 0
+  } as const;
+  const said = (action: 'notify' | 'kernel' | 'server', left: number): string =>
+    incidentText({ kind: 'rests', rest, action, left }, trans);
+  assert.match(said('kernel', 290), /^a\.ipynb holds .* In 5 minutes it is/);
+  assert.match(said('server', 20), /In 20 seconds your server is stopped/);
+  for (const action of ['notify', 'kernel', 'server'] as const) {
+    assert.ok(said(action, 290).length <= TOAST, said(action, 290));
+  }
 });
 
 test('what never fits is called that', () => {

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hook.h"
@@ -18,6 +20,7 @@
 #define MAX_MESSAGE 128
 #define MAX_ANSWER 64
 #define PATIENCE_SECONDS 3
+#define HEARD_MS 100
 #define HIGH_DESCRIPTOR 56 /* below 64: the kernel takes 15 ms to give threads a larger table */
 
 /* One connection a process. What a process holds is given back when its connection closes, kill -9 included. */
@@ -169,14 +172,16 @@ enum daemon_answer daemon_set_managed(uint64_t bytes)
     return ask(text);
 }
 
-/* Said and not waited for: a daemon that is busy must not keep the application. */
-static void say_once(const char *text)
+/* Said, and waited so long for that it was heard: a daemon that is busy must not keep the application. */
+static void say_once(const char *text, int patience_ms)
 {
     int fd = connect_daemon(SOCK_NONBLOCK);
 
     if (fd < 0)
         return;
-    send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT);
+    struct pollfd heard = {.fd = fd, .events = POLLIN};
+    if (send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) > 0 && patience_ms)
+        poll(&heard, 1, patience_ms); /* a signal ends it: no matter */
     close(fd);
 }
 
@@ -194,7 +199,7 @@ void report_unknown(const char *symbol)
     if (place >= MAX_UNKNOWN || snprintf(text, sizeof text, "unknown %s", symbol) >= (int)sizeof text)
         return;
     told[place] = symbol;
-    say_once(text);
+    say_once(text, 0);
 }
 
 void report_full(uint64_t bytes)
@@ -202,13 +207,17 @@ void report_full(uint64_t bytes)
     char text[MAX_MESSAGE];
 
     snprintf(text, sizeof text, "full %" PRIu64, bytes);
-    say_once(text);
+    say_once(text, 0);
 }
 
+/* Many a program ends over it at once, and the daemon would not know any more who it was: so it is waited for. */
 void report_refused(const char *call, uint64_t bytes)
 {
+    static time_t waited; /* once a second: a program that is refused all the time is not to wait all the time */
     char text[MAX_MESSAGE];
+    time_t now = time(NULL);
+    bool waits = __atomic_exchange_n(&waited, now, __ATOMIC_RELAXED) != now;
 
     if (snprintf(text, sizeof text, "refused %s %" PRIu64, call, bytes) < (int)sizeof text)
-        say_once(text);
+        say_once(text, waits ? HEARD_MS : 0);
 }

@@ -15,6 +15,7 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 from traitlets.utils.importstring import import_item
 
+from jupyter_vgpu.idle import Action, IdleRule
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quotas import Policy
 
@@ -51,6 +52,7 @@ def setup_vgpu(
     db_url: str | None = None,
     port: int | None = None,
     gpu_idle_minutes: float | None = None,
+    gpu_idle_action: str = "server",
 ) -> None:
     """Give a hub GPU slices: call it last in jupyterhub_config.py, after the traits that you set.
 
@@ -62,8 +64,10 @@ def setup_vgpu(
         admin_groups: hub groups whose members may.
         db_url: the database with users' quotas, as SQLAlchemy writes it; by default a SQLite file beside the hub.
         port: of the service, on 127.0.0.1; by default a free one, chosen when the hub starts.
-        gpu_idle_minutes: stop servers that hold GPU memory and launched nothing for so long, by jupyterhub-idle-culler.
-            A working job is never touched. None: nothing is stopped.
+        gpu_idle_minutes: do something about who holds GPU memory and launched nothing for so long; the user is told a
+            while before. A working job is never touched. None: nothing is done.
+        gpu_idle_action: what: `notify` (the user is told, and no more), `kernel` (kernels that rest are shut down) or
+            `server` (the server is stopped, by jupyterhub-idle-culler).
 
     Raises:
         QuotaError: for a limit or slice that is none.
@@ -102,11 +106,12 @@ def setup_vgpu(
         }
     )
     if gpu_idle_minutes is not None:
-        c.JupyterHub.services = [
-            *_list(c, "services"),
-            _idle_culler(_trait(c, spawner, "vgpu_socket"), gpu_idle_minutes),
-        ]
-        roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
+        rule = _idle_rule(gpu_idle_minutes, gpu_idle_action)
+        c.VGPUMixin.gpu_idle_minutes, c.VGPUMixin.gpu_idle_action = gpu_idle_minutes, str(rule.action)
+        if rule.action is Action.SERVER:
+            culler = _idle_culler(_trait(c, spawner, "vgpu_socket"), rule.seconds)
+            c.JupyterHub.services = [*_list(c, "services"), culler]
+            roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
     mine = _list(c, "load_roles")
     c.JupyterHub.load_roles = [*(_with_access(mine) if queue else mine), *roles]
 
@@ -145,10 +150,15 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
     }
 
 
-def _idle_culler(daemon: str, minutes: float) -> dict[str, Any]:
+def _idle_rule(minutes: float, action: str) -> IdleRule:
     if minutes <= 0:
         raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
-    seconds = minutes * 60
+    if action not in list(Action):
+        raise ValueError(f"gpu_idle_action={action!r} is unknown: give one of {', '.join(Action)}")
+    return IdleRule(60 * minutes, Action(action))
+
+
+def _idle_culler(daemon: str, seconds: float) -> dict[str, Any]:
     every = max(1, round(min(60, seconds / 2)))
     config = Path(__file__).with_name("idle_culler_config.py")
     arguments = [f"--config={config}", f"--timeout={max(1, round(seconds))}", f"--cull-every={every}"]

@@ -13,6 +13,7 @@ from jupyterhub.utils import maybe_future
 from traitlets import Dict, Enum, Float, List, Unicode, Union
 from traitlets.config import Configurable
 
+from jupyter_vgpu.idle import Action, IdleRule
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_memory
 
 from .database import Database, Metered
@@ -255,6 +256,35 @@ class Limits(_Base):
         """,
     ).tag(config=True)
 
+    gpu_idle_minutes = Float(
+        default_value=None,
+        allow_none=True,
+        help="""
+        After how many minutes without work something is done about who holds GPU memory.
+
+        The user is told a while before; `gpu_idle_action` says what is done. `setup_vgpu` sets both. None: nothing::
+
+            setup_vgpu(c, gpu_idle_minutes=30)
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_idle_action = Enum(
+        [str(action) for action in Action],
+        default_value=str(Action.SERVER),
+        help="""
+        What is done about who holds GPU memory and rests.
+
+        `notify`: the user is told. `kernel`: the server itself shuts down kernels that rest, one by one. `server`: the
+        hub's culler stops the server where all of it rests::
+
+            setup_vgpu(c, gpu_idle_minutes=30, gpu_idle_action="kernel")
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
     vgpu_db_url = Unicode(
         help="""
         The database with users' quotas and GPU-hours, as SQLAlchemy writes it.
@@ -266,6 +296,12 @@ class Limits(_Base):
         .. versionadded:: 0.1
         """
     ).tag(config=True)
+
+    def idle_rule(self) -> IdleRule | None:
+        """What becomes of who holds GPU memory and rests; None: nothing."""
+        if self.gpu_idle_minutes is None:
+            return None
+        return IdleRule(60 * self.gpu_idle_minutes, Action(self.gpu_idle_action))
 
     async def _resolve(self, value: Any) -> Any:
         return await maybe_future(value(self)) if callable(value) else value

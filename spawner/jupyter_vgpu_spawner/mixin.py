@@ -13,6 +13,7 @@ from tornado import web
 from traitlets import default
 
 from jupyter_vgpu.client import DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.idle import LABEL as IDLE_LABEL
 from jupyter_vgpu.quotas import Quota, QuotaError
 
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
@@ -181,6 +182,8 @@ class VGPUMixin(Queueing):
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
         labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
+        if rule := self.idle_rule():
+            labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
         if gpu:
             body["gpu"] = gpu

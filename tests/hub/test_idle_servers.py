@@ -11,7 +11,7 @@ import pytest
 from support.node import Node, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Hub
+from hub import Hub, HubUser
 
 MIB = 1 << 20
 LIMIT_S = 12
@@ -34,7 +34,7 @@ import threading, time
 context = driver.cuCtxGetCurrent()[1]
 def work():
     driver.cuCtxSetCurrent(context)
-    for _ in range(300):
+    for _ in range(600):
         driver.cuMemsetD8(buffer, 1, 64 << 20)
         time.sleep(0.2)
 threading.Thread(target=work, daemon=True).start()
@@ -74,4 +74,41 @@ def test_a_slice_that_nobody_uses_is_left_while_its_user_is_there(hub: Hub, node
         alice.get("vgpu/slice")
         time.sleep(1)
     assert node.used("alice/") == 0
+    alice.stop()
+
+
+def resting(user: HubUser) -> list[str]:
+    return [rest["name"] for rest in user.get("vgpu/slice")["idle"]["rests"]]
+
+
+@pytest.fixture
+def hub_that_ends_kernels(node: Node) -> Iterator[Hub]:
+    action = 'gpu_idle_minutes=0.2, gpu_idle_action="kernel"'
+    made = Hub(node, CONFIG.replace("{root}", str(node.root)).replace("gpu_idle_minutes=0.2", action))
+    yield made
+    made.stop()
+
+
+def test_a_kernel_that_rests_is_shut_down_and_its_server_and_those_that_work_go_on(
+    hub_that_ends_kernels: Hub, node: Node
+) -> None:
+    alice = hub_that_ends_kernels.user("alice")
+    alice.spawn("1GiB-25")
+    sessions = {
+        path: alice.open_notebook(path)["kernel"]["id"] for path in ("rests.ipynb", "works.ipynb", "text.ipynb")
+    }
+    alice.execute(sessions["works.ipynb"], WORK)
+    alice.execute(sessions["rests.ipynb"], HOLD)
+    wait_until(lambda: resting(alice) == ["rests.ipynb"], 10, "one rests, and one is seen at work")
+    told = alice.get("vgpu/slice")["idle"]
+    assert (told["action"], told["seconds"]) == ("kernel", LIMIT_S)
+    assert LIMIT_S - 10 < told["rests"][0]["until"] - time.time() <= LIMIT_S
+
+    def running() -> set[str]:
+        return {kernel["id"] for kernel in alice.get("api/kernels")}
+
+    wait_until(lambda: sessions["rests.ipynb"] not in running(), 90, "the resting kernel is shut down")
+    assert running() == {sessions["works.ipynb"], sessions["text.ipynb"]}
+    assert [each["name"] for each in alice.get("vgpu/slice")["idle"]["ended"]] == ["rests.ipynb"]
+    assert node.show("alice/")["activity"]["busy"]
     alice.stop()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -110,13 +111,19 @@ def test_a_traceback_of_too_little_memory_has_a_note_and_others_have_none(node: 
     assert note in err
 
 
+def _as_by_a_shell() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever ran before in this process may have ignored it
+
+
 class Terminal:
     """A command on a terminal of its own."""
 
     def __init__(self, *argv: str, **environment: str) -> None:
         self._ours, theirs = pty.openpty()
         environment = {**os.environ, "COLUMNS": "140", "LINES": "50", "TERM": "xterm", **environment}
-        self.process = subprocess.Popen(argv, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+        self.process = subprocess.Popen(
+            argv, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_as_by_a_shell
+        )
         os.close(theirs)
         self._seen = ""
 
@@ -131,7 +138,12 @@ class Terminal:
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(10)
+        end = time.monotonic() + 10
+        while self.process.poll() is None and time.monotonic() < end:  # who writes to a full terminal waits
+            if select.select([self._ours], [], [], 0.1)[0]:
+                with suppress(OSError):  # its other side is closed
+                    os.read(self._ours, 1 << 16)
+        return self.process.wait(1)
 
 
 def test_top_shows_all_slices_live_and_lives_through_a_restart(node: Node, tenant: dict[str, Any]) -> None:

@@ -60,6 +60,19 @@ class Student:
         """MiB, as the ledger says."""
         return int(self.daemon("GET")["usage"]["memory"]) // MIB
 
+    def log_in(self, page: Page) -> None:
+        """With the cookies of this session."""
+        cookies = [
+            {"name": cookie.name, "value": cookie.value or "", "domain": "127.0.0.1", "path": cookie.path}
+            for cookie in self.user.session.cookies
+        ]
+        page.context.add_cookies(cookies)  # type: ignore[arg-type]
+
+    def set_language(self, locale: str) -> None:
+        """JupyterLab's, from its next start on."""
+        settings = {"raw": f'{{"locale": "{locale}"}}'}
+        self.user.put("lab/api/settings/@jupyterlab/translation-extension:plugin", settings)
+
     def end_all(self) -> None:
         wait_until(self._end, 20, "nothing runs and nothing is held")
 
@@ -74,11 +87,7 @@ class Student:
 def open_lab(browser: Browser, student: Student, theme: str = "light") -> Page:
     """JupyterLab of that student, with the panel open."""
     page = new_page(browser, color_scheme=theme)
-    cookies = [
-        {"name": cookie.name, "value": cookie.value or "", "domain": "127.0.0.1", "path": cookie.path}
-        for cookie in student.user.session.cookies
-    ]
-    page.context.add_cookies(cookies)  # type: ignore[arg-type]
+    student.log_in(page)
     themes = {"raw": f'{{"theme": "JupyterLab {theme.title()}"}}'}
     student.user.put("lab/api/settings/@jupyterlab/apputils-extension:themes", themes)
     page.goto(f"{student.demo.url}/user/alice/lab?reset")

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from student import OUT_OF_MEMORY, Student, open_lab, panel_of
 from support.node import wait_until
 from support.programs import CONTEXT
-from ui import Demo, shot, violations
+from ui import Demo, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -204,3 +204,30 @@ def test_it_is_found_in_the_command_palette(lab: Page) -> None:
     lab.locator(".lm-CommandPalette-input").fill("show gpu slice")
     lab.keyboard.press("Enter")
     expect(panel_of(lab)).to_be_visible()
+
+
+def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser: Browser) -> None:
+    student.set_language("zh_CN")
+    page = new_page(browser)
+    try:
+        student.log_in(page)
+        page.goto(f"{student.demo.url}/user/alice/lab?reset")
+        page.get_by_role("tab", name="GPU 切片").click()
+        student.start("train.ipynb", 512)
+        assert student.run("train.ipynb", "print(take(3000))") == OUT_OF_MEMORY
+        words = "train.ipynb 申请 2.93 GiB 显存，超过了您的整个切片。"
+        expect(page.locator(".Toastify__toast").filter(has_text=words).first).to_be_visible()
+        expect(page.get_by_role("button", name="GPU 576 MiB / 2 GiB，")).to_be_visible()
+        expect(panel_of(page)).to_contain_text("尚未计算过")
+        labels = (
+            panel_of(page)
+            .locator("[aria-label], [title]")
+            .evaluate_all("all => all.flatMap(each => [each.ariaLabel, each.title])")
+        )
+        text = panel_of(page).inner_text() + " ".join(filter(None, labels))
+        names = r"\w+\.ipynb|Emulated vGPU device|GPU|[GM]iB|guard|PyTorch|torch\.cuda\.empty_cache|[AP]M"
+        assert re.findall(r"[A-Za-z]{2,}", re.sub(names, "", text)) == []
+        shot(page, "panel-zh")
+    finally:
+        student.set_language("en")
+        page.context.close()

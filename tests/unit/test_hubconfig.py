@@ -96,6 +96,8 @@ def test_what_can_not_be_is_said_when_the_hub_starts() -> None:
     c.VGPUMixin.gpu_slices = [{"memory": "4G"}]
     with pytest.raises(QuotaError, match="each slice is a dict with 'memory' and 'cores'"):
         setup_vgpu(c)
+    with pytest.raises(ValueError, match="gpu_idle_action='sleep' is unknown: give one of notify, kernel, server"):
+        setup_vgpu(Config(), gpu_idle_minutes=5, gpu_idle_action="sleep")
     with pytest.raises(ValueError, match="gpu_idle_minutes=0 is no time"):
         setup_vgpu(Config(), gpu_idle_minutes=0)
 
