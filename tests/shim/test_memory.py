@@ -113,7 +113,7 @@ input()
     assert process.stdout.readline() == "forked\n"
     assert usage(node)["memory_managed"] == 256 * MIB
     process.communicate("\n", timeout=20)
-    assert usage(node)["memory_managed"] == 0
+    wait_until(lambda: usage(node)["memory_managed"] == 0, 2, "its end gives it back")
 
 
 @pytest.mark.parametrize("op", ["alloc", "managed"])
