@@ -39,7 +39,6 @@ class Server:
         self.url = f"http://127.0.0.1:{free_port()}"
         extensions = {"jupyter_vgpu": True} | ({"jupyter_resource_usage": True} if peer else {})
         path = os.pathsep.join(filter(None, [str(peer or ""), os.environ.get("PYTHONPATH", "")]))
-        self._node = node
         self.process = node.spawn(
             tenant,
             *(sys.executable, "-m", "jupyter_server", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}"),

@@ -28,6 +28,15 @@ class IdleRule:
     action: Action
 
     @classmethod
+    def after(cls, minutes: float, action: str) -> IdleRule:
+        """As an admin says it. Raises ValueError."""
+        if minutes <= 0:
+            raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
+        if action not in list(Action):
+            raise ValueError(f"gpu_idle_action={action!r} is unknown: give one of {', '.join(Action)}")
+        return cls(60 * minutes, Action(action))
+
+    @classmethod
     def of(cls, labels: Mapping[str, str]) -> IdleRule | None:
         """The rule on a slice; None: there is none that this version knows."""
         try:

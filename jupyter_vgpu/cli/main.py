@@ -15,7 +15,7 @@ from ..paths import ADMIN_SOCKET, ENV_SLICE_DIR, default_run_dir
 from ..quotas import Policy, Quota, QuotaError
 from . import doctor, run, status, top
 
-_OK, _FAILED, _USAGE = 0, 1, 2
+_OK, _FAILED = 0, 1
 _INTERVALS = (0.2, 60.0)
 
 

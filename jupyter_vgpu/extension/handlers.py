@@ -41,4 +41,15 @@ def setup(server_app: ServerApp) -> None:
     view = Slice(server_app)
     server_app.web_app.add_handlers(".*$", [(url_path_join(base, "vgpu", "slice"), SliceHandler, {"view": view})])
     if os.environ.get(ENV_SLICE_DIR):
-        PeriodicCallback(view.end_idle_kernels, LOOK_MS).start()
+        _look_after_kernels(view)
+
+
+def _look_after_kernels(view: Slice) -> None:
+    """As long as there is something to look after."""
+
+    async def look() -> None:
+        if not await view.end_idle_kernels():
+            callback.stop()
+
+    callback = PeriodicCallback(look, LOOK_MS)
+    callback.start()

@@ -93,17 +93,23 @@ class Slice:
         rests = self._rests.look(rule, view, rows, now)
         return {"action": str(rule.action), "seconds": rule.seconds, "rests": rests, "ended": self._ended}
 
-    async def end_idle_kernels(self) -> None:
-        """Where the hub wants it so: shut down the kernels that held GPU memory and rested for too long."""
+    async def end_idle_kernels(self) -> bool:
+        """Where the hub wants it so: shut down the kernels that held GPU memory and rested for too long.
+
+        False: it does not want it, and a slice's rule stays as it was made.
+        """
         told = await self.answer()
-        idle = told.get("idle")
+        if told["kind"] != "slice":
+            return True  # nobody answers now
+        idle = told["idle"]
         if not idle or idle["action"] != Action.KERNEL:
-            return
+            return False
         for rest in idle["rests"]:
             if rest["until"] <= told["now"]:
                 await ensure_async(self._server.kernel_manager.shutdown_kernel(rest["id"]))
                 self._server.log.info("GPU: shut down %s, which rested for %.0f s", rest["name"], idle["seconds"])
                 self._ended = [*self._ended, {"name": rest["name"], "time": told["now"]}][-ENDED_KEPT:]
+        return True
 
     async def _owners(self) -> dict[int, Owner]:
         manager = self._server.kernel_manager

@@ -7,6 +7,7 @@ import {
 import { Kernel, KernelAPI, ServiceManager } from '@jupyterlab/services';
 import { TranslationBundle } from '@jupyterlab/translation';
 
+import { SliceModel } from './model';
 import { IOwner } from './request';
 
 /** What can be done about somebody who uses the GPU. */
@@ -21,17 +22,16 @@ export interface IOpen {
 
 /** Does it to kernels and terminals; asks first where something is lost. */
 export class Actions {
-  /** isBusy: whether it works on the GPU now. */
   constructor(
     services: ServiceManager.IManager,
+    model: SliceModel,
     trans: TranslationBundle,
-    open: () => Iterable<IOpen>,
-    isBusy: (target: Target) => boolean
+    open: () => Iterable<IOpen>
   ) {
     this._services = services;
+    this._model = model;
     this._trans = trans;
     this._open = open;
-    this._isBusy = isBusy;
   }
 
   /** Which of them there are for it. */
@@ -56,7 +56,7 @@ export class Actions {
     }
   }
 
-  /** Resolves to whether it was done. */
+  /** Resolves to whether it was done; then new numbers are asked for. */
   async run(action: Action, target: Target): Promise<boolean> {
     const id = target.id;
     if (id === null || !(await this._isMeant(action, target))) {
@@ -64,6 +64,7 @@ export class Actions {
     }
     try {
       await this._perform(action, target.kind, id);
+      this._model.refresh();
       return true;
     } catch (error) {
       const title = this._trans.__(
@@ -117,6 +118,16 @@ export class Actions {
     }
   }
 
+  private _isBusy(target: Target): boolean {
+    const usage = this._model.usage;
+    return (
+      usage?.kind === 'slice' &&
+      usage.holders.some(
+        each => each.kind === target.kind && each.id === target.id && each.busy
+      )
+    );
+  }
+
   private _connection(id: string): Kernel.IKernelConnection | null {
     for (const { sessionContext } of this._open()) {
       const kernel = sessionContext?.session?.kernel;
@@ -128,7 +139,7 @@ export class Actions {
   }
 
   private _open: () => Iterable<IOpen>;
-  private _isBusy: (target: Target) => boolean;
+  private _model: SliceModel;
   private _services: ServiceManager.IManager;
   private _trans: TranslationBundle;
 }

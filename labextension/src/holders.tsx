@@ -9,6 +9,7 @@ import * as React from 'react';
 
 import { Action, Actions } from './actions';
 import { formatBytes, formatPercent } from './format';
+import { identity } from './incidents';
 import { IHolder, IOwner } from './request';
 
 const ICONS: Record<Action, LabIcon> = {
@@ -21,12 +22,6 @@ const ICONS: Record<Action, LabIcon> = {
 export interface IRowActions {
   actions: Actions;
   open: (owner: IOwner) => void;
-  /** Something was done: ask for new numbers. */
-  done: () => void;
-}
-
-function keyOf(holder: IHolder): string {
-  return `${holder.kind} ${holder.id ?? holder.name}`;
 }
 
 /**
@@ -43,12 +38,12 @@ export function Holders(
   const { holders, trans, ...more } = props;
   const [kept, keep] = React.useState<string[]>([]);
   const place = (holder: IHolder): number => {
-    const at = kept.indexOf(keyOf(holder));
+    const at = kept.indexOf(identity(holder));
     return at < 0 ? kept.length : at;
   };
   const rows = [...holders].sort((a, b) => place(a) - place(b));
   const hold = (): void => {
-    keep(rows.map(keyOf));
+    keep(rows.map(identity));
   };
   const release = (): void => {
     keep([]);
@@ -66,7 +61,7 @@ export function Holders(
         onBlur={release}
       >
         {rows.map(holder => (
-          <Row key={keyOf(holder)} holder={holder} trans={trans} {...more} />
+          <Row key={identity(holder)} holder={holder} trans={trans} {...more} />
         ))}
       </ul>
     </>
@@ -80,7 +75,7 @@ function Row(
     trans: TranslationBundle;
   } & IRowActions
 ): React.ReactElement {
-  const { holder, now, trans, actions, open, done } = props;
+  const { holder, now, trans, actions, open } = props;
   return (
     <li>
       <Name holder={holder} open={open} />
@@ -92,11 +87,7 @@ function Row(
             key={action}
             icon={ICONS[action]}
             label={actions.label(action, holder)}
-            run={async () => {
-              if (await actions.run(action, holder)) {
-                done();
-              }
-            }}
+            run={() => actions.run(action, holder)}
           />
         ))}
       </span>
@@ -129,7 +120,7 @@ function Name(props: {
 function ActionButton(props: {
   icon: LabIcon;
   label: string;
-  run: () => Promise<void>;
+  run: () => Promise<unknown>;
 }): React.ReactElement {
   return (
     <button

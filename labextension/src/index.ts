@@ -46,14 +46,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
     const model = new SliceModel(app.serviceManager.serverSettings, trans);
     const actions = new Actions(
       app.serviceManager,
+      model,
       trans,
-      () => app.shell.widgets('main') as Iterable<IOpen>,
-      target =>
-        model.usage?.kind === 'slice' &&
-        model.usage.holders.some(
-          each =>
-            each.kind === target.kind && each.id === target.id && each.busy
-        )
+      () => app.shell.widgets('main') as Iterable<IOpen>
     );
     const show = (): void => {
       void app.commands.execute(CommandIDs.show);

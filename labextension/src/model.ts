@@ -14,7 +14,8 @@ const BAR_MS = 2000;
 /** A server without a slice gets none while it runs. */
 const NEVER_MS = 60000;
 const BACKOFF_MAX_MS = 30000;
-const HISTORY_S = 120;
+/** What was in use is kept for so long. */
+export const HISTORY_S = 120;
 
 /** What was in use at a moment: bytes, percent, seconds since 1970. */
 export interface ISample {

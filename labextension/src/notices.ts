@@ -19,7 +19,6 @@ export class Notices {
     trans: TranslationBundle,
     show: () => void
   ) {
-    this._model = model;
     this._actions = actions;
     this._trans = trans;
     this._show = show;
@@ -74,7 +73,6 @@ export class Notices {
         void this._actions.run(way.action, way).then(done => {
           if (done) {
             Notification.dismiss(id());
-            this._model.refresh();
           }
         });
       }
@@ -86,7 +84,6 @@ export class Notices {
     return ways.length > 0 ? ways : [all];
   }
 
-  private _model: SliceModel;
   private _actions: Actions;
   private _trans: TranslationBundle;
   private _show: () => void;

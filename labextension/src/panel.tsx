@@ -5,12 +5,10 @@ import * as React from 'react';
 import { formatBytes, formatPercent } from './format';
 import { Holders, IRowActions } from './holders';
 import { levelOf } from './level';
-import { ISample, SliceModel } from './model';
+import { HISTORY_S, ISample, SliceModel } from './model';
 import { INone, IRefusal, ISlice } from './request';
 import { Trend } from './trend';
 import { adviceText, noneText, refusalText, tierText, wayText } from './words';
-
-const TREND_S = 120;
 
 const gpuIcon = new LabIcon({
   name: 'jupyter-vgpu:gpu',
@@ -20,19 +18,10 @@ const gpuIcon = new LabIcon({
 
 /** The sidebar panel. */
 export class SlicePanel extends VDomRenderer<SliceModel> {
-  constructor(
-    model: SliceModel,
-    trans: TranslationBundle,
-    rows: Omit<IRowActions, 'done'>
-  ) {
+  constructor(model: SliceModel, trans: TranslationBundle, rows: IRowActions) {
     super(model);
     this._trans = trans;
-    this._rows = {
-      ...rows,
-      done: () => {
-        model.refresh();
-      }
-    };
+    this._rows = rows;
     this.id = 'jupyter-vgpu-panel';
     this.title.icon = gpuIcon;
     this.title.caption = trans.__('GPU slice');
@@ -190,7 +179,7 @@ function Usage(props: {
       <Trend
         points={points}
         limit={limit}
-        seconds={TREND_S}
+        seconds={HISTORY_S}
         label={trans.__(
           '%1 over the last two minutes: at most %2',
           label,
@@ -205,7 +194,7 @@ function Usage(props: {
 function Refusals(
   props: { refusals: IRefusal[]; trans: TranslationBundle } & IRowActions
 ): React.ReactElement | null {
-  const { refusals, trans, actions, done } = props;
+  const { refusals, trans, actions } = props;
   if (refusals.length === 0) {
     return null;
   }
@@ -220,11 +209,7 @@ function Refusals(
             key={`${way.action} ${way.id}`}
             type="button"
             onClick={() => {
-              void actions.run(way.action, way).then(success => {
-                if (success) {
-                  done();
-                }
-              });
+              void actions.run(way.action, way);
             }}
           >
             {wayText(way, trans)}

@@ -71,7 +71,7 @@ export function noneText(none: INone, trans: TranslationBundle): string {
 const NAME_MAX = 28;
 
 /** The beginning and the end of a long name. */
-export function shorten(name: string): string {
+function shorten(name: string): string {
   const half = (NAME_MAX - 1) / 2;
   return name.length <= NAME_MAX
     ? name

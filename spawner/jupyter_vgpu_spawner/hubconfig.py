@@ -106,7 +106,7 @@ def setup_vgpu(
         }
     )
     if gpu_idle_minutes is not None:
-        rule = _idle_rule(gpu_idle_minutes, gpu_idle_action)
+        rule = IdleRule.after(gpu_idle_minutes, gpu_idle_action)
         c.VGPUMixin.gpu_idle_minutes, c.VGPUMixin.gpu_idle_action = gpu_idle_minutes, str(rule.action)
         if rule.action is Action.SERVER:
             culler = _idle_culler(_trait(c, spawner, "vgpu_socket"), rule.seconds)
@@ -148,14 +148,6 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
         "oauth_client_allowed_scopes": [READ_SCOPE, WRITE_SCOPE],
         "oauth_no_confirm": True,
     }
-
-
-def _idle_rule(minutes: float, action: str) -> IdleRule:
-    if minutes <= 0:
-        raise ValueError(f"gpu_idle_minutes={minutes} is no time: give minutes above 0, or None to stop nothing")
-    if action not in list(Action):
-        raise ValueError(f"gpu_idle_action={action!r} is unknown: give one of {', '.join(Action)}")
-    return IdleRule(60 * minutes, Action(action))
 
 
 def _idle_culler(daemon: str, seconds: float) -> dict[str, Any]:

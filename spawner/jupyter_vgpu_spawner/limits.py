@@ -301,7 +301,7 @@ class Limits(_Base):
         """What becomes of who holds GPU memory and rests; None: nothing."""
         if self.gpu_idle_minutes is None:
             return None
-        return IdleRule(60 * self.gpu_idle_minutes, Action(self.gpu_idle_action))
+        return IdleRule.after(self.gpu_idle_minutes, self.gpu_idle_action)
 
     async def _resolve(self, value: Any) -> Any:
         return await maybe_future(value(self)) if callable(value) else value
