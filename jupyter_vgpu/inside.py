@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import html
 import os
 from collections.abc import Mapping
@@ -100,6 +101,16 @@ class Usage:
             name = f"{process.name} (this one)" if process.pid == os.getpid() else process.name
             rows.append(row(str(process.pid), name, format_bytes(process.memory), format_percent(process.cores)))
         return f"<table><caption>{html.escape(str(self))}</caption>{''.join(rows)}</table>"
+
+
+def launches() -> int | None:
+    """Kernels and graphs that this very process has launched so far; None: nobody counts, for the shim is not in it."""
+    try:
+        count = ctypes.CDLL(None).vgpu_launches
+    except AttributeError:
+        return None
+    count.restype = ctypes.c_uint64
+    return int(count())
 
 
 def quota() -> Quota:

@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from .client import DaemonError
-from .inside import NoSlice, Usage, usage
+from .inside import NoSlice, Usage, launches, usage
 from .quotas import format_bytes, format_percent
 
 SAMPLE_S = 0.1
@@ -64,7 +64,8 @@ class VGPUMagics(Magics):
 
     @cell_magic("vgpu")
     def measure(self, line: str, cell: str) -> None:
-        """Run the cell, then say how much GPU memory the slice had in use at most, and how long it had the GPU."""
+        """Run the cell, then say how much GPU memory the slice had in use at most, how long it had the GPU, and how
+        many kernels and graphs this notebook launched."""
         shell: InteractiveShell = self.shell
         try:
             before = usage()
@@ -74,21 +75,24 @@ class VGPUMagics(Magics):
             return
         peak = Peak(before)
         peak.start()
-        began = time.monotonic()
+        began, launched = time.monotonic(), launches()
         try:
             shell.run_cell(cell)
         finally:
             peak.finish()
-            print(summary(before, peak.last, peak.most, time.monotonic() - began))
+            seconds, after = time.monotonic() - began, launches()
+            count = None if launched is None or after is None else after - launched
+            print(summary(before, peak.last, peak.most, seconds, count))
 
 
-def summary(before: Usage, after: Usage, most: int, seconds: float) -> str:
-    """What a cell did, in a line."""
+def summary(before: Usage, after: Usage, most: int, seconds: float, launched: int | None) -> str:
+    """What a cell did, in a line. launched: None where nobody counts."""
     on_gpu = after.on_gpu_s - before.on_gpu_s
     return (
         f"{seconds:.1f} s; memory at most {format_bytes(most)} of {format_bytes(after.quota.memory)} "
         f"({format_bytes(after.memory)} now, {format_bytes(before.memory)} before); the GPU for {on_gpu:.1f} s "
         f"({format_percent(round(100 * on_gpu / seconds, 1) if seconds else 0)} of the time)"
+        + ("" if launched is None else f"; {launched} launch{'' if launched == 1 else 'es'}")
     )
 
 

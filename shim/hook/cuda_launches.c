@@ -1,13 +1,17 @@
-/* The calls that put work on the GPU: in tier `shim` each waits for the tenant's turn. Types are those of cuda.h. */
+/*
+ * The calls that put work on the GPU: each is counted, and in tier `shim` waits for the tenant's turn. Types are those
+ * of cuda.h.
+ */
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "hook.h"
 #include "pace.h"
 
 typedef int CUresult;
 typedef void *CUfunction, *CUstream, *CUgraphExec;
-enum { CUDA_ERROR_NOT_INITIALIZED = 3 };
+enum { CUDA_SUCCESS = 0, CUDA_ERROR_NOT_INITIALIZED = 3 };
 
 typedef struct {
     unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
@@ -23,6 +27,32 @@ typedef struct {
     void **parameters;
 } CUDA_LAUNCH_PARAMS;
 
+/* A cache line each, so that threads which launch do not wait for each other. */
+#define COUNTERS 64
+static struct {
+    _Alignas(64) uint64_t launches;
+} counters[COUNTERS];
+static unsigned threads;
+/* initial-exec: the library is there from the start, and looking the variable up would cost as much as counting */
+static __thread unsigned own __attribute__((tls_model("initial-exec"))); /* of the counters, from 1 on */
+
+static void count_launch(void)
+{
+    if (!own)
+        own = 1 + __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % COUNTERS;
+    __atomic_add_fetch(&counters[own - 1].launches, 1, __ATOMIC_RELAXED);
+}
+
+/* Launches of this process so far that CUDA took; of a graph one. For `%%vgpu` (jupyter_vgpu/inside.py). */
+API uint64_t vgpu_launches(void)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < COUNTERS; i++)
+        sum += __atomic_load_n(&counters[i].launches, __ATOMIC_RELAXED);
+    return sum;
+}
+
 /* One call, into `stream`; per_thread as its name says. */
 #define PACED(symbol, into, per_thread, call)             \
     {                                                     \
@@ -32,6 +62,8 @@ typedef struct {
         struct lane *lane = pace_enter(into, per_thread); \
         CUresult rc = next call;                          \
         pace_leave(lane);                                 \
+        if (rc == CUDA_SUCCESS)                           \
+            count_launch();                               \
         return rc;                                        \
     }
 

@@ -35,11 +35,6 @@ static nvmlReturn_t refuse_nvml(void) { return NVML_ERROR_NOT_SUPPORTED; }
 #define CUDA_ACCOUNTS(symbol) NULL /* accounting_wrapper() */
 #define CUDA_LAUNCHES(symbol) symbol
 #define CUDA_REFUSES(symbol) (wrapper_function) refuse_cuda
-#define PACED_PASSES false
-#define PACED_ANSWERS false
-#define PACED_ACCOUNTS false
-#define PACED_LAUNCHES true
-#define PACED_REFUSES false
 #define NVML_PASSES(symbol) NULL
 #define NVML_ANSWERS(symbol) symbol
 #define NVML_REFUSES(symbol) (wrapper_function) refuse_nvml
@@ -60,12 +55,11 @@ static const struct row {
     int since;
     enum stream_kind stream;
     wrapper_function wrapper;
-    bool paced; /* a wrapper for tier `shim` alone */
 } rows[ALL_ROWS] = {
-#define S(symbol, name, since, stream, class) {#symbol, #name, since, stream, CUDA_##class(symbol), PACED_##class},
+#define S(symbol, name, since, stream, class) {#symbol, #name, since, stream, CUDA_##class(symbol)},
 #include "cuda_symbols.def"
 #undef S
-#define S(symbol, class) {#symbol, NULL, 0, ANY, NVML_##class(symbol), false},
+#define S(symbol, class) {#symbol, NULL, 0, ANY, NVML_##class(symbol)},
 #include "nvml_symbols.def"
 #undef S
 };
@@ -197,7 +191,7 @@ static int row_asked(const char *name, int version, uint64_t flags, bool *known)
 
 static wrapper_function wrapper_of(enum row_id row)
 {
-    if (!slice_directory() || (rows[row].paced && !tier_is_shim()))
+    if (!slice_directory())
         return NULL;
     return rows[row].wrapper ? rows[row].wrapper : accounting_wrapper(row);
 }

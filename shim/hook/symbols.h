@@ -5,7 +5,7 @@
  * PASSES    the driver's own answer is right in a slice
  * ANSWERS   the driver's would speak of the whole card or of others: the shim's wrapper answers
  * ACCOUNTS  takes or gives back device memory, or a stream: counted at the driver; some are noted by a wrapper too
- * LAUNCHES  puts work on the GPU: the guard's scheduler holds it; in tier `shim` pace.c
+ * LAUNCHES  puts work on the GPU: counted; the guard's scheduler holds it, in tier `shim` pace.c
  * REFUSES   tells of other tenants, or gets memory past every account: "not supported"
  */
 #ifndef VGPU_HOOK_SYMBOLS_H
