@@ -1,9 +1,11 @@
-"""REST of the server extension: `GET vgpu/slice`."""
+"""REST of the server extension, as openapi.json describes it."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
@@ -35,11 +37,28 @@ class SliceHandler(APIHandler):
         self.finish(await self._view.answer())
 
 
+class OpenApiHandler(APIHandler):
+    """What there is here, for who writes another front end."""
+
+    auth_resource = AUTH_RESOURCE
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        base = self.settings["base_url"]
+        said = json.loads(Path(__file__).with_name("openapi.json").read_text())
+        self.finish(json.dumps(said | {"servers": [{"url": base.rstrip("/") or "/"}]}))
+
+
 def setup(server_app: ServerApp) -> None:
     """Add the routes to a Jupyter server, and look after kernels that rest where the hub wants it so."""
     base = server_app.web_app.settings["base_url"]
     view = Slice(server_app)
-    server_app.web_app.add_handlers(".*$", [(url_path_join(base, "vgpu", "slice"), SliceHandler, {"view": view})])
+    routes: list[tuple[str, Any, dict[str, Any]]] = [
+        (url_path_join(base, "vgpu", "slice"), SliceHandler, {"view": view}),
+        (url_path_join(base, "vgpu", r"openapi\.json"), OpenApiHandler, {}),
+    ]
+    server_app.web_app.add_handlers(".*$", routes)
     if os.environ.get(ENV_SLICE_DIR):
         _look_after_kernels(view)
 
