@@ -1,64 +1,51 @@
 """What the panel costs and how soon it tells: a real server with 20 kernels, a real browser. Writes cpu.json.
 
---peer DIRECTORY: where jupyter-resource-usage is installed, to measure its answer beside ours in the same server.
+--peer DIRECTORY: where jupyter-resource-usage and jupyterlab-nvdashboard are installed, to measure them beside ours in
+the same server.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import platform
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import requests
 from playwright.sync_api import Page, expect, sync_playwright
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ui")]
 
 from results import Machine, Row, show, write  # noqa: E402
 from student import Student, open_lab, panel_of  # noqa: E402
-from support.node import Node, wait_until  # noqa: E402
+from support.jupyter import JupyterServer  # noqa: E402
+from support.node import Node  # noqa: E402
 from ui import ARGUMENTS, Demo, free_port  # noqa: E402
 
 KERNELS, ASKED, ROUNDS = 20, 100, 5
-TOKEN = "a-token-for-the-benchmark"
 WATCHED_S, TRIES = 30, 8
+STREAMED_S = 10
+DASHBOARD = ("nvdashboard/gpu_utilization", "nvdashboard/gpu_usage")  # what its charts of memory and compute listen to
 
 
-class Server:
-    """A Jupyter server in a slice, with our extension and the peer's, and kernels."""
+class Server(JupyterServer):
+    """With kernels, and with the peers' extensions beside ours."""
 
     def __init__(self, node: Node, peer: Path | None) -> None:
-        tenant = node.tenant("4G", 50)
-        self.url = f"http://127.0.0.1:{free_port()}"
-        extensions = {"jupyter_vgpu": True} | ({"jupyter_resource_usage": True} if peer else {})
-        path = os.pathsep.join(filter(None, [str(peer or ""), os.environ.get("PYTHONPATH", "")]))
-        self.process = node.spawn(
-            tenant,
-            *(sys.executable, "-m", "jupyter_server", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}"),
-            *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.jpserver_extensions={extensions}"),
-            *(["--allow-root"] if os.geteuid() == 0 else []),
-            env={"PYTHONPATH": path},
-        )
-        self.session = requests.Session()
-        self.session.headers["Authorization"] = f"token {TOKEN}"
-        wait_until(self._answers, 60, "the Jupyter server")
+        extensions = ("jupyter_resource_usage", "jupyterlab_nvdashboard") if peer else ()
+        super().__init__(node, node.tenant("4G", 50), extensions=extensions, path=(str(peer or ""),))
         for number in range(KERNELS):
-            body = {"path": f"{number}.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
-            self.session.post(f"{self.url}/api/sessions", json=body, timeout=60).raise_for_status()
+            self.open_notebook(f"{number}.ipynb")
         time.sleep(20)  # kernels that start need the processor
-
-    def _answers(self) -> bool:
-        try:
-            return self.session.get(f"{self.url}/api/status", timeout=5).ok
-        except requests.RequestException:
-            return False
 
     def cost(self, path: str) -> tuple[float, int]:
         """Milliseconds of the server's processor for an answer, and its bytes."""
@@ -66,7 +53,7 @@ class Server:
         size = 0
         began, before = time.monotonic(), cpu()
         for _ in range(ASKED):
-            size = len(self.session.get(f"{self.url}/{path}", timeout=10).content)
+            size = len(self.get(path).content)
         took, after = time.monotonic() - began, cpu()
         spent = after.user + after.system - before.user - before.system
         time.sleep(took)  # as long again, with nothing asked
@@ -74,25 +61,58 @@ class Server:
         idle = rested.user + rested.system - after.user - after.system
         return 1e3 * (spent - idle) / ASKED, size
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
+    def cost_of_streams(self, paths: Sequence[str]) -> tuple[float, float]:
+        """Percent of the processor while they push, beyond as long without; and bytes a second."""
+        cpu = psutil.Process(self.process.pid).cpu_times
+        before = cpu()
+        size = asyncio.run(self._listen(paths))
+        after = cpu()
+        time.sleep(STREAMED_S)
+        rested = cpu()
+        busy = after.user + after.system - before.user - before.system
+        idle = rested.user + rested.system - after.user - after.system
+        return 100 * (busy - idle) / STREAMED_S, size / STREAMED_S
+
+    async def _listen(self, paths: Sequence[str]) -> int:
+        sizes = []
+        headers = dict(self.session.headers)
+        url = self.url.replace("http", "ws", 1)
+        streams = [await websocket_connect(HTTPRequest(f"{url}/{path}", headers=headers)) for path in paths]
+        for stream in streams:
+
+            async def drain(stream: WebSocketClientConnection = stream) -> None:
+                while (message := await stream.read_message()) is not None:
+                    sizes.append(len(message))
+
+            _ = asyncio.create_task(drain())  # noqa: RUF006 (it ends with the connection)
+        await asyncio.sleep(STREAMED_S)
+        for stream in streams:
+            stream.close()
+        assert len(sizes) > STREAMED_S * len(paths) / 2, "they pushed nothing"
+        return sum(sizes)
 
 
 def server_rows(peer: Path | None) -> list[Row]:
     node = Node("--emulate", "--emulated-memory=8G")
     server = Server(node, peer)
     try:
-        ours, theirs, size = [], [], 0
+        ours, theirs, pushed, size = [], [], [], 0
         for _ in range(ROUNDS):
             cost, size = server.cost("vgpu/slice")
             ours.append(cost)
             if peer:
                 theirs.append(server.cost("api/metrics/v1")[0])
+                pushed.append(server.cost_of_streams(DASHBOARD))
     finally:
         server.stop()
         node.stop()
-    beside = f"; jupyter-resource-usage: {statistics.median(theirs) / 10:.2f} %" if theirs else ""
+    beside = ""
+    if peer:
+        dashboard = [statistics.median(values) for values in zip(*pushed, strict=True)]
+        beside = (
+            f"; jupyter-resource-usage: {statistics.median(theirs) / 10:.2f} %; jupyterlab-nvdashboard, which tells of "
+            f"the GPU and of no notebook: {dashboard[0]:.2f} % and {dashboard[1]:.0f} bytes"
+        )
     detail = f"of a core at 1 Hz with {KERNELS} kernels: the median of {ROUNDS} x {ASKED} answers{beside}"
     return [
         Row("panel.server_cpu_percent", statistics.median(ours) / 10, "percent", "lower", detail),

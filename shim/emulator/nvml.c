@@ -293,3 +293,13 @@ API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct nvml_
     *rates = (struct nvml_utilization){.gpu = percent > 100 ? 100 : (unsigned)percent};
     return NVML_SUCCESS;
 }
+
+/* What monitors ask for before anything else, and this device does not have. */
+#define LACKS(symbol)                                 \
+    API nvmlReturn_t symbol(nvmlDevice_t device, ...) \
+    {                                                 \
+        (void)device;                                 \
+        return NVML_ERROR_NOT_SUPPORTED;              \
+    }
+LACKS(nvmlDeviceGetNvLinkVersion)
+LACKS(nvmlDeviceGetMaxPcieLinkGeneration)
