@@ -80,7 +80,7 @@ docs: $(STAMPS)/demo
 # The pictures of the README, as the browser tests took them.
 screenshots: $(STAMPS)/test $(STAMPS)/system native labextension
 	$(BIN)/python -m pytest tests/ui
-	cp tests/output/panel.png tests/output/spawn.png tests/output/admin.png tests/output/queue.png tests/output/out-of-memory.png docs/images/
+	cp tests/output/panel.gif tests/output/panel.png tests/output/spawn.png tests/output/admin.png tests/output/queue.png docs/images/
 
 lint: $(STAMPS)/test $(STAMPS)/labextension
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 Json = dict[str, Any]
 
+MAINTENANCE_PATH = "/api/maintenance"
+
 
 def tenant_path(key: str) -> str:
     """Of a tenant in the daemon's API, by id or name; a name may hold anything."""

@@ -13,7 +13,7 @@ from ..inside import slice_client
 from ..native import NativeMissing
 from ..paths import ADMIN_SOCKET, ENV_SLICE_DIR, default_run_dir
 from ..quotas import Policy, Quota, QuotaError
-from . import doctor, run, status, top
+from . import doctor, maintenance, run, status, top
 
 _OK, _FAILED = 0, 1
 _INTERVALS = (0.2, 60.0)
@@ -48,10 +48,19 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--gpu", metavar="GPU", help="only on this one: its index or UUID")
     runner.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
+    told = commands.add_parser(
+        "maintenance",
+        help="tell everybody who has a slice here, and close the node for new ones",
+        epilog="Slices that there are go on. Without a message: show what is told now.",
+    )
+    told.add_argument("message", nargs="?", metavar="MESSAGE", help="what they read, such as 'Restart at 18:00'")
+    told.add_argument("--close", action="store_true", help="give no new slices meanwhile")
+    told.add_argument("--over", action="store_true", help="all is as usual again")
+
     check = commands.add_parser("doctor", help="say what works on this machine, and what to do where it does not")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    for command in (show, live, runner, check):
+    for command in (show, live, runner, told, check):
         command.add_argument("--run-dir", type=Path, default=default_run_dir(), help="the node daemon's directory")
     return parser
 
@@ -72,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
             return status.show(_nearest_client(options.run_dir), inside, as_json=options.json)
         if options.command == "top":
             return top.watch(_nearest_client(options.run_dir), inside, options.interval)
+        if options.command == "maintenance":
+            if (options.over and (options.message or options.close)) or (options.close and not options.message):
+                parser.error("maintenance: give a message, with --close or without, or --over alone")
+            admin = Client(options.run_dir / ADMIN_SOCKET)
+            return maintenance.set_or_show(admin, options.message, close=options.close, over=options.over)
         if options.command == "doctor":
             return doctor.report(options.run_dir, as_json=options.json)
         command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv

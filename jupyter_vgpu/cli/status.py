@@ -6,17 +6,22 @@ import json
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from ..client import Client, Json
+from .. import hours
+from ..client import MAINTENANCE_PATH, Client, Json
 from ..quotas import format_bytes, format_percent
+from . import maintenance
 
 
 def ask(client: Client, inside: bool) -> Json:
     """The node's state, or inside a slice that slice's. Raises DaemonError."""
     if inside:
-        return {"health": None, "gpus": [], "tenants": [client.request("GET", "/api/slice")]}
+        view = client.request("GET", "/api/slice")
+        return {"health": None, "maintenance": view["maintenance"], "gpus": [], "tenants": [view]}
     return {
         "health": client.request("GET", "/api/health"),
+        "maintenance": client.request("GET", MAINTENANCE_PATH)["maintenance"],
         "gpus": client.request("GET", "/api/gpus")["gpus"],
         "tenants": client.request("GET", "/api/tenants")["tenants"],
     }
@@ -42,7 +47,11 @@ def draw(state: Json) -> Group:
             f" ({guard['restarts']} restarts), up {health['uptime_s']:.0f} s"
         )
         parts.append(_gpu_table(state["gpus"]))
+    if state["maintenance"]:
+        parts.append(Text(maintenance.describe(state["maintenance"]), style="yellow"))
     parts.append(_tenant_table(state["tenants"]))
+    if not state["health"]:  # inside a slice there is one
+        parts += _hours(state["tenants"][0])
     parts += [_process_table(tenant) for tenant in state["tenants"] if tenant["processes"]]
     return Group(*parts)
 
@@ -85,6 +94,11 @@ def _tenant_table(tenants: list[Json]) -> Table:
             str(tenant["refusals"]["count"]),
         )
     return table
+
+
+def _hours(tenant: Json) -> list[str]:
+    said = hours.told(tenant["labels"])
+    return [f"{hours.Balance(said['spent'], said['allowed'])}"] if said else []
 
 
 def _process_table(tenant: Json) -> Table:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from jupyter_server.utils import ensure_async
 
+from .. import hours
 from ..client import DaemonAway, DaemonError
 from ..idle import Action, IdleRule
 from ..inside import NoSlice, slice_client
@@ -61,7 +62,7 @@ class Slice:
         owners = await self._owners()
         now = time.time()
         holders, refusals = await asyncio.to_thread(self._who, view, owners)
-        keep = ("tier", "gpu", "quota", "usage", "outside")
+        keep = ("tier", "gpu", "quota", "usage", "outside", "maintenance")
         return {
             "kind": "slice",
             "now": now,
@@ -69,6 +70,7 @@ class Slice:
             "refusals": {"count": view["refusals"]["count"], "recent": refusals},
             "holders": holders,
             "idle": self._idle(view, holders, now),
+            "hours": hours.told(view["labels"]),
         }
 
     def _who(self, view: Json, owners: dict[int, Owner]) -> tuple[list[Json], list[Json]]:

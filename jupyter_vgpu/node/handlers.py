@@ -68,14 +68,6 @@ _CREATE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "ceiling": dict,
     "labels": dict,
 }
-_LABELS_MAX, _LABEL_LENGTH = 16, 255
-
-
-def _labels_of(data: Json) -> dict[str, str]:
-    texts = [*data, *data.values()]
-    if len(data) > _LABELS_MAX or not all(isinstance(text, str) and len(text) <= _LABEL_LENGTH for text in texts):
-        raise Refused(400, f"labels: give up to {_LABELS_MAX} texts by name, of up to {_LABEL_LENGTH} characters each")
-    return data
 
 
 def _quota_of(data: Json) -> Quota:
@@ -102,7 +94,7 @@ class TenantsHandler(ApiHandler):
             owner=data.get("owner"),
             until_pid=data.get("until_pid", 0),
             ceiling=_quota_of(ceiling) if ceiling else None,
-            labels=_labels_of(data.get("labels", {})),
+            labels=data.get("labels", {}),
         )
         self.set_status(201)
         self.finish(created)
@@ -125,9 +117,34 @@ class TenantHandler(ApiHandler):
         self.set_status(204)
 
 
+class LabelsHandler(ApiHandler):
+    """PATCH {name: text}; null takes a label away."""
+
+    def patch(self, key: str) -> None:
+        self.finish(self.manager.label(key, json_object(self.request.body)))
+
+
 class GpusHandler(ApiHandler):
     def get(self) -> None:
         self.finish({"gpus": self.manager.describe_gpus()})
+
+
+class MaintenanceHandler(ApiHandler):
+    """PUT {message, closed}; DELETE: it is over. GET: null where there is none."""
+
+    def get(self) -> None:
+        self.finish({"maintenance": self.manager.describe_maintenance()})
+
+    def put(self) -> None:
+        data = self.body({"message": str, "closed": bool})
+        if "message" not in data:
+            raise Refused(400, "message is missing: say what everybody with a slice here is to read")
+        self.manager.set_maintenance(data["message"], data.get("closed", False))
+        self.get()
+
+    def delete(self) -> None:
+        self.manager.end_maintenance()
+        self.set_status(204)
 
 
 class HealthHandler(ApiHandler):
@@ -165,8 +182,10 @@ def admin_application(manager: Manager, registry: CollectorRegistry) -> web.Appl
     arguments = {"manager": manager}
     routes: list[tuple[str, Callable[..., Any], Json]] = [
         (r"/api/tenants", TenantsHandler, arguments),
+        (r"/api/tenants/([^/]+)/labels", LabelsHandler, arguments),
         (r"/api/tenants/(.+)", TenantHandler, arguments),
         (r"/api/gpus", GpusHandler, arguments),
+        (r"/api/maintenance", MaintenanceHandler, arguments),
         (r"/api/health", HealthHandler, arguments),
         (r"/metrics", MetricsHandler, arguments),
     ]

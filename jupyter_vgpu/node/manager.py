@@ -28,11 +28,13 @@ from .page import PageState, ProcessRow, SlicePage
 from .placement import NoRoom, Room, Strategy, place
 from .refusal_watch import RefusalWatch, holder_of
 from .shim_tier import Allowance
-from .store import Store, Tenant, timestamp
+from .store import Maintenance, Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
 
 NAME_MAX = 200
+MESSAGE_MAX = 120  # what a toast of JupyterLab shows whole
+LABELS_MAX, LABEL_LENGTH = 16, 255
 ACTIVE_S = 2.5  # the guard notes once a second who is at work
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
@@ -89,6 +91,7 @@ class Manager:
         self.limits = limits
         self.started = time.time()
         self._store = store
+        self.maintenance = store.maintenance()
         self._serve_tenant = serve_tenant
         self._tenants_dir = run_dir / "tenants"
         # names in here are secrets, so it may be passed through but not listed
@@ -194,8 +197,11 @@ class Manager:
         ceiling: what no resize may pass. labels: kept and told again; they mean nothing here.
         """
         _check_ceiling(quota, ceiling)
+        if self.maintenance and self.maintenance.closed:
+            raise Refused(503, f"this node gives no new slices now: {self.maintenance.message}")
         if not name or len(name) > NAME_MAX or not name.isprintable():
             raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
+        _check_labels(labels or {})
         if any(tenant.name == name for tenant in self._promised()):
             raise Refused(409, f"tenant {name!r} exists already: remove it first, or choose another name")
         try:
@@ -242,6 +248,15 @@ class Manager:
         self._tell_guard(tenant)
         return self.describe(tenant)
 
+    def label(self, key: str, changes: Mapping[str, str | None]) -> Json:
+        """Add or change what its maker says of it; None takes a label away."""
+        tenant = self.find(key)
+        labels = {name: text for name, text in {**tenant.labels, **changes}.items() if text is not None}
+        _check_labels(labels)
+        self._store.set_labels(tenant.id, labels)
+        self.tenants[tenant.id] = replace(tenant, labels=labels)
+        return self.describe(self.tenants[tenant.id])
+
     def remove(self, key: str) -> None:
         """Forget the slice. Processes that still use the GPU in it are ended: what they hold would be nobody's."""
         tenant = self.find(key)
@@ -257,6 +272,22 @@ class Manager:
             log.warning("removing %s while the guard restarts: %s", tenant.name, error)
         shutil.rmtree(self._tenants_dir / tenant.id, ignore_errors=True)
         log.info("tenant %s removed", tenant.name)
+
+    def set_maintenance(self, message: str, closed: bool) -> Maintenance:
+        """Tell everybody who has a slice here; closed: and give no new ones. Slices that there are go on."""
+        text = message.strip()
+        if not text or len(text) > MESSAGE_MAX or not text.isprintable():
+            raise Refused(400, f"message={message[:40]!r} tells nobody: give 1 to {MESSAGE_MAX} printable characters")
+        said = Maintenance(text, closed, time.time())
+        self._store.set_maintenance(said)
+        self.maintenance = said
+        log.info("maintenance: %s%s", text, ", no new slices" if closed else "")
+        return said
+
+    def end_maintenance(self) -> None:
+        self._store.set_maintenance(None)
+        self.maintenance = None
+        log.info("maintenance is over")
 
     # --- a tenant's open ends ---
 
@@ -444,6 +475,7 @@ class Manager:
             "quota": tenant.quota.as_json(),
             "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,
             "labels": dict(tenant.labels),
+            "maintenance": self.describe_maintenance(),
             "usage": {
                 "memory": state.memory_used,
                 "memory_managed": state.memory_managed,
@@ -515,22 +547,36 @@ class Manager:
 
     def describe_gpus(self) -> list[Json]:
         rooms = {room.uuid: room for room in self.rooms()}
-        return [_describe_gpu(gpu, rooms[gpu.uuid], self._in(gpu)) for gpu in self.gpus]
+        closed = self.maintenance.message if self.maintenance and self.maintenance.closed else None
+        return [_describe_gpu(gpu, rooms[gpu.uuid], self._in(gpu), closed) for gpu in self.gpus]
+
+    def describe_maintenance(self) -> Json | None:
+        return asdict(self.maintenance) if self.maintenance else None
 
     def _in(self, gpu: Gpu) -> Iterable[Tenant]:
         return (tenant for tenant in self.tenants.values() if tenant.gpu == gpu.uuid)
 
 
-def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant]) -> Json:
+def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant], closed: str | None) -> Json:
+    """closed: why nothing of it is given now; then nothing is free."""
+    memory_free, cores_free = (0, 0) if closed else (room.memory_free, room.cores_free)
     return {
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.name,
         "emulated": gpu.emulated,
-        "memory": {"total": room.memory_total, "reserved": room.memory_reserved, "free": room.memory_free},
-        "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": room.cores_free},
+        "memory": {"total": room.memory_total, "reserved": room.memory_reserved, "free": memory_free},
+        "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": cores_free},
+        "closed": closed,
         "tenants": sorted(tenant.name for tenant in tenants),
     }
+
+
+def _check_labels(labels: Mapping[str, object]) -> None:
+    """Raises Refused."""
+    texts = [*labels, *labels.values()]
+    if len(labels) > LABELS_MAX or not all(isinstance(text, str) and len(text) <= LABEL_LENGTH for text in texts):
+        raise Refused(400, f"labels: give up to {LABELS_MAX} texts by name, of up to {LABEL_LENGTH} characters each")
 
 
 def _check_ceiling(quota: Quota, ceiling: Quota | None) -> None:

@@ -1,4 +1,4 @@
-"""Tenants on disk: SQLite through SQLAlchemy. What is here survives a restart of the daemon."""
+"""What survives a restart of the daemon, on disk: SQLite through SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ class Tenant:
     owner: int | None = None
     ceiling: Quota | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """What the admin tells everybody on the node. closed: no new slices meanwhile. since: seconds since 1970."""
+
+    message: str
+    closed: bool
+    since: float
 
 
 class _Base(DeclarativeBase):
@@ -71,8 +80,19 @@ class _Row(_Base):
         )
 
 
+class _MaintenanceRow(_Base):
+    """One row, or none."""
+
+    __tablename__ = "maintenance"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    message: Mapped[str] = mapped_column(String(255))
+    closed: Mapped[bool]
+    since: Mapped[float]
+
+
 class Store:
-    """The tenants' table. Each change is one transaction, on disk when the call returns."""
+    """Tenants, and the node's maintenance. Each change is one transaction, on disk when the call returns."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -121,9 +141,26 @@ class Store:
             row = session.get_one(_Row, tenant_id)
             row.memory, row.cores, row.policy = quota.memory, quota.cores, str(quota.policy)
 
+    def set_labels(self, tenant_id: str, labels: Mapping[str, str]) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.get_one(_Row, tenant_id).labels = dict(labels)
+
     def remove(self, tenant_id: str) -> None:
         with Session(self._engine) as session, session.begin():
             session.delete(session.get_one(_Row, tenant_id))
+
+    def maintenance(self) -> Maintenance | None:
+        """None: the node is as usual."""
+        with Session(self._engine) as session:
+            row = session.get(_MaintenanceRow, 1)
+            return Maintenance(row.message, row.closed, row.since) if row else None
+
+    def set_maintenance(self, said: Maintenance | None) -> None:
+        with Session(self._engine) as session, session.begin():
+            if said:
+                session.merge(_MaintenanceRow(id=1, message=said.message, closed=said.closed, since=said.since))
+            elif row := session.get(_MaintenanceRow, 1):
+                session.delete(row)
 
     def close(self) -> None:
         self._engine.dispose()

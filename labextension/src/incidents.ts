@@ -1,5 +1,7 @@
 import {
+  IHours,
   IIdle,
+  IMaintenance,
   IOwner,
   IQuota,
   IRefusal,
@@ -14,7 +16,10 @@ export type Incident =
   | { kind: 'resized'; before: IQuota; after: IQuota }
   | { kind: 'over'; by: number }
   | { kind: 'rests'; rest: IRest; action: IIdle['action']; left: number }
-  | { kind: 'ended'; name: string; seconds: number };
+  | { kind: 'ended'; name: string; seconds: number }
+  | { kind: 'hours'; hours: IHours }
+  | { kind: 'maintenance'; maintenance: IMaintenance | null }
+  | { kind: 'slowed'; cores: number };
 
 /** Before the first answer it may have happened while the page was loading. */
 const NEWS_S = 30;
@@ -65,6 +70,61 @@ export function identity(owner: IOwner): string {
   return `${owner.kind} ${owner.id ?? owner.name}`;
 }
 
+const SCARCITY: Record<IHours['state'], number> = {
+  enough: 0,
+  low: 1,
+  spent: 2
+};
+
+/** Before anybody counted there was enough. */
+function scarcity(slice: ISlice): number {
+  return SCARCITY[slice.hours?.state ?? 'enough'];
+}
+
+function isSame(
+  before: IMaintenance | null | undefined,
+  after: IMaintenance
+): boolean {
+  return before?.message === after.message && before.closed === after.closed;
+}
+
+/** Over so long, in so many samples or more, is looked whether a slice used all of its share. */
+const SLOWED_S = 60;
+const SLOWED_SAMPLES = 15;
+/** All of it, as sampled numbers show it on average. */
+const SLOWED_PART = 0.9;
+/** So long nothing is said of it again. */
+const SLOWED_AGAIN_S = 3600;
+
+/** Programs that want more compute than their slice is ever given are slowed down: tells of it, once in a while. */
+export class Slowness {
+  /** samples: oldest first, percent and seconds. */
+  look(
+    quota: IQuota,
+    samples: readonly { time: number; cores: number }[]
+  ): Incident[] {
+    const now = samples.at(-1)?.time ?? 0;
+    const known = now - (samples[0]?.time ?? now);
+    const recent = samples.filter(each => each.time >= now - SLOWED_S);
+    const mean =
+      recent.reduce((sum, each) => sum + each.cores, 0) / recent.length;
+    if (
+      quota.policy !== 'hard' ||
+      quota.cores >= 100 ||
+      known < SLOWED_S ||
+      recent.length < SLOWED_SAMPLES ||
+      mean < SLOWED_PART * quota.cores ||
+      now - this._told < SLOWED_AGAIN_S
+    ) {
+      return [];
+    }
+    this._told = now;
+    return [{ kind: 'slowed', cores: quota.cores }];
+  }
+
+  private _told = -Infinity;
+}
+
 /** Compare two answers. `known`: the last one that told of a slice, null when there was none. */
 export function compare(known: ISlice | null, after: Usage): Incident[] {
   if (after.kind !== 'slice') {
@@ -76,8 +136,18 @@ export function compare(known: ISlice | null, after: Usage): Incident[] {
     .filter(each => each.first > since && !old.has(each.first))
     .map(refusal => ({ kind: 'refused', refusal }));
   incidents.push(...idleIncidents(known, after));
+  if (after.maintenance && !isSame(known?.maintenance, after.maintenance)) {
+    incidents.push({ kind: 'maintenance', maintenance: after.maintenance });
+  }
   if (!known) {
     return incidents;
+  }
+  if (known.maintenance && !after.maintenance) {
+    incidents.push({ kind: 'maintenance', maintenance: null });
+  }
+  // the spawn page has said how many are left when the server was started
+  if (after.hours && SCARCITY[after.hours.state] > scarcity(known)) {
+    incidents.push({ kind: 'hours', hours: after.hours });
   }
   const { memory, cores, policy } = after.quota;
   if (

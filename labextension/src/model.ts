@@ -4,7 +4,7 @@ import { VDomModel } from '@jupyterlab/ui-components';
 import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { compare, Incident } from './incidents';
+import { compare, Incident, Slowness } from './incidents';
 import { fetchUsage, ISlice, Usage } from './request';
 import { localise } from './words';
 
@@ -115,6 +115,7 @@ export class SliceModel extends VDomModel {
         ...this._history.filter(sample => sample.time > now - HISTORY_S),
         { time: now, memory, cores }
       ];
+      incidents.push(...this._slowness.look(usage.quota, this._history));
     }
     this.stateChanged.emit();
     incidents.forEach(incident => {
@@ -127,6 +128,7 @@ export class SliceModel extends VDomModel {
   private _usage: Usage | null = null;
   private _known: ISlice | null = null;
   private _history: ISample[] = [];
+  private _slowness = new Slowness();
   private _warnAt = 0.8;
   private _happened = new Signal<this, Incident>(this);
 }

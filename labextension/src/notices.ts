@@ -11,6 +11,9 @@ const CALM_MS = 15000;
 /** Who was told of it and closed it is not told again of the same asker for so long. */
 const QUIET_MS = 60000;
 
+/** What one must not miss stays until it is closed. */
+const STAYS: Incident['kind'][] = ['rests', 'ended', 'hours', 'maintenance'];
+
 /** One calm notification for each incident; of one who is refused again and again there is one, kept up to date. */
 export class Notices {
   constructor(
@@ -36,7 +39,7 @@ export class Notices {
     const text = incidentText(incident, this._trans);
     if (incident.kind === 'refused') {
       this._tellRefusal(incident.refusal, text);
-    } else if (incident.kind === 'rests' || incident.kind === 'ended') {
+    } else if (STAYS.includes(incident.kind)) {
       Notification.warning(text, { autoClose: false });
     } else if (incident.kind === 'over') {
       Notification.warning(text, { autoClose: CALM_MS });

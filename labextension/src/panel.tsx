@@ -8,7 +8,15 @@ import { levelOf } from './level';
 import { HISTORY_S, ISample, SliceModel } from './model';
 import { INone, IRefusal, ISlice } from './request';
 import { Trend } from './trend';
-import { adviceText, noneText, refusalText, tierText, wayText } from './words';
+import {
+  adviceText,
+  hoursText,
+  maintenanceText,
+  noneText,
+  refusalText,
+  tierText,
+  wayText
+} from './words';
 
 const gpuIcon = new LabIcon({
   name: 'jupyter-vgpu:gpu',
@@ -92,6 +100,11 @@ function Slice(props: {
   return (
     <>
       <h2>{slice.gpu.name}</h2>
+      {slice.maintenance && (
+        <p role="status" className="jp-vgpu-Maintenance">
+          {maintenanceText(slice.maintenance, trans)}
+        </p>
+      )}
       <Usage
         label={trans.__('Memory')}
         value={usage.memory}
@@ -126,6 +139,14 @@ function Slice(props: {
         {...rows}
       />
       <Refusals refusals={slice.refusals.recent} trans={trans} {...rows} />
+      {slice.hours && (
+        <>
+          <h3>{trans.__('GPU-hours')}</h3>
+          <p data-state={slice.hours.state} className="jp-vgpu-Hours">
+            {hoursText(slice.hours, trans)}
+          </p>
+        </>
+      )}
       <p className="jp-vgpu-Tier">{tierText(slice, trans)}</p>
       {slice.outside.length > 0 && (
         <p role="status">

@@ -71,6 +71,25 @@ export interface IIdle {
   ended: { name: string; time: number }[];
 }
 
+/** GPU-hours of the user. */
+export interface IHours {
+  spent: number;
+  allowed: number;
+  /** So many more are let pass. */
+  grace: number;
+  state: 'enough' | 'low' | 'spent';
+  /** What follows when they are spent: no new server, or the running ones are stopped as well. */
+  end: 'refuse' | 'stop';
+}
+
+/** What the admin tells everybody on the node. */
+export interface IMaintenance {
+  message: string;
+  /** No new slices are given. */
+  closed: boolean;
+  since: number;
+}
+
 /** The server's slice. */
 export interface ISlice {
   kind: 'slice';
@@ -84,6 +103,10 @@ export interface ISlice {
   holders: IHolder[];
   /** Null: nothing becomes of who rests. */
   idle: IIdle | null;
+  /** Null: nobody counts them. */
+  hours: IHours | null;
+  /** Null: all is as usual. */
+  maintenance: IMaintenance | null;
   /** Processes that use the GPU without the shim, where that is what holds them. */
   outside: number[];
 }

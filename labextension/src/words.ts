@@ -3,7 +3,9 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { formatBytes, formatPercent } from './format';
 import { Incident } from './incidents';
 import {
+  IHours,
   IIdle,
+  IMaintenance,
   INone,
   IOwner,
   IQuota,
@@ -161,7 +163,52 @@ export function incidentText(
         'Your programs hold %1 more than your GPU slice has now. They go on, but nothing new can be allocated.',
         formatBytes(incident.by)
       );
+    case 'hours':
+      return hoursIncidentText(incident.hours, trans);
+    case 'maintenance':
+      return incident.maintenance
+        ? maintenanceText(incident.maintenance, trans)
+        : trans.__('The maintenance is over.');
+    case 'slowed':
+      return trans.__(
+        'Your programs want more compute than the %1 of your GPU slice, and are slowed down to it.',
+        formatPercent(incident.cores)
+      );
   }
+}
+
+/** What the admin says. */
+export function maintenanceText(
+  maintenance: IMaintenance,
+  trans: TranslationBundle
+): string {
+  return trans.__('Maintenance: %1', maintenance.message);
+}
+
+/** `12.5`; whole ones without a fraction. */
+function formatHours(hours: number): string {
+  return `${Math.round(10 * hours) / 10}`;
+}
+
+/** What is left of the GPU-hours. */
+export function hoursText(hours: IHours, trans: TranslationBundle): string {
+  return trans.__(
+    '%1 of %2 used, %3 left',
+    formatHours(hours.spent),
+    formatHours(hours.allowed),
+    formatHours(Math.max(0, hours.allowed - hours.spent))
+  );
+}
+
+function hoursIncidentText(hours: IHours, trans: TranslationBundle): string {
+  if (hours.state === 'low') {
+    return trans.__('Your GPU-hours run out: %1.', hoursText(hours, trans));
+  }
+  return hours.end === 'stop'
+    ? trans.__('Your GPU-hours are used up: your server is stopped soon.')
+    : trans.__(
+        'Your GPU-hours are used up. This server goes on; the next one starts without a GPU.'
+      );
 }
 
 /** `5 minutes`; under two minutes in seconds. */

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { compare } from '../src/incidents';
-import { IIdle, IRefusal, ISlice } from '../src/request';
+import { compare, Slowness } from '../src/incidents';
+import { IHours, IIdle, IRefusal, ISlice } from '../src/request';
 
 const NOW = 1000;
 const TRAIN = {
@@ -42,6 +42,8 @@ function slice(
     refusals: { count: recent.length, recent },
     holders: [],
     idle: null,
+    hours: null,
+    maintenance: null,
     outside: []
   };
 }
@@ -120,6 +122,55 @@ test('a kernel that was shut down for it is told of once', () => {
 test('it is the server whose clock counts', () => {
   const early = { ...slice([refusal(5)]), now: 10 };
   assert.deepEqual(kinds(null, early), ['refused']);
+});
+
+function withHours(state: IHours['state'] | null): ISlice {
+  const hours = { spent: 1, allowed: 2, grace: 0, end: 'refuse' } as const;
+  return { ...slice(), hours: state && { ...hours, state } };
+}
+
+test('hours that run out are told at each step, and more of them are no news', () => {
+  const [enough, low, spent] = (['enough', 'low', 'spent'] as const).map(
+    withHours
+  );
+  const told = ['hours'];
+  assert.deepEqual(kinds(enough, low), told);
+  assert.deepEqual(kinds(withHours(null), low), told);
+  assert.deepEqual(kinds(low, spent), told);
+  assert.deepEqual(kinds(low, low), []);
+  assert.deepEqual(kinds(spent, enough), []);
+  assert.deepEqual(kinds(null, low), []);
+});
+
+test('maintenance is told when it is said, when it is changed and when it is over', () => {
+  const closed = { message: 'at 18:00', closed: true, since: 1 };
+  const shut = { ...slice(), maintenance: closed };
+  const open = { ...slice(), maintenance: { ...closed, closed: false } };
+  const told = ['maintenance'];
+  assert.deepEqual(kinds(slice(), shut), told);
+  assert.deepEqual(kinds(null, shut), told);
+  assert.deepEqual(kinds(open, shut), told);
+  assert.deepEqual(kinds(shut, slice()), told);
+  assert.deepEqual(kinds(shut, shut), []);
+});
+
+test('compute that is used up for a minute is told of once', () => {
+  const quota = { memory: 1, cores: 25, policy: 'hard' } as const;
+  const samples = (cores: number, seconds: number, every = 1) =>
+    Array.from({ length: seconds / every }, (_, at) => ({
+      time: NOW + at * every,
+      cores
+    }));
+  const slowness = new Slowness();
+  assert.deepEqual(slowness.look(quota, []), []);
+  assert.deepEqual(slowness.look(quota, samples(25, 50)), []);
+  assert.deepEqual(slowness.look(quota, samples(12, 100)), []);
+  assert.deepEqual(slowness.look(quota, samples(25, 100, 10)), []);
+  const burst = { ...quota, policy: 'burst' } as const;
+  assert.deepEqual(slowness.look(burst, samples(25, 100)), []);
+  const told = [{ kind: 'slowed', cores: 25 }];
+  assert.deepEqual(slowness.look(quota, samples(24, 100)), told);
+  assert.deepEqual(slowness.look(quota, samples(25, 110)), []);
 });
 
 test('no slice, nothing to tell', () => {

@@ -96,6 +96,8 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
     best = max(gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
     if best is None:
         return "this node has no GPU"
+    if best["closed"]:
+        return f"no new ones now: {best['closed']}"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "
         f"{format_percent(best['cores']['free'])} of compute are free"

@@ -1,10 +1,11 @@
-"""GPU-hours: the window that they are counted in, and what is left. Pure."""
+"""GPU-hours: the window that they are counted in, and how. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+
+from jupyter_vgpu.hours import Balance
 
 WEEK_HOURS = 7 * 24
 
@@ -14,13 +15,6 @@ class Window(StrEnum):
 
     ROLLING = "rolling"
     WEEK = "week"
-
-
-class End(StrEnum):
-    """What follows when they are spent. `refuse`: no new server with a GPU. `stop`: running ones are stopped too."""
-
-    REFUSE = "refuse"
-    STOP = "stop"
 
 
 class Measure(StrEnum):
@@ -45,28 +39,6 @@ def window_start(window: Window, now: datetime) -> int:
 def _monday(now: datetime) -> datetime:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return day - timedelta(days=day.weekday())
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """GPU-hours of a user in the window. allowed None: no end. grace: so many more are let pass, with a warning."""
-
-    spent: float = 0.0
-    allowed: float | None = None
-    grace: float = 0.0
-
-    @property
-    def is_spent(self) -> bool:
-        return self.allowed is not None and self.spent >= self.allowed + self.grace
-
-    def is_low(self, part: float) -> bool:
-        """So much of them is spent, or more."""
-        return self.allowed is not None and self.spent >= part * self.allowed
-
-    def __str__(self) -> str:
-        if self.allowed is None:
-            return f"{self.spent:.1f} GPU-hours in this window"
-        return f"{self.spent:.1f} of {self.allowed:g} GPU-hours"
 
 
 def why_spent(balance: Balance, window: Window, now: datetime) -> str:

@@ -136,6 +136,7 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
         window=_trait(c, spawner, "gpu_hours_window"),
         measure=_trait(c, spawner, "gpu_hours_of"),
         grace=_trait(c, spawner, "gpu_hours_grace"),
+        warning=_trait(c, spawner, "gpu_hours_warning"),
         end=_trait(c, spawner, "gpu_hours_end"),
         queue=_trait(c, spawner, "gpu_queue"),
     )

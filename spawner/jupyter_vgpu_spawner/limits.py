@@ -13,11 +13,12 @@ from jupyterhub.utils import maybe_future
 from traitlets import Dict, Enum, Float, List, Unicode, Union
 from traitlets.config import Configurable
 
+from jupyter_vgpu.hours import Balance, End
 from jupyter_vgpu.idle import Action, IdleRule
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_memory
 
 from .database import Database, Metered
-from .hours import Balance, End, Measure, Window, window_start
+from .hours import Measure, Window, window_start
 from .rules import GROUP_PROPERTY, NO_MEMORY, Bounds, Entitlement, Rule, entitle, of_groups
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from tornado import web
 from traitlets import default
 
 from jupyter_vgpu.client import DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.hours import Balance
 from jupyter_vgpu.idle import LABEL as IDLE_LABEL
 from jupyter_vgpu.quotas import Quota, QuotaError
 
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
-from .hours import Balance, Window, why_spent
+from .hours import Window, why_spent
 from .queue_store import Entry, Stage
 from .queueing import Queueing
 from .rules import DEFAULT_LABEL, USER_LABEL

@@ -183,6 +183,30 @@ def test_a_server_is_stopped_from_the_page(hub: Hub, admin: Admin, shared_node: 
     assert admin.post("stop", server="bob/").status_code == 404
 
 
+def test_everybody_with_a_slice_is_told_of_maintenance(hub: Hub, admin: Admin, shared_node: Node) -> None:
+    bob = hub.user("bob")
+    try:
+        assert (
+            "Everybody with a slice is told." in admin.post("maintenance", message="Restart at 18:00", closed="1").text
+        )
+        assert "Maintenance: Restart at 18:00 No new slices are given." in admin.page("live")
+        assert "no new ones now: Restart at 18:00" in bob.spawn_page()
+        with pytest.raises(AssertionError, match="You wait for 1 GiB"):
+            bob.spawn("1GiB-25")
+        time.sleep(5)  # some looks of the queue
+        assert bob.model()["servers"] == {}
+        answer = admin.post("maintenance", message="x" * 121)
+        assert (answer.status_code, "Nothing was changed" in answer.text) == (400, True)
+    finally:
+        assert "The maintenance is over." in admin.post("maintenance", message="").text
+    assert "Maintenance:" not in admin.page()
+    wait_until(lambda: bob.model()["servers"].get("", {}).get("ready"), 60, "who waited gets the slice")
+    bob.stop()
+    audit = admin.page("audit.csv")
+    assert "dean,node,maintenance,,Restart at 18:00 (no new slices)" in audit
+    assert "dean,node,maintenance,,over" in audit
+
+
 def test_hours_are_counted_and_when_they_are_used_up_only_the_gpu_is_refused(hub: Hub, admin: Admin) -> None:
     bob = hub.user("bob")
     bob.spawn("1GiB-25")
@@ -219,6 +243,8 @@ ROUTES = (
     ("POST", "edit"),
     ("POST", "stop"),
     ("POST", "remove"),
+    ("GET", "maintenance"),
+    ("POST", "maintenance"),
     ("GET", "api/queue"),
     ("DELETE", "api/queue/alice/"),
     ("GET", "api/state"),

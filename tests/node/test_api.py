@@ -205,3 +205,59 @@ def test_a_daemon_that_finds_no_gpu_says_what_to_do(tmp_path: Any) -> None:
     assert result.returncode == 1
     assert "jupyter vgpu node --emulate" in result.stderr
     assert time.monotonic() - began < 20
+
+
+def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node: Node) -> None:
+    tenant = node.tenant()
+    said = node.client.request("PUT", "/api/maintenance", {"message": " Restart at 18:00 ", "closed": True})
+    assert said["maintenance"]["message"] == "Restart at 18:00"
+    words = "this node gives no new slices now: Restart at 18:00"
+    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (503, words)
+    node.kill()
+    node.start()
+    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (503, words)
+    (gpu,) = node.client.request("GET", "/api/gpus")["gpus"]
+    assert (gpu["memory"]["free"], gpu["cores"]["free"], gpu["closed"]) == (0, 0, "Restart at 18:00")
+    assert node.show(tenant["id"])["maintenance"]["closed"]
+    assert node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"cores": 20})["quota"]["cores"] == 20
+    node.client.request("PUT", "/api/maintenance", {"message": "Soon"})
+    node.tenant(name="b", cores=5)
+    node.client.request("DELETE", "/api/maintenance")
+    assert node.client.request("GET", "/api/maintenance") == {"maintenance": None}
+    node.client.request("DELETE", "/api/maintenance")  # it is over already
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"message": ""}, {"message": "x" * 121}, {"message": "a\nb"}, {"message": "x", "closed": "yes"}]
+)
+def test_maintenance_that_nobody_could_read_is_refused(node: Node, body: dict[str, Any]) -> None:
+    assert refused(node, "PUT", "/api/maintenance", body)[0] == 400
+    assert node.client.request("GET", "/api/maintenance") == {"maintenance": None}
+
+
+def test_labels_change_while_a_slice_lives_and_are_kept(node: Node) -> None:
+    node.tenant(labels={"a": "1", "b": "2"}, name="x/y")
+    path = "/api/tenants/x%2Fy/labels"
+    assert node.client.request("PATCH", path, {"a": None, "c": "3"})["labels"] == {"b": "2", "c": "3"}
+    node.kill()
+    node.start()
+    assert node.show("x%2Fy")["labels"] == {"b": "2", "c": "3"}
+    for wrong in ({"d": 1}, {"d": "x" * 256}, {str(i): "" for i in range(20)}):
+        assert refused(node, "PATCH", path, wrong)[0] == 400
+    assert node.show("x%2Fy")["labels"] == {"b": "2", "c": "3"}
+    assert refused(node, "PATCH", "/api/tenants/nobody/labels", {})[0] == 404
+
+
+def test_an_admin_tells_everybody_from_the_command_line(node: Node) -> None:
+    def command(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*CLI, "maintenance", *arguments, f"--run-dir={node.run_dir}"], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout.strip()
+
+    assert command() == (0, "no maintenance")
+    assert command("Restart at 18:00", "--close") == (0, "maintenance: Restart at 18:00 (no new slices)")
+    shown = subprocess.run([*CLI, "status", f"--run-dir={node.run_dir}"], capture_output=True, text=True, check=True)
+    assert "maintenance: Restart at 18:00 (no new slices)" in shown.stdout
+    assert command("--over") == (0, "no maintenance")
+    assert command("--close")[0] == command("x", "--over")[0] == 2

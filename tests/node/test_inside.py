@@ -17,6 +17,8 @@ import pytest
 from support.node import CLI, Node
 from support.programs import CONTEXT
 
+from jupyter_vgpu.hours import LABEL, Balance, End
+
 MIB = 1 << 20
 GPU = (
     CONTEXT
@@ -32,6 +34,18 @@ SHELL = """
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 shell.run_line_magic("load_ext", "jupyter_vgpu")
+"""
+
+
+LAUNCH = """
+import threading
+module, function = ctypes.c_void_p(), ctypes.c_void_p()
+ptx = b".version 7.0\\n.target sm_80\\n.address_size 64\\n.visible .entry nothing() { ret; }\\0"
+assert not driver.cuModuleLoadData(ctypes.byref(module), ptx)
+assert not driver.cuModuleGetFunction(ctypes.byref(function), module, b"nothing")
+def launch(blocks):
+    driver.cuCtxSetCurrent(context)
+    return driver.cuLaunchKernel(function, blocks, 1, 1, 1, 1, 1, 0, None, None, None)
 """
 
 
@@ -84,6 +98,23 @@ def test_a_cell_is_measured_though_it_gives_back_what_it_took(node: Node, tenant
     assert done == "done"
     assert "memory at most 364 MiB of 1 GiB (64 MiB now, 0 B before)" in told
     assert "the GPU for" in told
+
+
+@pytest.mark.parametrize("tier", ["guard", "shim"])
+def test_a_cells_launches_are_counted(tier: str) -> None:
+    node = Node("--emulate", "--emulated-memory=8G", *(["--NodeApp.force_shim_tier=True"] if tier == "shim" else []))
+    try:
+        cell = (
+            "for _ in range(7):\n    assert not launch(1)\n"
+            "threads = [threading.Thread(target=launch, args=(1,)) for _ in range(5)]\n"
+            "for thread in threads:\n    thread.start()\nfor thread in threads:\n    thread.join()\n"
+            "assert launch(0)"  # an empty grid is refused, and is no launch
+        )
+        code = SHELL + f"shell.run_cell({GPU + LAUNCH!r})\nshell.run_cell_magic('vgpu', '', {cell!r})"
+        out, err = python(node, node.tenant("1G", 25), code)
+        assert out.strip().endswith("; 12 launches"), out + err
+    finally:
+        node.stop()
 
 
 def test_a_cell_runs_though_nobody_can_measure_it(node: Node, tenant: dict[str, Any]) -> None:
@@ -172,3 +203,12 @@ def test_top_wants_a_terminal_and_a_sensible_interval(node: Node) -> None:
     assert (piped.returncode, "status --json" in piped.stderr) == (2, True)
     often = subprocess.run([*CLI, "top", "--interval", "0"], capture_output=True, text=True)
     assert (often.returncode, "give seconds from 0.2 to 60" in often.stderr) == (2, True)
+
+
+def test_status_in_a_slice_tells_of_hours_and_maintenance(node: Node) -> None:
+    tenant = node.tenant(labels={LABEL: Balance(12.5, 20).as_label(0.8, End.REFUSE)})
+    node.client.request("PUT", "/api/maintenance", {"message": "Restart at 18:00"})
+    process = node.spawn(tenant, *CLI, "status")
+    out, err = process.communicate(timeout=60)
+    assert "12.5 of 20 GPU-hours" in out, err
+    assert "maintenance: Restart at 18:00" in out

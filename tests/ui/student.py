@@ -6,11 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import requests
 from playwright.sync_api import Browser, Page, expect
 from requests import HTTPError
 from support.node import wait_until
 from support.programs import CONTEXT
 from ui import PASSWORD, Demo, HubUser, new_page
+
+from jupyter_vgpu.client import MAINTENANCE_PATH
 
 MIB = 1 << 20
 GPU = (
@@ -32,6 +35,7 @@ class Student:
         self.user.login()
         self.user.spawn("2GiB-50")
         self._kernels: dict[str, str] = {}
+        self._admin: dict[str, str] | None = None
         self._pool = ThreadPoolExecutor(4)  # Playwright has this thread's event loop
 
     def start(self, path: str, mib: int, cell: str = "") -> None:
@@ -55,6 +59,21 @@ class Student:
     def daemon(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = self.demo.daemon().request(method, "/api/tenants/alice%2F", body)
         return answer
+
+    def allow_hours(self, hours: float | None) -> None:
+        """GPU-hours of alice, as an admin sets them; None: there is no end of them."""
+        if self._admin is None:
+            dean = HubUser(self.demo.url, "dean", PASSWORD)
+            dean.login()
+            self._admin = {"Authorization": f"token {dean.token()}"}
+        url = f"{self.demo.url}/services/vgpu/api/users/alice/quota"
+        body = {} if hours is None else {"hours": hours}
+        requests.put(url, json=body, headers=self._admin, timeout=30).raise_for_status()
+
+    def maintenance(self, message: str) -> None:
+        """As the admin says it; empty: it is over."""
+        body = {"message": message} if message else None
+        self.demo.daemon().request("PUT" if message else "DELETE", MAINTENANCE_PATH, body)
 
     def used(self) -> int:
         """MiB, as the ledger says."""
@@ -85,10 +104,11 @@ class Student:
 
 
 def open_lab(browser: Browser, student: Student, theme: str = "light") -> Page:
-    """JupyterLab of that student, with the panel open."""
-    page = new_page(browser, color_scheme=theme)
+    """JupyterLab of that student, with the panel open. theme: `light`, `dark` or `dark-high-contrast`."""
+    page = new_page(browser, color_scheme="light" if theme == "light" else "dark")
     student.log_in(page)
-    themes = {"raw": f'{{"theme": "JupyterLab {theme.title()}"}}'}
+    name = theme.replace("-", " ").title()
+    themes = {"raw": f'{{"theme": "JupyterLab {name}"}}'}
     student.user.put("lab/api/settings/@jupyterlab/apputils-extension:themes", themes)
     page.goto(f"{student.demo.url}/user/alice/lab?reset")
     page.get_by_role("tab", name="GPU slice").click()

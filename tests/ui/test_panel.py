@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from student import OUT_OF_MEMORY, Student, open_lab, panel_of
 from support.node import wait_until
 from support.programs import CONTEXT
-from ui import Demo, new_page, shot, violations
+from ui import Demo, Film, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -63,6 +63,8 @@ def test_out_of_memory_is_explained_with_two_ways_out_that_work(student: Student
     student.start("train.ipynb", 768)
     student.start("old.ipynb", 1024)
     expect(row_of(lab, "old.ipynb")).to_contain_text("1.06 GiB")
+    film = Film()
+    film.take(lab, 2)
     asked = time.monotonic()
     assert student.run("train.ipynb", "print(take(512))") == OUT_OF_MEMORY
     words = "train.ipynb asked for 512 MiB of GPU memory; 128 MiB was free. Most is held by old.ipynb: 1.06 GiB."
@@ -75,16 +77,22 @@ def test_out_of_memory_is_explained_with_two_ways_out_that_work(student: Student
     expect(panel_of(lab).locator(".jp-vgpu-Ways button")).to_have_text(ways)
     lab.wait_for_timeout(1000)  # it slides in
     shot(lab, "out-of-memory")
+    film.take(lab, 4)
     told.get_by_role("button", name=ways[0]).click()
     lab.locator(".jp-Dialog").get_by_role("button", name="Cancel").click()
     expect(told).to_be_visible()  # nothing was done, so what can be done is still said
     assert student.used() == 1920
     told.get_by_role("button", name=ways[0]).click()
+    film.take(lab, 2)
     lab.locator(".jp-Dialog").get_by_role("button", name="Shut down old.ipynb").click()
     wait_until(lambda: student.used() == 832, 10, "what the other held is free in the ledger")
     expect(row_of(lab, "old.ipynb")).to_have_count(0)
     expect(told).to_have_count(0)
+    film.take(lab, 2)
     assert student.run("train.ipynb", "print(take(512))") == "0\n"
+    expect(row_of(lab, "train.ipynb")).to_contain_text("1.31 GiB")
+    film.take(lab, 3)
+    film.save("panel")
 
 
 def test_who_is_refused_again_and_again_is_told_of_once(student: Student, lab: Page) -> None:
@@ -188,13 +196,53 @@ def test_a_page_that_nobody_sees_asks_for_nothing(student: Student, lab: Page) -
     expect(row_of(lab, "train.ipynb")).to_contain_text("128 MiB")
 
 
-@pytest.mark.parametrize("lab", ["light", "dark"], indirect=True)
+@pytest.mark.parametrize("lab", ["light", "dark", "dark-high-contrast"], indirect=True)
 def test_panel_and_status_bar_are_accessible(student: Student, lab: Page) -> None:
     student.start("train.ipynb", 512)
     assert student.run("train.ipynb", "print(take(3000))") == OUT_OF_MEMORY
     expect(panel_of(lab).get_by_role("heading", name="Out of memory")).to_be_visible()
     assert violations(lab, "#jupyter-vgpu-panel") == []
     assert violations(lab, ".jp-vgpu-Status") == []
+
+
+def test_bars_are_seen_where_the_system_paints_in_its_own_colours(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 512)
+    expect(row_of(lab, "train.ipynb")).to_contain_text("576 MiB")
+    lab.emulate_media(forced_colors="active")
+    colour = "each => getComputedStyle(each).backgroundColor"
+    fill = panel_of(lab).locator(".jp-vgpu-Bar-fill").first
+    assert fill.evaluate(colour) != fill.locator("..").evaluate(colour)
+    assert fill.locator("..").evaluate("each => getComputedStyle(each).borderTopStyle") == "solid"
+    shot(lab, "panel-forced-colours")
+
+
+def test_notebook_7_has_it_too(student: Student, browser: Browser) -> None:
+    student.start("train.ipynb", 768)
+    student.start("old.ipynb", 1024)
+    page = new_page(browser)
+    try:
+        student.log_in(page)
+        page.goto(f"{student.demo.url}/user/alice/notebooks/train.ipynb")
+        expect(page.locator(".jp-NotebookPanel")).to_be_visible()
+        page.locator(".jp-Cell").first.click()
+        page.keyboard.press("Control+Shift+C")
+        page.locator(".lm-CommandPalette-input").fill("show gpu slice")
+        page.keyboard.press("Enter")
+        expect(panel_of(page)).to_be_visible()
+        expect(row_of(page, "train.ipynb")).to_contain_text("832 MiB")
+        assert student.run("train.ipynb", "print(take(512))") == OUT_OF_MEMORY
+        told = page.locator(".Toastify__toast").filter(has_text="train.ipynb asked for 512 MiB of GPU memory")
+        expect(told).to_be_visible()
+        shot(page, "notebook-7")
+        told.get_by_role("button", name="Shut down old.ipynb").click()
+        page.locator(".jp-Dialog").get_by_role("button", name="Shut down old.ipynb").click()
+        wait_until(lambda: student.used() == 832, 10, "what the other held is free in the ledger")
+        expect(row_of(page, "old.ipynb")).to_have_count(0)
+        with page.context.expect_page() as opened:
+            row_of(page, "train.ipynb").get_by_role("button", name="train.ipynb", exact=True).click()
+        assert "/notebooks/train.ipynb" in opened.value.url
+    finally:
+        page.context.close()
 
 
 def test_it_is_found_in_the_command_palette(lab: Page) -> None:
@@ -204,6 +252,40 @@ def test_it_is_found_in_the_command_palette(lab: Page) -> None:
     lab.locator(".lm-CommandPalette-input").fill("show gpu slice")
     lab.keyboard.press("Enter")
     expect(panel_of(lab)).to_be_visible()
+
+
+def test_what_the_hub_has_to_say_is_told_and_stays_in_the_panel(student: Student, lab: Page) -> None:
+    toasts = lab.locator(".Toastify__toast")
+    try:
+        student.allow_hours(1000)
+        hours = panel_of(lab).locator(".jp-vgpu-Hours")
+        expect(hours).to_have_text(re.compile(r"^[\d.]+ of 1000 used, [\d.]+ left$"), timeout=20_000)
+        student.allow_hours(0.001)  # more than that it has had already
+        words = "Your GPU-hours are used up. This server goes on; the next one starts without a GPU."
+        expect(toasts.filter(has_text=words)).to_have_count(1, timeout=20_000)
+        expect(hours).to_have_attribute("data-state", "spent")
+        student.maintenance("The GPU restarts at 18:00")
+        expect(toasts.filter(has_text="Maintenance: The GPU restarts at 18:00")).to_have_count(1)
+        expect(panel_of(lab).get_by_role("status")).to_have_text("Maintenance: The GPU restarts at 18:00")
+        student.maintenance("")
+        expect(toasts.filter(has_text="The maintenance is over.")).to_have_count(1)
+        expect(panel_of(lab).get_by_role("status")).to_have_count(0)
+    finally:
+        student.maintenance("")
+        student.allow_hours(None)
+
+
+def test_other_front_ends_read_the_same_with_the_servers_own_token(student: Student) -> None:
+    code = """
+import json, os, urllib.request
+headers = {"Authorization": "token " + os.environ["JUPYTERHUB_API_TOKEN"]}
+for path in ("vgpu/slice", "vgpu/openapi.json"):
+    request = urllib.request.Request(os.environ["JUPYTERHUB_SERVICE_URL"] + path, headers=headers)
+    answer = json.load(urllib.request.urlopen(request))
+    print(answer.get("kind") or answer["servers"][0]["url"])
+"""
+    student.start("train.ipynb", 0)
+    assert student.run("train.ipynb", code) == "slice\n/user/alice\n"
 
 
 def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser: Browser) -> None:
@@ -219,6 +301,9 @@ def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser
         expect(page.locator(".Toastify__toast").filter(has_text=words).first).to_be_visible()
         expect(page.get_by_role("button", name="GPU 576 MiB / 2 GiB，")).to_be_visible()
         expect(panel_of(page)).to_contain_text("尚未计算过")
+        student.allow_hours(1000)
+        student.maintenance("18:00")
+        expect(panel_of(page)).to_contain_text(re.compile(r"已用 [\d.]+ / 1000，剩余"), timeout=20_000)
         labels = (
             panel_of(page)
             .locator("[aria-label], [title]")
@@ -229,5 +314,7 @@ def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser
         assert re.findall(r"[A-Za-z]{2,}", re.sub(names, "", text)) == []
         shot(page, "panel-zh")
     finally:
+        student.maintenance("")
+        student.allow_hours(None)
         student.set_language("en")
         page.context.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from jupyter_vgpu.client import Client
@@ -17,7 +19,19 @@ from hubclient import HubUser  # noqa: E402
 from demo import PASSWORD, free_port  # noqa: E402
 from demo import Demo as _Demo  # noqa: E402
 
-__all__ = ["ARGUMENTS", "PASSWORD", "ROOT", "Demo", "HubUser", "free_port", "log_in", "new_page", "shot", "violations"]
+__all__ = [
+    "ARGUMENTS",
+    "PASSWORD",
+    "ROOT",
+    "Demo",
+    "Film",
+    "HubUser",
+    "free_port",
+    "log_in",
+    "new_page",
+    "shot",
+    "violations",
+]
 
 AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 OUTPUT = ROOT / "tests" / "output"
@@ -58,6 +72,25 @@ def log_in(page: Page, demo: Demo, user: str) -> None:
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(lambda url: "/hub/login" not in url)  # to the spawn page, or a server that runs already
+
+
+class Film:
+    """An animated picture, of shots that stand for a while each."""
+
+    def __init__(self) -> None:
+        self._shots: list[Image.Image] = []
+        self._milliseconds: list[int] = []
+
+    def take(self, page: Page, seconds: float) -> None:
+        with Image.open(io.BytesIO(page.screenshot())) as image:
+            # a palette of its own each, for toasts and themes have other colours
+            self._shots.append(image.convert("RGB").quantize(64, dither=Image.Dither.NONE))
+        self._milliseconds.append(round(1000 * seconds))
+
+    def save(self, name: str) -> None:
+        OUTPUT.mkdir(exist_ok=True)
+        first, *others = self._shots
+        first.save(OUTPUT / f"{name}.gif", save_all=True, append_images=others, duration=self._milliseconds, loop=0)
 
 
 def violations(page: Page, within: str = "html") -> list[Any]:

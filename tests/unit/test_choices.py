@@ -21,6 +21,7 @@ def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
         "uuid": f"GPU-{memory}",
         "memory": {"free": memory, "total": 8 * GIB},
         "cores": {"free": cores, "total": 100},
+        "closed": None,
     }
 
 
@@ -42,6 +43,11 @@ def test_a_malformed_slice_in_the_config_is_named() -> None:
 def test_what_has_no_room_says_why() -> None:
     lines = choices(allowed_slices(SLICES, CEILING), [gpu(3 * GIB, 20)])
     assert [line.why_not for line in lines] == ["", "in use by others: 3 GiB and 20 % of compute are free"]
+
+
+def test_a_node_in_maintenance_says_what_its_admin_says() -> None:
+    line = choices([CEILING], [gpu(0, 0) | {"closed": "Restart at 18:00"}])[0]
+    assert line.why_not == "no new ones now: Restart at 18:00"
 
 
 def test_memory_on_one_gpu_and_compute_on_another_is_no_room() -> None:

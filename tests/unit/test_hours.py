@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jupyter_vgpu_spawner.hours import Balance, Window, hour_of, why_spent, window_start
+from jupyter_vgpu_spawner.hours import Window, hour_of, why_spent, window_start
 from jupyter_vgpu_spawner.service.meter import LONGEST_S, Meter
+
+from jupyter_vgpu.hours import LABEL, Balance, End, told
 
 SATURDAY = datetime(2026, 11, 21, 17, 30, tzinfo=UTC)
 
@@ -81,3 +83,31 @@ def test_a_guard_that_began_anew_and_a_service_that_was_away_charge_nobody() -> 
     meter.look([tenant("a", "alice", 100, 50)], 0)
     found = meter.look([tenant("a", "alice", 100, 1)], 10_000)
     assert (found["alice"].used, found["alice"].held) == (0, pytest.approx(LONGEST_S / 3600))
+
+
+@pytest.mark.parametrize(
+    ("balance", "state"),
+    [
+        (Balance(7.9, 10), "enough"),
+        (Balance(8, 10), "low"),
+        (Balance(10.5, 10, 1), "low"),
+        (Balance(11, 10, 1), "spent"),
+    ],
+)
+def test_what_is_written_on_a_slice_is_read_in_it(balance: Balance, state: str) -> None:
+    said = told({LABEL: balance.as_label(0.8, End.STOP)})
+    values = {"spent": balance.spent, "allowed": balance.allowed, "grace": balance.grace}
+    assert said == values | {"state": state, "end": "stop"}
+
+
+def test_what_changes_by_less_than_people_count_is_not_written_anew() -> None:
+    assert Balance(1.01, 10).as_label(0.8, End.STOP) == Balance(1.04, 10).as_label(0.8, End.STOP)
+    assert Balance(1, None).as_label(0.8, End.STOP) == ""
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["", "null", "{}", '{"spent": "much"}', '{"spent": 1, "allowed": 2, "grace": 0, "state": "x", "end": "stop"}'],
+)
+def test_what_another_version_wrote_is_left_alone(label: str) -> None:
+    assert told({LABEL: label}) is None

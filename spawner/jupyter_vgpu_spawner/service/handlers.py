@@ -245,6 +245,21 @@ class EditHandler(FormHandler):
         await self.show(message=f"The quota of {user} is changed.", troubles=troubles)
 
 
+class MaintenanceHandler(FormHandler):
+    """What everybody with a slice is told; an empty message ends it."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        message, closed = self.get_body_argument("message", ""), bool(self.get_body_argument("closed", ""))
+        try:
+            await self.manager.set_maintenance(message, closed, self.actor)
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show(troubles=[f"Nothing was changed: {error}"])
+            return
+        await self.show(message="Everybody with a slice is told." if message.strip() else "The maintenance is over.")
+
+
 class StopHandler(FormHandler):
     """The button beside a slice."""
 
@@ -531,6 +546,7 @@ def application(
         (r"edit", EditHandler),
         (r"stop", StopHandler),
         (r"remove", RemoveHandler),
+        (r"maintenance", MaintenanceHandler),
         (r"queue", QueueHandler),
         (r"queue/live", QueueLiveHandler),
         (r"queue/leave", LeaveHandler),

@@ -13,11 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.client import MAINTENANCE_PATH, Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.hours import LABEL as HOURS_LABEL
+from jupyter_vgpu.hours import Balance, End
 from jupyter_vgpu.quotas import Quota, QuotaError
 
 from ..database import Change, Database, DatabaseError, Metered
-from ..hours import WEEK_HOURS, Balance, End, Measure, Window, hour_of, window_start
+from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
 from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
 from .hub import HubApi, HubError, HubUser, Recent
@@ -58,6 +60,7 @@ class State:
 
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
+    maintenance: Json | None = None
     people: list[Person] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     is_partial: bool = False
@@ -101,13 +104,13 @@ class Manager:
     async def node_state(self) -> State:
         """GPUs and slices alone: what changes from second to second."""
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_node(troubles)
-        return State(gpus, tenants, [], troubles)
+        gpus, tenants, maintenance = await self._look_at_node(troubles)
+        return State(gpus, tenants, maintenance, [], troubles)
 
     async def state(self) -> State:
         """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_node(troubles)
+        gpus, tenants, maintenance = await self._look_at_node(troubles)
         known = len(troubles)
         users, groups = await self._look_at_hub(troubles)
         rules, metered = await self._look_at_database(troubles)
@@ -117,15 +120,17 @@ class Manager:
         gone = [HubUser(name) for name in rules if name not in names]
         held = _grouped(tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
-        return State(gpus, tenants, sorted(people, key=lambda person: person.name), troubles, partial)
+        return State(gpus, tenants, maintenance, sorted(people, key=lambda person: person.name), troubles, partial)
 
-    async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
+    async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json], Json | None]:
+        """GPUs, tenants, maintenance."""
         try:
             gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
-            return gpus, (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+            tenants = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+            return gpus, tenants, (await self._node.arequest("GET", MAINTENANCE_PATH))["maintenance"]
         except DaemonError as error:
             troubles.append(str(error))
-            return [], []
+            return [], [], None
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
@@ -210,9 +215,10 @@ class Manager:
         self._entitled = {key: value for key, value in self._entitled.items() if key in there}
         self._stopping = {key: at for key, at in self._stopping.items() if key in there}
         groups = await self._hub.groups() if tenants else {}
+        metered = await self._metered() if tenants else {}
         for tenant in tenants:
             try:
-                await self._look_after(tenant, groups)
+                await self._look_after(tenant, groups, metered)
             except Exception:  # the others are looked after
                 log.exception("looking after %s", tenant["name"])
 
@@ -220,7 +226,11 @@ class Manager:
         tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
         return tenants
 
-    async def _look_after(self, tenant: Json, groups: dict[str, Any]) -> None:
+    async def _metered(self) -> dict[str, Metered]:
+        since = window_start(Window(self.settings.window), datetime.now(UTC))
+        return await asyncio.to_thread(self._database.metered, since)
+
+    async def _look_after(self, tenant: Json, groups: dict[str, Any], metered: dict[str, Metered]) -> None:
         user = await self._hub.user(str(user_of(tenant)))
         if user is None:
             return
@@ -229,13 +239,20 @@ class Manager:
             entitlement = self._entitlement(tenant, user, groups, rule)
             for trouble in await self._follow(tenant, entitlement):
                 log.warning("%s", trouble)
+        spent = self.spent(metered.get(user.name, Metered()))
+        balance = Balance(spent, entitlement.hours, self.settings.grace)
+        await self._tell(tenant, balance)
         if self.settings.end == End.STOP:
-            await self._stop_if_spent(tenant, user.name, entitlement)
+            await self._stop_if_spent(tenant, balance)
 
-    async def _stop_if_spent(self, tenant: Json, user: str, entitlement: Entitlement) -> None:
-        since = window_start(Window(self.settings.window), datetime.now(UTC))
-        metered = await asyncio.to_thread(self._database.metered, since, [user])
-        balance = Balance(self.spent(metered.get(user, Metered())), entitlement.hours, self.settings.grace)
+    async def _tell(self, tenant: Json, balance: Balance) -> None:
+        """Who is in the slice sees it there."""
+        label = balance.as_label(self.settings.warning, End(self.settings.end))
+        if label != tenant["labels"].get(HOURS_LABEL, ""):
+            path = f"{tenant_path(tenant['id'])}/labels"
+            await self._node.arequest("PATCH", path, {HOURS_LABEL: label or None})
+
+    async def _stop_if_spent(self, tenant: Json, balance: Balance) -> None:
         asked = self._stopping.get(tenant["id"])
         if not balance.is_spent or (asked is not None and time.monotonic() - asked < STOP_AGAIN_S):
             return
@@ -291,6 +308,19 @@ class Manager:
             except DaemonError as error:
                 raise Refused(error.status, str(error)) from error
         return resized
+
+    async def set_maintenance(self, message: str, closed: bool, actor: str) -> None:
+        """Tell everybody who has a slice on the node; closed: it gives no new ones. An empty message: it is over."""
+        text = message.strip()
+        words = (f"{text} (no new slices)" if closed else text) or "over"
+        async with self.noted(actor, "node", "maintenance", "", words):
+            try:
+                if text:
+                    await self._node.arequest("PUT", MAINTENANCE_PATH, {"message": text, "closed": closed})
+                else:
+                    await self._node.arequest("DELETE", MAINTENANCE_PATH)
+            except DaemonError as error:
+                raise Refused(error.status, str(error)) from error
 
     async def stop(self, name: str, actor: str) -> None:
         """Stop the server of a slice, as the hub does it."""

@@ -11,7 +11,9 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from ..hours import End, Measure, Window
+from jupyter_vgpu.hours import End
+
+from ..hours import Measure, Window
 from ..limits import bounds_of
 from ..rules import Bounds
 
@@ -35,6 +37,7 @@ class Settings:
     window: str = Window.ROLLING
     measure: str = Measure.HELD
     grace: float = 0.0
+    warning: float = 0.8
     end: str = End.REFUSE
     queue: bool = False
 
