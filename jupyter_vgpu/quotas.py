@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 MIN_MEMORY = 64 << 20
 MAX_MEMORY = 1 << 50
+MODEL_MAX = 64
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
@@ -31,34 +32,69 @@ class Policy(StrEnum):
 class Quota:
     """What a tenant may use of one GPU.
 
-    memory: bytes, CUDA context included. cores: percent of the GPU, 0 < cores <= 100.
+    memory: bytes, CUDA context included. cores: percent of the GPU, 0 < cores <= 100. model: only of a GPU that is
+    called so (see `is_called`); empty: of any. exclusive: nobody else is on that GPU. The last two hold from the
+    beginning to the end of a slice.
     """
 
     memory: int
     cores: float
     policy: Policy = Policy.HARD
+    model: str = ""
+    exclusive: bool = False
 
     @classmethod
-    def parse(cls, memory: object, cores: object, policy: object = Policy.HARD) -> Quota:
+    def parse(
+        cls,
+        memory: object,
+        cores: object,
+        policy: object = Policy.HARD,
+        model: object = "",
+        exclusive: object = False,
+    ) -> Quota:
         """Make a quota of values that came from a user. Raises QuotaError."""
-        return cls(parse_memory(memory), parse_cores(cores), parse_policy(policy))
+        where = parse_model(model), parse_exclusive(exclusive)
+        return cls(parse_memory(memory), parse_cores(cores), parse_policy(policy), *where)
 
     def is_within(self, ceiling: Quota) -> bool:
         """Nothing of it is above the ceiling's, and it is no `burst` below a `hard` one."""
         burst = self.policy is Policy.HARD or ceiling.policy is Policy.BURST
         return self.memory <= ceiling.memory and self.cores <= ceiling.cores and burst
 
-    def as_json(self) -> dict[str, int | float | str]:
-        """As the daemon's API has it."""
-        return {"memory": self.memory, "cores": self.cores, "policy": str(self.policy)}
+    @property
+    def cores_kept(self) -> float:
+        """Percent of the GPU that nobody else can have."""
+        return 100.0 if self.exclusive else self.cores
+
+    def as_json(self) -> dict[str, int | float | str | bool]:
+        """As the daemon's API has it: model and exclusive where they are said."""
+        said: dict[str, int | float | str | bool] = {"memory": self.memory, "cores": self.cores}
+        said["policy"] = str(self.policy)
+        if self.model:
+            said["model"] = self.model
+        if self.exclusive:
+            said["exclusive"] = True
+        return said
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Quota:
         """Of what as_json made. Raises KeyError, TypeError or ValueError for what is no such thing."""
-        return cls(int(values["memory"]), float(values["cores"]), Policy(values["policy"]))
+        model, exclusive = str(values.get("model", "")), bool(values.get("exclusive", False))
+        return cls(int(values["memory"]), float(values["cores"]), Policy(values["policy"]), model, exclusive)
 
     def __str__(self) -> str:
-        return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}"
+        where = f" on {self.model}" if self.model else ""
+        alone = ", nobody else on it" if self.exclusive else ""
+        return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}{where}{alone}"
+
+
+def is_called(model: str, names: Iterable[str]) -> bool:
+    """Is a GPU of these names (its model, and its labels) what `model` asks for? A part of a name will do.
+
+    `H100` is the `NVIDIA H100 80GB HBM3`; an empty one is any.
+    """
+    wanted = model.casefold()
+    return not wanted or any(wanted in name.casefold() for name in names)
 
 
 def share_now(quota: Quota, at_work: Sequence[float]) -> float:
@@ -109,6 +145,22 @@ def parse_policy(value: object) -> Policy:
     except ValueError:
         allowed = " or ".join(repr(str(policy)) for policy in Policy)
         raise QuotaError(f"policy={_shown(value)} is not a policy: give {allowed}") from None
+
+
+def parse_model(value: object) -> str:
+    """A part of a GPU's name, or a label. Raises QuotaError."""
+    if not isinstance(value, str) or len(value) > MODEL_MAX or not value.isprintable():
+        raise QuotaError(
+            f"model={_shown(value)} is no model of a GPU: give a part of its name, such as 'H100', or a label"
+        )
+    return value.strip()
+
+
+def parse_exclusive(value: object) -> bool:
+    """Raises QuotaError."""
+    if not isinstance(value, bool):
+        raise QuotaError(f"exclusive={_shown(value)} is neither yes nor no: give true or false")
+    return value
 
 
 def format_bytes(size: float) -> str:

@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
         help="hard: never above its percent; burst: and what is idle",
     )
     runner.add_argument("--gpu", metavar="GPU", help="only on this one: its index or UUID")
+    runner.add_argument(
+        "--model", default="", metavar="NAME", help="only on a GPU with this in its name, or as its label"
+    )
+    runner.add_argument("--exclusive", action="store_true", help="with nobody else on the GPU")
     runner.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
     told = commands.add_parser(
@@ -94,8 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         if _slice_dir():
             print("jupyter vgpu run: this is a GPU slice already: run the command as it is", file=sys.stderr)
             return run.NO_SLICE
-        request = {"memory": options.mem, "cores": options.cores, "policy": options.policy, "gpu": options.gpu}
-        Quota.parse(options.mem, options.cores, options.policy)  # say what is wrong with it, daemon or not
+        # say what is wrong with it, daemon or not
+        quota = Quota.parse(options.mem, options.cores, options.policy, options.model, options.exclusive)
+        request = {**quota.as_json(), "gpu": options.gpu}
         return run.run(Client(options.run_dir / ADMIN_SOCKET), request, command)
     except (DaemonError, QuotaError, NativeMissing) as error:
         print(f"jupyter vgpu {options.command}: {error}", file=sys.stderr)

@@ -15,12 +15,12 @@ from typing import Any
 
 from jupyter_core.application import JupyterApp
 from prometheus_client import CollectorRegistry
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 
 from .. import __version__
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
 from ..quotas import QuotaError, parse_memory
-from .gpus import NoGpu, discover, emulate
+from .gpus import NoGpu, discover, emulate, label
 from .guard import GuardError
 from .handlers import admin_application, metrics_application, serve, serve_tcp, tenant_application
 from .manager import Limits, Manager
@@ -114,6 +114,15 @@ class NodeApp(JupyterApp):
 
             c.NodeApp.core_overcommit = 4.0
         """,
+    ).tag(config=True)
+    gpu_labels = Dict(
+        help="""
+        Names of GPUs beside their model's, by index or UUID.
+
+        A slice may ask for one, as for a model (`gpu_slices`)::
+
+            c.NodeApp.gpu_labels = {"0": ["teaching"], "1": ["research"]}
+        """
     ).tag(config=True)
     metrics_address = Unicode(
         help="""
@@ -239,7 +248,7 @@ class NodeApp(JupyterApp):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if self.emulate:
             emulate(run_dir / "emulated", parse_memory(self.emulated_memory, "--emulated-memory"), self.emulated_gpus)
-        gpus = discover()
+        gpus = label(discover(), self.gpu_labels)
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)

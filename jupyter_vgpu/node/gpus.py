@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pynvml
 
 from ..native import native_dir
+from ..quotas import QuotaError, parse_model
 
 ENV_EMULATED_DIR = "VGPU_EMULATED_DIR"
 ENV_EMULATED_MEMORY = "VGPU_EMULATED_MEMORY"
@@ -28,6 +30,12 @@ class Gpu:
     where: str
     emulated: bool
     devices: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a slice may ask for it by."""
+        return (self.name, *self.labels)
 
 
 class NoGpu(RuntimeError):
@@ -61,6 +69,19 @@ def discover() -> list[Gpu]:
     if not gpus:
         raise NoGpu("the NVIDIA driver reports no GPU: try an emulated one with 'jupyter vgpu node --emulate'")
     return gpus
+
+
+def label(gpus: Iterable[Gpu], labels: Mapping[str, Sequence[str]]) -> list[Gpu]:
+    """The same GPUs with the admin's labels, by index or UUID. Raises QuotaError."""
+    every = list(gpus)
+    known = {key for gpu in every for key in (str(gpu.index), gpu.uuid)}
+    for key, names in labels.items():
+        if key not in known:
+            has = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in every)
+            raise QuotaError(f"gpu_labels names GPU {key!r}, which this node has not; it has: {has}")
+        if isinstance(names, str) or not all(name and parse_model(name) for name in names):
+            raise QuotaError(f"gpu_labels[{key!r}]={names!r} is no list of labels: give one such as ['teaching']")
+    return [replace(gpu, labels=(*labels.get(str(gpu.index), ()), *labels.get(gpu.uuid, ()))) for gpu in every]
 
 
 def _describe(index: int) -> Gpu:

@@ -12,7 +12,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
 from ..api import Json, Refused, json_object
-from ..quotas import Policy, Quota, QuotaError
+from ..quotas import Quota, QuotaError
 from .manager import Manager
 
 log = logging.getLogger("vgpud.api")
@@ -58,6 +58,8 @@ _QUOTA_FIELDS: dict[str, type | tuple[type, ...]] = {
     "memory": (int, str, float),
     "cores": (int, float, str),
     "policy": str,
+    "model": str,
+    "exclusive": bool,
 }
 
 
@@ -71,9 +73,9 @@ _CREATE_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _quota_of(data: Json) -> Quota:
-    if set(data) - set(_QUOTA_FIELDS) or not {"memory", "cores"} <= set(data):
-        raise Refused(400, f"ceiling={str(data)[:80]} is no quota: give memory, cores and perhaps policy")
-    return Quota.parse(data["memory"], data["cores"], data.get("policy", Policy.HARD))
+    if set(data) - {"memory", "cores", "policy"} or not {"memory", "cores"} <= set(data):
+        raise Refused(400, f"ceiling={str(data)[:80]} is no ceiling: give memory, cores and perhaps policy")
+    return Quota.parse(**data)
 
 
 class TenantsHandler(ApiHandler):
@@ -85,7 +87,7 @@ class TenantsHandler(ApiHandler):
         for field in ("name", "memory", "cores"):
             if field not in data:
                 raise Refused(400, f"{field} is missing: a tenant has a name, memory and cores")
-        quota = Quota.parse(data["memory"], data["cores"], data.get("policy", Policy.HARD))
+        quota = Quota.parse(**{field: data[field] for field in _QUOTA_FIELDS if field in data})
         ceiling = data.get("ceiling")
         created = self.manager.create(
             data["name"],
@@ -106,10 +108,7 @@ class TenantHandler(ApiHandler):
 
     def patch(self, key: str) -> None:
         old = self.manager.find(key).quota
-        data = self.body(_QUOTA_FIELDS)
-        quota = Quota.parse(
-            data.get("memory", old.memory), data.get("cores", old.cores), data.get("policy", old.policy)
-        )
+        quota = Quota.parse(**{**old.as_json(), **self.body(_QUOTA_FIELDS)})
         self.finish(self.manager.resize(key, quota))
 
     def delete(self, key: str) -> None:

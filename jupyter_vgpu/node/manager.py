@@ -176,6 +176,9 @@ class Manager:
                 memory_reserved=sum(quota.memory for quota in here),
                 cores_total=100 * self.limits.core_overcommit,
                 cores_reserved=sum(quota.cores for quota in here),
+                names=gpu.names,
+                slices=len(here),
+                taken=any(quota.exclusive for quota in here),
             )
 
         return [room(gpu) for gpu in self.gpus]
@@ -229,6 +232,8 @@ class Manager:
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
         tenant = self.find(key)
+        if (quota.model, quota.exclusive) != (tenant.quota.model, tenant.quota.exclusive):
+            raise Refused(409, f"{tenant.name} stays where it is: model and exclusive are for a new slice")
         _check_ceiling(quota, tenant.ceiling)
         others = [t.quota for t in self._promised() if t.gpu == tenant.gpu and t.id != tenant.id]
         room = next((room for room in self.rooms() if room.uuid == tenant.gpu), None)
@@ -240,7 +245,7 @@ class Manager:
             raise Refused(
                 409,
                 f"{quota} does not fit on GPU {room.index} beside the others: at most "
-                f"{Quota(max(memory, 0), max(cores, 0), quota.policy)}",
+                f"{replace(quota, memory=max(memory, 0), cores=max(cores, 0))}",
             )
         self._store.resize(tenant.id, quota)
         tenant = replace(tenant, quota=quota)
@@ -564,7 +569,9 @@ def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant], closed: str |
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.name,
+        "labels": list(gpu.labels),
         "emulated": gpu.emulated,
+        "taken": room.taken,
         "memory": {"total": room.memory_total, "reserved": room.memory_reserved, "free": memory_free},
         "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": cores_free},
         "closed": closed,

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quotas import Quota, format_bytes, format_percent
+from ..quotas import Quota, format_bytes, format_percent, is_called
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One GPU and what is reserved on it. Bytes and percent; the totals have the overcommit factors in them."""
+    """One GPU and what is reserved on it. Bytes and percent; the totals have the overcommit factors in them.
+
+    names: its model, and its labels. slices: how many there are. taken: one of them is exclusive.
+    """
 
     uuid: str
     index: int
@@ -20,17 +23,25 @@ class Room:
     memory_reserved: int
     cores_total: float
     cores_reserved: float
+    names: tuple[str, ...] = ()
+    slices: int = 0
+    taken: bool = False
 
     @property
     def memory_free(self) -> int:
-        return max(0, self.memory_total - self.memory_reserved)
+        return 0 if self.taken else max(0, self.memory_total - self.memory_reserved)
 
     @property
     def cores_free(self) -> float:
-        return max(0.0, round(self.cores_total - self.cores_reserved, 3))
+        return 0.0 if self.taken else max(0.0, round(self.cores_total - self.cores_reserved, 3))
+
+    def is_meant(self, quota: Quota) -> bool:
+        """It is called what the slice asks for."""
+        return is_called(quota.model, self.names)
 
     def fits(self, quota: Quota) -> bool:
-        return quota.memory <= self.memory_free and quota.cores <= self.cores_free
+        alone = not quota.exclusive or not self.slices
+        return self.is_meant(quota) and alone and quota.memory <= self.memory_free and quota.cores <= self.cores_free
 
 
 class NoRoom(Exception):
@@ -61,9 +72,13 @@ def place(
     if not candidates:
         known = ", ".join(room.uuid for room in rooms) or "none"
         raise NoRoom(f"this node has no GPU {wanted}; it has: {known}")
-    fitting = [room for room in candidates if room.fits(quota)]
+    meant = [room for room in candidates if room.is_meant(quota)]
+    if not meant:
+        known = ", ".join(sorted({name for room in candidates for name in room.names}))
+        raise NoRoom(f"this node has no GPU called {quota.model!r}; it has: {known}")
+    fitting = [room for room in meant if room.fits(quota)]
     if not fitting:
-        raise NoRoom(_why_not(quota, candidates))
+        raise NoRoom(_why_not(quota, meant))
     if strategy is Strategy.SPREAD:
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
     sizes = Counter((each.memory, each.cores) for each in (*held, quota))
@@ -89,6 +104,8 @@ def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:
         largest = max(room.memory_total for room in rooms)
         has = f"the largest has {format_bytes(largest)}"
         return f"no GPU here is large enough for {quota}: {has}. Ask for a smaller slice."
+    if quota.exclusive and all(room.slices for room in rooms):
+        return f"no GPU is without slices now, as {quota} needs it. Ask for a shared one, or wait until servers stop."
     return (
         f"no GPU has {format_bytes(quota.memory)} and {format_percent(quota.cores)} of compute free now. "
         f"Largest free slice: {free}. Ask for a smaller one, or wait until a server stops."

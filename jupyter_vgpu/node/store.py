@@ -62,9 +62,11 @@ class _Row(_Base):
     owner: Mapped[int | None]
     ceiling: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     labels: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    model: Mapped[str | None] = mapped_column(String(64))
+    exclusive: Mapped[bool | None]
 
     def tenant(self) -> Tenant:
-        quota = Quota(self.memory, self.cores, Policy(self.policy))
+        quota = Quota(self.memory, self.cores, Policy(self.policy), self.model or "", bool(self.exclusive))
         ceiling = Quota.from_json(self.ceiling) if self.ceiling else None
         return Tenant(
             self.id,
@@ -133,6 +135,8 @@ class Store:
                     owner=tenant.owner,
                     ceiling=tenant.ceiling.as_json() if tenant.ceiling else None,
                     labels=dict(tenant.labels),
+                    model=quota.model,
+                    exclusive=quota.exclusive,
                 )
             )
 

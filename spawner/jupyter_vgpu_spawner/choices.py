@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quotas import Policy, Quota, QuotaError, format_bytes, format_percent, parse_cores, parse_memory
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError, format_bytes, format_percent
 
-from .turns import Line, is_possible
+from .turns import Line, Space, is_possible
 
 NO_GPU = "none"
 FIELD = "gpu_slice"
@@ -26,15 +27,18 @@ class Choice:
 
 
 def slice_key(quota: Quota) -> str:
-    """A stable name for a slice, such as `4GiB-25`, for forms and the REST API."""
-    return f"{format_bytes(quota.memory).replace(' ', '')}-{quota.cores:g}"
+    """A stable name for a slice, such as `4GiB-25` or `40GiB-100-H100-exclusive`, for forms and the REST API."""
+    parts = [format_bytes(quota.memory).replace(" ", ""), f"{quota.cores:g}"]
+    if quota.model:
+        parts.append(re.sub(r"[^\w.]+", "_", quota.model))
+    return "-".join(parts + (["exclusive"] if quota.exclusive else []))
 
 
 def all_slices(slices: Sequence[Mapping[str, Any]], policy: Policy) -> list[Quota]:
     """The slices of the config. Raises QuotaError when it holds something that is no slice."""
     return [
-        Quota(parse_memory(entry["memory"]), parse_cores(entry["cores"]), policy)
-        if {"memory", "cores"} <= set(entry)
+        Quota.parse(**entry, policy=policy)
+        if {"memory", "cores"} <= set(entry) <= {"memory", "cores", "model", "exclusive"}
         else _malformed(entry)
         for entry in slices
     ]
@@ -45,16 +49,21 @@ def allowed_slices(
 ) -> list[Quota]:
     """The slices that a user may choose: those of the config that fit into the quota, else the quota itself.
 
+    One that is exclusive takes all of a GPU's compute, so it is for who may have that.
+
     keys: only these, where they are given. Raises QuotaError when the config holds something that is no slice.
     """
     every = all_slices(slices, quota.policy)
-    fitting = [each for each in every if each.memory <= quota.memory and each.cores <= quota.cores]
+    fitting = [each for each in every if each.memory <= quota.memory and each.cores_kept <= quota.cores]
     offered = fitting or [quota]
     return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
 def _malformed(entry: Mapping[str, Any]) -> Quota:
-    raise QuotaError(f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores'")
+    raise QuotaError(
+        f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores', "
+        "and perhaps 'model' and 'exclusive'"
+    )
 
 
 def choices(slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], line: Line | None = None) -> list[Choice]:
@@ -74,7 +83,8 @@ def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each model of GPU: how many there are, and the most that one of them has free."""
     models: dict[str, list[Mapping[str, Any]]] = {}
     for gpu in gpus:
-        models.setdefault(str(gpu["name"]), []).append(gpu)
+        labels = f" ({', '.join(gpu['labels'])})" if gpu["labels"] else ""
+        models.setdefault(f"{gpu['name']}{labels}", []).append(gpu)
     lines = []
     for name, here in models.items():
         best = max(here, key=lambda gpu: (int(gpu["memory"]["free"]), float(gpu["cores"]["free"])))
@@ -86,18 +96,25 @@ def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
 def describe(quota: Quota) -> str:
     """`4 GiB of GPU memory, 25 % of its compute`."""
     burst = ", and more while the GPU is idle" if quota.policy is Policy.BURST else ""
-    return f"{format_bytes(quota.memory)} of GPU memory, {format_percent(quota.cores)} of its compute{burst}"
+    model = f", on {quota.model}" if quota.model else ""
+    alone = ", with nobody else on it" if quota.exclusive else ""
+    shares = f"{format_bytes(quota.memory)} of GPU memory, {format_percent(quota.cores)} of its compute"
+    return shares + burst + model + alone
 
 
 def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
     """Empty when some GPU has room for the slice now, else the reason in words."""
-    if any(gpu["memory"]["free"] >= quota.memory and gpu["cores"]["free"] >= quota.cores for gpu in gpus):
+    spaces = [(Space.from_json(gpu), gpu) for gpu in gpus]
+    if any(space.fits(quota) for space, _ in spaces):
         return ""
-    best = max(gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
+    meant = [gpu for space, gpu in spaces if space.is_meant(quota)]
+    best = max(meant, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
     if best is None:
-        return "this node has no GPU"
+        return f"no GPU here is called {quota.model!r}" if gpus else "this node has no GPU"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
+    if quota.exclusive and all(gpu["tenants"] for gpu in meant):
+        return "each GPU is in use by others"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "
         f"{format_percent(best['cores']['free'])} of compute are free"

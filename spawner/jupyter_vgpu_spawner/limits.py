@@ -161,10 +161,15 @@ class Limits(_Base):
         help="""
         The slices that a user may choose from on the spawn page.
 
-        Each with `memory` and `cores`; those above the user's quota are not offered.
+        Each with `memory` and `cores`; those above the user's quota are not offered. With a `model` only a GPU whose
+        name has it, or that the node labels so (`NodeApp.gpu_labels`), will do. With `exclusive` nobody else is on the
+        GPU meanwhile; that is for who may have 100 percent, and counts as that.
         Empty: the quota itself is the one slice::
 
-            c.VGPUMixin.gpu_slices = [{"memory": "2G", "cores": 10}, {"memory": "4G", "cores": 25}]
+            c.VGPUMixin.gpu_slices = [
+                {"memory": "4G", "cores": 25},
+                {"memory": "70G", "cores": 100, "model": "H100", "exclusive": True},
+            ]
 
         .. versionadded:: 0.1
         """,

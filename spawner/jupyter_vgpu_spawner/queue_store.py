@@ -94,7 +94,7 @@ class QueueStore:
             others = select(func.count()).where(QueueRow.user == user, QueueRow.server != server)
             if (session.scalar(others) or 0) >= SERVERS_MAX:
                 raise TooMany(f"{SERVERS_MAX} servers of yours wait already: take one of them out of the queue first")
-            keeps = row is not None and row.state != Stage.ENDED and quota.is_within(row.quota())
+            keeps = row is not None and row.state != Stage.ENDED and _is_no_more(quota, row.quota())
             session.merge(
                 QueueRow(
                     user=user,
@@ -108,6 +108,8 @@ class QueueStore:
                     gpu="",
                     at=now,
                     words="",
+                    model=quota.model,
+                    exclusive=quota.exclusive,
                 )
             )
 
@@ -145,6 +147,12 @@ class QueueStore:
         """Of the latest servers that have ended, seconds."""
         with Session(self._engine) as session:
             return list(session.scalars(select(LifetimeRow.seconds)))
+
+
+def _is_no_more(quota: Quota, before: Quota) -> bool:
+    """What may be had where the other may."""
+    same = (quota.model, quota.exclusive) in ((before.model, before.exclusive), (before.model, False))
+    return same and quota.is_within(before)
 
 
 def _entries(rows: Iterable[QueueRow]) -> list[Entry]:

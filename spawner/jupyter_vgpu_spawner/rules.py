@@ -176,7 +176,7 @@ def follow(held: Quota, before: Entitlement, after: Entitlement) -> Quota | None
     whole = before.quota
     memory = _followed(held.memory, whole.memory if whole else None, after.quota.memory)
     cores = _followed(held.cores, whole.cores if whole else None, after.quota.cores)
-    followed = Quota(memory, cores, after.quota.policy)
+    followed = replace(held, memory=memory, cores=cores, policy=after.quota.policy)
     return None if followed == held else followed
 
 

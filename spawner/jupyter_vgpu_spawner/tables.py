@@ -71,9 +71,11 @@ class QueueRow(Base):
     gpu: Mapped[str] = mapped_column(String(64))
     at: Mapped[float] = mapped_column(Float(53))
     words: Mapped[str] = mapped_column(String(TEXT_MAX))
+    model: Mapped[str] = mapped_column(String(64))
+    exclusive: Mapped[bool]
 
     def quota(self) -> Quota:
-        return Quota(self.memory, self.cores, Policy(self.policy))
+        return Quota(self.memory, self.cores, Policy(self.policy), self.model, self.exclusive)
 
 
 class LifetimeRow(Base):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.quotas import Quota, is_called
 
 AGE_S = 3600.0
 """So long a wait outweighs a group that holds every GPU."""
@@ -21,41 +21,74 @@ _SAMPLES, _ENDS_MAX, _LONGER_MIN = 40, 400, 3
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """One GPU: bytes and percent, with the overcommit factors in them."""
+    """One GPU: bytes and percent, with the overcommit factors in them.
+
+    names: its model, and its labels. slices: how many are on it. taken: one of them is exclusive.
+    """
 
     memory_total: int
     memory_free: int
     cores_total: float
     cores_free: float
     uuid: str = ""
+    names: tuple[str, ...] = ()
+    slices: int = 0
+    taken: bool = False
 
     @classmethod
     def from_json(cls, gpu: Mapping[str, Any]) -> Space:
         """Of what vgpud says of a GPU."""
         memory, cores = gpu["memory"], gpu["cores"]
+
+        def free(of: Mapping[str, Any]) -> float:
+            return 0 if gpu["closed"] else max(0, round(of["total"] - of["reserved"], 3))
+
         return cls(
-            int(memory["total"]), int(memory["free"]), float(cores["total"]), float(cores["free"]), str(gpu["uuid"])
+            int(memory["total"]),
+            int(free(memory)),
+            float(cores["total"]),
+            float(free(cores)),
+            str(gpu["uuid"]),
+            (str(gpu["name"]), *gpu["labels"]),
+            len(gpu["tenants"]),
+            bool(gpu["taken"]),
         )
 
+    def is_meant(self, quota: Quota) -> bool:
+        """It is called what the slice asks for."""
+        return is_called(quota.model, self.names)
+
     def fits(self, quota: Quota) -> bool:
-        return quota.memory <= self.memory_free and quota.cores <= self.cores_free
+        alone = not self.taken and (not quota.exclusive or not self.slices)
+        return self.is_meant(quota) and alone and quota.memory <= self.memory_free and quota.cores <= self.cores_free
 
     def could_fit(self, quota: Quota) -> bool:
         """Once everybody has gone."""
-        return quota.memory <= self.memory_total and quota.cores <= self.cores_total
+        return self.is_meant(quota) and quota.memory <= self.memory_total and quota.cores <= self.cores_total
 
     def lacks(self, quota: Quota) -> float:
         """How much must become free first, as a part of the GPU."""
-        memory = (quota.memory - self.memory_free) / self.memory_total
-        return max(memory, (quota.cores - self.cores_free) / self.cores_total)
+        if self.taken:
+            return 1.0
+        memory, cores = (self.memory_total, self.cores_total) if quota.exclusive else (quota.memory, quota.cores)
+        return max((memory - self.memory_free) / self.memory_total, (cores - self.cores_free) / self.cores_total)
 
     def less(self, quota: Quota) -> Space:
-        return replace(
-            self, memory_free=self.memory_free - quota.memory, cores_free=round(self.cores_free - quota.cores, 3)
-        )
+        """With one slice more on it."""
+        return self._changed(quota, 1)
 
     def more(self, quota: Quota) -> Space:
-        return self.less(Quota(-quota.memory, -quota.cores))
+        """Without one that was on it."""
+        return self._changed(quota, -1)
+
+    def _changed(self, quota: Quota, slices: int) -> Space:
+        return replace(
+            self,
+            memory_free=self.memory_free - slices * quota.memory,
+            cores_free=round(self.cores_free - slices * quota.cores, 3),
+            slices=self.slices + slices,
+            taken=slices > 0 if quota.exclusive else self.taken,
+        )
 
     def kept(self) -> Space:
         """Nothing of it is for anybody else."""
@@ -118,7 +151,7 @@ def loads(
     for user, quota in held:
         for key in [(True, name) for name in groups.get(user, ())] or [(False, user)]:
             before = sums.get(key, (0, 0.0))
-            sums[key] = (before[0] + quota.memory, before[1] + quota.cores)
+            sums[key] = (before[0] + quota.memory, before[1] + quota.cores_kept)
 
     def load(key: tuple[bool, str]) -> float:
         held_memory, held_cores = sums.get(key, (0, 0.0))
@@ -205,7 +238,9 @@ class Line:
 
     def _is_covered(self, quota: Quota) -> bool:
         mine = self.covered
-        return mine is not None and quota.memory <= mine.memory and quota.cores <= mine.cores
+        if mine is None or (quota.model, quota.exclusive) != (mine.model, mine.exclusive):
+            return False
+        return quota.memory <= mine.memory and quota.cores <= mine.cores
 
 
 def foretell(

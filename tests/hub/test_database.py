@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -178,6 +179,22 @@ def test_who_waits_comes_back_as_it_was(database: Database) -> None:
     assert (called.stage, called.gpu) == (Stage.CALLED, "GPU-1")
     assert database.queue.leave("alice", "")
     assert not database.queue.leave("alice", "")
+
+
+def test_which_gpu_is_waited_for_is_kept_and_a_wish_for_another_is_a_new_one(database: Database) -> None:
+    alone = replace(LARGE, model="H100", exclusive=True)
+    database.queue.join("alice", "", alone, {})
+    (entry,) = database.queue.entries()
+    assert entry.waiting.quota == alone
+    for quota, keeps in ((replace(alone, exclusive=False), True), (alone, False), (replace(alone, model=""), False)):
+        since = database.queue.entries()[0].waiting.since
+        database.queue.join("alice", "", quota, {})
+        assert (database.queue.entries()[0].waiting.since == since) == keeps
+    database.queue.join("bob", "", SMALL, {})
+    database.queue.join("eve", "", alone, {})
+    database.downgrade("0003")
+    database.upgrade()
+    assert [each.key for each in database.queue.entries()] == [("bob", "")]
 
 
 def test_less_keeps_the_place_and_more_or_an_end_does_not(database: Database) -> None:

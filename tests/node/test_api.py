@@ -261,3 +261,49 @@ def test_an_admin_tells_everybody_from_the_command_line(node: Node) -> None:
     assert "maintenance: Restart at 18:00 (no new slices)" in shown.stdout
     assert command("--over") == (0, "no maintenance")
     assert command("--close")[0] == command("x", "--over")[0] == 2
+
+
+def test_a_slice_goes_to_the_gpu_that_it_asks_for_and_may_be_alone_there() -> None:
+    options = ["--emulate", "--emulated-memory=8G", "--emulated-gpus=3"]
+    node = Node(*options, "--NodeApp.gpu_labels={'2': ['teaching']}")
+    try:
+        assert node.tenant(name="a", cores=10, model="device 1")["gpu"]["index"] == 1
+        assert node.tenant(name="b", cores=10, model="TEACHING")["gpu"]["index"] == 2
+        alone = node.tenant(name="c", cores=10, exclusive=True)
+        assert alone["gpu"]["index"] == 0
+        assert alone["quota"]["exclusive"] is True
+        gpus = node.client.request("GET", "/api/gpus")["gpus"]
+        assert [(gpu["taken"], gpu["memory"]["free"] == 0, gpu["labels"]) for gpu in gpus] == [
+            *((True, True, []), (False, False, []), (False, False, ["teaching"])),
+        ]
+        node.kill()
+        node.start()
+        words = "no GPU is without slices now"
+        status, said = refused(
+            node, "POST", "/api/tenants", {"name": "d", "memory": "1G", "cores": 5, "exclusive": True}
+        )
+        assert (status, words in said) == (409, True)
+        status, said = refused(node, "POST", "/api/tenants", {"name": "d", "memory": "1G", "cores": 5, "gpu": "0"})
+        assert (status, "no GPU has 1 GiB" in said) == (409, True)
+        status, said = refused(node, "POST", "/api/tenants", {"name": "d", "memory": "1G", "cores": 5, "model": "H100"})
+        assert (status, "no GPU called 'H100'" in said) == (409, True)
+        assert node.client.request("PATCH", "/api/tenants/c", {"cores": 20})["quota"]["exclusive"] is True
+        status, said = refused(node, "PATCH", "/api/tenants/c", {"exclusive": False})
+        assert (status, said) == (409, "c stays where it is: model and exclusive are for a new slice")
+        node.client.request("DELETE", "/api/tenants/c")
+        assert node.tenant(name="d", cores=100, exclusive=True)["gpu"]["index"] == 0
+    finally:
+        node.stop()
+
+
+def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
+    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
+    for labels, words in (
+        ("{'7': ['x']}", "gpu_labels names GPU '7', which this node has not"),
+        ("{'0': 'x'}", "no list"),
+    ):
+        done = subprocess.run(
+            [*command, f"--NodeApp.gpu_labels={labels}"], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 1
+        assert words in done.stderr

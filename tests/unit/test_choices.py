@@ -19,9 +19,12 @@ def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
     return {
         "name": name,
         "uuid": f"GPU-{memory}",
-        "memory": {"free": memory, "total": 8 * GIB},
-        "cores": {"free": cores, "total": 100},
+        "memory": {"free": memory, "total": 8 * GIB, "reserved": 8 * GIB - memory},
+        "cores": {"free": cores, "total": 100, "reserved": 100 - cores},
         "closed": None,
+        "labels": [],
+        "tenants": [],
+        "taken": False,
     }
 
 
@@ -35,7 +38,8 @@ def test_without_slices_the_ceiling_is_the_slice() -> None:
 
 def test_a_malformed_slice_in_the_config_is_named() -> None:
     with pytest.raises(
-        QuotaError, match="gpu_slices has {'mem': '2G'}: each slice is a dict with 'memory' and 'cores'"
+        QuotaError,
+        match="gpu_slices has {'mem': '2G'}: each slice is a dict with 'memory' and 'cores', and perhaps 'model'",
     ):
         allowed_slices([{"mem": "2G"}], CEILING)
 
@@ -43,6 +47,30 @@ def test_a_malformed_slice_in_the_config_is_named() -> None:
 def test_what_has_no_room_says_why() -> None:
     lines = choices(allowed_slices(SLICES, CEILING), [gpu(3 * GIB, 20)])
     assert [line.why_not for line in lines] == ["", "in use by others: 3 GiB and 20 % of compute are free"]
+
+
+def test_a_model_and_being_alone_are_told_and_named() -> None:
+    whole = Quota(8 * GIB, 100, Policy.HARD)
+    slices = [
+        {"memory": "2G", "cores": 25, "model": "H100"},
+        {"memory": "2G", "cores": 25, "model": "A 100"},
+        {"memory": "4G", "cores": 50, "exclusive": True},
+    ]
+    offered = allowed_slices(slices, whole)
+    assert [slice_key(each) for each in offered] == ["2GiB-25-H100", "2GiB-25-A_100", "4GiB-50-exclusive"]
+    assert pick("4GiB-50-exclusive", offered) == Quota(4 * GIB, 50, exclusive=True)
+    used = gpu(8 * GIB, 100) | {"tenants": ["alice/"]}
+    lines = choices(offered, [used])
+    assert [line.why_not for line in lines] == ["", "no GPU here is called 'A 100'", "each GPU is in use by others"]
+    assert lines[2].title == "4 GiB of GPU memory, 50 % of its compute, with nobody else on it"
+    # a GPU alone is all of its compute
+    assert [slice_key(each) for each in allowed_slices(slices, Quota(8 * GIB, 50))] == ["2GiB-25-H100", "2GiB-25-A_100"]
+
+
+@pytest.mark.parametrize("wrong", [{"modle": "H100"}, {"exclusive": "no"}, {"model": 100}])
+def test_a_slice_that_is_misspelled_is_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(QuotaError, match=r"gpu_slices has|exclusive='no' is neither|model=100 is no model"):
+        allowed_slices([{"memory": "2G", "cores": 25} | wrong], Quota(8 * GIB, 100))
 
 
 def test_a_node_in_maintenance_says_what_its_admin_says() -> None:

@@ -11,6 +11,7 @@ from jupyter_vgpu_spawner.hours import Window, hour_of, why_spent, window_start
 from jupyter_vgpu_spawner.service.meter import LONGEST_S, Meter
 
 from jupyter_vgpu.hours import LABEL, Balance, End, told
+from jupyter_vgpu.quotas import Quota
 
 SATURDAY = datetime(2026, 11, 21, 17, 30, tzinfo=UTC)
 
@@ -47,12 +48,12 @@ def test_who_is_refused_is_told_when_there_will_be_more() -> None:
     assert why_spent(Balance(9, 10), Window.WEEK, SATURDAY) == ""
 
 
-def tenant(key: str, user: str | None, cores: float, on_gpu_s: float) -> dict[str, object]:
+def tenant(key: str, user: str | None, cores: float, on_gpu_s: float, exclusive: bool = False) -> dict[str, object]:
     labels = {"jupyterhub_user": user} if user else {}
     return {
         "id": key,
         "labels": labels,
-        "quota": {"cores": cores},
+        "quota": Quota(1 << 30, cores, exclusive=exclusive).as_json(),
         "usage": {"on_gpu_ns": on_gpu_s * 1e9},
         "tier": "guard",
         "activity": {"busy": True},
@@ -67,6 +68,13 @@ def test_held_by_the_percent_and_used_by_the_gpu() -> None:
     assert found["alice"].used == pytest.approx(4 / 3600)
     found = meter.look([tenant("a", "alice", 25, 9), tenant("b", "alice", 50, 0)], 120)
     assert found["alice"].held == pytest.approx(10 * 0.75 / 3600)
+
+
+def test_a_gpu_that_nobody_else_may_use_is_held_whole() -> None:
+    meter = Meter()
+    for now in (0, 10):
+        found = meter.look([tenant("a", "alice", 25, 0, exclusive=True)], now)
+    assert found["alice"].held == pytest.approx(10 / 3600)
 
 
 def test_in_tier_shim_who_is_at_work_uses_the_slice() -> None:

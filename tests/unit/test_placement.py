@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,3 +94,25 @@ def test_no_gpu_is_ever_promised_beyond_what_it_has(
 def test_room_is_never_negative_where_more_was_promised_than_there_is() -> None:
     over = room(0, 20 * GIB, 120)
     assert (over.memory_free, over.cores_free) == (0, 0.0)
+
+
+def test_a_model_or_a_label_is_asked_for_by_a_part_of_its_name() -> None:
+    rooms = [replace(room(0), names=("NVIDIA A100-SXM4-80GB",)), replace(room(1), names=("NVIDIA H100", "teaching"))]
+    assert place(Quota(GIB, 10, model="h100"), rooms).index == 1
+    assert place(Quota(GIB, 10, model="Teaching"), rooms).index == 1
+    assert place(Quota(GIB, 10, model="a100"), rooms).index == 0
+    with pytest.raises(NoRoom, match="no GPU called 'B200'; it has: NVIDIA A100-SXM4-80GB, NVIDIA H100, teaching"):
+        place(Quota(GIB, 10, model="B200"), rooms)
+
+
+def test_who_wants_to_be_alone_gets_an_empty_gpu_and_keeps_it() -> None:
+    alone = Quota(GIB, 10, exclusive=True)
+    rooms = [replace(room(0, GIB, 10), slices=1), room(1)]
+    assert place(alone, rooms).index == 1
+    taken = replace(room(1, GIB, 10), slices=1, taken=True)
+    assert (taken.memory_free, taken.cores_free) == (0, 0)
+    assert place(Quota(GIB, 10), [rooms[0], taken]).index == 0
+    with pytest.raises(NoRoom, match="no GPU is without slices now"):
+        place(alone, [rooms[0], taken])
+    with pytest.raises(NoRoom, match="no GPU has 1 GiB"):
+        place(Quota(GIB, 10), [taken])

@@ -27,16 +27,25 @@ GIB = 1 << 30
 HOUR = 3600.0
 
 
-def gpu(free: int = 16, cores: float = 100, total: int = 16) -> Space:
-    return Space(total * GIB, free * GIB, 100, cores)
+def gpu(free: int = 16, cores: float = 100, total: int = 16, name: str = "") -> Space:
+    used = free < total or cores < 100
+    return Space(total * GIB, free * GIB, 100, cores, names=(name,), slices=int(used))
 
 
 def wants(user: str, memory: int, cores: float = 10, since: float = 0) -> Waiting:
     return Waiting(user, "", Quota(memory * GIB, cores), since)
 
 
-quotas = st.builds(lambda memory, cores: Quota(memory * GIB, cores), st.integers(1, 24), st.integers(1, 100))
-spaces = st.lists(st.builds(gpu, st.integers(0, 16), st.integers(0, 100)), min_size=1, max_size=5)
+models = st.sampled_from(["H100", "A100"])
+quotas = st.builds(
+    lambda memory, cores, model, exclusive: Quota(memory * GIB, cores, model=model, exclusive=exclusive),
+    *(st.integers(1, 24), st.integers(1, 100), st.just("") | models, st.booleans()),
+)
+spaces = st.lists(
+    st.builds(lambda free, cores, name: gpu(free, cores, name=name), st.integers(0, 16), st.integers(0, 100), models),
+    min_size=1,
+    max_size=5,
+)
 lines = st.lists(quotas, max_size=12).map(
     lambda found: [Waiting(f"u{number}", "", quota, number) for number, quota in enumerate(found)]
 )
@@ -49,6 +58,8 @@ def test_nothing_is_promised_twice(line: list[Waiting], free: list[Space]) -> No
         here = [each.quota for each, place in seated if place == at]
         assert sum(quota.memory for quota in here) <= space.memory_free
         assert sum(quota.cores for quota in here) <= space.cores_free + 1e-6
+        assert not any(quota.exclusive for quota in here) or space.slices + len(here) == 1
+        assert all(quota.model in ("", *space.names) for quota in here)
     assert len({each for each, _ in seated}) == len(seated)
 
 
@@ -65,7 +76,9 @@ def test_everybody_whose_slice_a_gpu_can_hold_has_a_turn(
 ) -> None:
     """Slices end in any order, newcomers with small wishes come all the time, and nobody is passed over for ever."""
     running = [
-        (at, Quota(space.memory_total - space.memory_free, 100 - space.cores_free)) for at, space in enumerate(free)
+        (at, Quota(space.memory_total - space.memory_free, 100 - space.cores_free))
+        for at, space in enumerate(free)
+        if space.slices
     ]
     waiting, spaces_now = list(line), list(free)
     for step in range(400):
@@ -88,6 +101,22 @@ def test_a_large_wish_is_not_overtaken_on_its_gpu_but_others_go_on() -> None:
     assert room_for(Quota(2 * GIB, 10), [large], [gpu(15)]) is None
     assert room_for(Quota(2 * GIB, 10), [large], [gpu(15), gpu(3)]) == gpu(3)
     assert room_for(Quota(2 * GIB, 10), [], [gpu(15)]) == gpu(15)
+
+
+def test_a_gpu_that_is_to_be_somebodys_alone_is_kept_until_it_is_empty() -> None:
+    alone = Waiting("alone", "", Quota(GIB, 10, exclusive=True), 0)
+    assert room_for(Quota(GIB, 10), [alone], [gpu(15)]) is None
+    (seated,), (left,) = seat([alone], [gpu()])
+    assert (seated[0], left.taken) == (alone, True)
+    assert room_for(Quota(GIB, 10), [], [left]) is None
+    assert left.more(alone.quota) == gpu()
+
+
+def test_what_asks_for_a_model_keeps_no_other_from_others() -> None:
+    wish = Waiting("ann", "", Quota(16 * GIB, 10, model="H100"), 0)
+    line = [gpu(15, name="NVIDIA H100"), gpu(15, name="NVIDIA A100")]
+    assert room_for(Quota(GIB, 10), [wish], line) == line[1]
+    assert not is_possible(Quota(GIB, 10, model="B200"), line)
 
 
 def test_what_no_gpu_can_hold_keeps_nothing_from_others() -> None:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.client import MAINTENANCE_PATH, Client, DaemonAway, DaemonError, tenant_path
 from jupyter_vgpu.hours import LABEL as HOURS_LABEL
 from jupyter_vgpu.hours import Balance, End
-from jupyter_vgpu.quotas import Quota, QuotaError
+from jupyter_vgpu.quotas import Quota, QuotaError, parse_cores, parse_memory, parse_policy
 
 from ..database import Change, Database, DatabaseError, Metered
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
@@ -285,7 +285,7 @@ class Manager:
 
     async def _cut(self, tenant: Json, held: Quota, quota: Quota) -> list[str]:
         """Where there is no room for more of one, less of the other holds all the same."""
-        less = Quota(min(held.memory, quota.memory), min(held.cores, quota.cores), quota.policy)
+        less = replace(quota, memory=min(held.memory, quota.memory), cores=min(held.cores, quota.cores))
         if less == held:
             return []
         try:
@@ -298,8 +298,11 @@ class Manager:
         """Change one running slice, under its ceiling. Returns it as it is now."""
         tenant = await self._tenant(name)
         old = Quota.from_json(tenant["quota"])
-        wanted = Quota.parse(
-            values.get("memory", old.memory), values.get("cores", old.cores), values.get("policy", old.policy)
+        wanted = replace(
+            old,
+            memory=parse_memory(values.get("memory", old.memory)),
+            cores=parse_cores(values.get("cores", old.cores)),
+            policy=parse_policy(values.get("policy", old.policy)),
         )
         async with self.noted(actor, name, "slice", str(old), str(wanted)):
             self._entitled.setdefault(tenant["id"], None)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jupyter_vgpu.quotas import Quota
+
 from ..database import Metered
 from ..rules import USER_LABEL
 
@@ -43,7 +45,8 @@ class Meter:
                 continue
             look = seen[tenant["id"]] = _look_at(tenant, now)
             if before := self._last.get(tenant["id"]):
-                sums[user] = sums.get(user, Metered()) + _between(before, look, float(tenant["quota"]["cores"]))
+                kept = Quota.from_json(tenant["quota"]).cores_kept
+                sums[user] = sums.get(user, Metered()) + _between(before, look, kept)
         self._last = seen
         return sums
 

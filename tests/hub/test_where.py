@@ -1,0 +1,72 @@
+"""Slices that ask for a model of GPU, and for nobody else on it, on a node with two."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.node import Node, wait_until
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hub import Admin, Hub, with_service
+from test_queue import choose, page_of, queue
+
+CONFIG = """
+c.VGPUMixin.gpu_mem_limit = "4G"
+c.VGPUMixin.gpu_core_limit = 100
+c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
+c.VGPUMixin.gpu_slices = [
+    {"memory": "1G", "cores": 25},
+    {"memory": "1G", "cores": 25, "model": "research"},
+    {"memory": "4G", "cores": 100, "model": "device 0", "exclusive": True},
+    {"memory": "1G", "cores": 25, "model": "B200"},
+]
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
+"""
+
+
+@pytest.fixture
+def two_gpus() -> Iterator[Node]:
+    made = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--NodeApp.gpu_labels={'1': ['research']}")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def hub(two_gpus: Node) -> Iterator[Hub]:
+    made = with_service(two_gpus, CONFIG)
+    yield made
+    made.stop()
+
+
+def test_each_goes_where_it_asks_to_and_who_is_alone_stays_alone(hub: Hub, two_gpus: Node) -> None:
+    alice, bob, eve, admin = hub.user("alice"), hub.user("bob"), hub.user("eve"), Admin(hub)
+    bob.spawn("1GiB-25-research")
+    assert two_gpus.show("bob%2F")["gpu"]["index"] == 1
+    two_gpus.tenant("1G", 25, "somebody", gpu="0")
+    page = alice.spawn_page()
+    assert "4 GiB of GPU memory, 100 % of its compute, on device 0, with nobody else on it" in page
+    assert "each GPU is in use by others; you would wait in the queue" in page
+    assert "no GPU here is called &#39;B200&#39;" in page
+    assert choose(alice, "4GiB-100-device_0-exclusive").status_code == 200
+    assert "You wait for" in page_of(alice) or "device 0" in page_of(alice)
+    assert [each["quota"]["exclusive"] for each in queue(admin)] == [True]
+    eve.spawn("1GiB-25")  # the GPU that alice waits for is kept for her
+    assert two_gpus.show("eve%2F")["gpu"]["index"] == 1
+    two_gpus.client.request("DELETE", "/api/tenants/somebody")
+    wait_until(lambda: alice.model()["servers"].get("", {}).get("ready"), 60, "alice's turn comes")
+    assert two_gpus.show("alice%2F")["gpu"]["index"] == 0
+    assert admin.person("alice")["servers"][0]["quota"]["exclusive"] is True
+    assert "1 slice, with nobody else on it" in admin.page("live")
+    eve.stop()
+    eve.spawn("1GiB-25")
+    assert two_gpus.show("eve%2F")["gpu"]["index"] == 1
+    # another quota of hers leaves the slice where it is
+    admin.post("edit", user="alice", memory="2G")
+    wait_until(lambda: two_gpus.show("alice%2F")["quota"]["memory"] == 2 << 30, 20, "it follows her quota")
+    assert two_gpus.show("alice%2F")["quota"]["exclusive"] is True
+    for user in (alice, bob, eve):
+        user.stop()
