@@ -300,8 +300,8 @@ class NodeApp(JupyterApp):
         while True:
             await asyncio.sleep(_SAMPLE_SECONDS)
             now = time.time()
-            await asyncio.to_thread(manager.sample, int(since * 1e6))
-            manager.publish_sample()
+            await asyncio.to_thread(manager.samples.take, int(since * 1e6))
+            manager.samples.publish()
             since = now
 
 

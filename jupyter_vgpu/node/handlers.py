@@ -14,6 +14,7 @@ from tornado.netutil import bind_unix_socket
 from ..api import Json, Refused, json_object
 from ..quotas import Quota, QuotaError
 from .manager import Manager
+from .views import of_maintenance
 
 log = logging.getLogger("vgpud.api")
 
@@ -132,7 +133,7 @@ class MaintenanceHandler(ApiHandler):
     """PUT {message, closed}; DELETE: it is over. GET: null where there is none."""
 
     def get(self) -> None:
-        self.finish({"maintenance": self.manager.describe_maintenance()})
+        self.finish({"maintenance": of_maintenance(self.manager.maintenance)})
 
     def put(self) -> None:
         data = self.body({"message": str, "closed": bool})

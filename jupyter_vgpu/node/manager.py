@@ -10,23 +10,22 @@ import secrets
 import select
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..api import Json, Refused
-from ..native import layout, native_dir
+from ..native import layout
 from ..paths import TENANT_SOCKET
 from ..quotas import Quota, share_now
-from . import gpus as gpu_module
-from . import processes
-from .attribution import attribute
+from . import views
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
-from .page import PageState, ProcessRow, SlicePage
+from .live import Live
+from .page import PageState, SlicePage
 from .placement import NoRoom, Room, Strategy, place
-from .refusal_watch import RefusalWatch, holder_of
+from .samples import Samples
 from .shim_tier import Allowance
 from .store import Maintenance, Store, Tenant, timestamp
 
@@ -35,7 +34,6 @@ log = logging.getLogger("vgpud")
 NAME_MAX = 200
 MESSAGE_MAX = 120  # what a toast of JupyterLab shows whole
 LABELS_MAX, LABEL_LENGTH = 16, 255
-ACTIVE_S = 2.5  # the guard notes once a second who is at work
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -49,31 +47,6 @@ class Limits:
     allow_shim_tier: bool = False
     force_shim_tier: bool = False
     placement: Strategy = Strategy.SPREAD
-
-
-class _Live:
-    """A tenant's open ends in this process."""
-
-    def __init__(self, page: SlicePage) -> None:
-        self.page = page
-        self.join: JoinServer | None = None
-        self.stop_api: Callable[[], None] = lambda: None
-        self.listeners: list[int] = []
-        self.refusals = RefusalWatch(page)
-        self.unknown: set[str] = set()
-        self.until = -1
-        self.active_at = time.time()  # work of it was on the GPU then, or nobody knows of earlier
-
-    def close(self) -> None:
-        self.stop_api()
-        if self.until >= 0:
-            asyncio.get_running_loop().remove_reader(self.until)
-            os.close(self.until)
-        if self.join:
-            self.join.close()
-        for fd in self.listeners:
-            os.close(fd)
-        self.page.close()
 
 
 class Manager:
@@ -99,11 +72,8 @@ class Manager:
         self._tenants_dir.chmod(0o711)
         self.guard = Guard(run_dir, gpus, self._guard_revived)
         self.tenants: dict[str, Tenant] = {}
-        self._live: dict[str, _Live] = {}
-        self._usage: dict[int, dict[int, int]] = {}
-        self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
-        self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
-        self._cores: dict[str, int] = {}
+        self._live: dict[str, Live] = {}
+        self.samples = Samples(gpus, self.guard, self.tenants, self._live, self.directory)
         self._guarded_slots: set[int] = set()
         self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
         self.unknown_symbols: dict[str, int] = {}
@@ -194,7 +164,7 @@ class Manager:
         ceiling: Quota | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Json:
-        """Place, reserve, persist, open. Returns what a launcher needs: see `_describe_launch`.
+        """Place, reserve, persist, open. Returns what a launcher needs: see `views.of_launch`.
 
         gpu: only on this one. owner: the user who alone may enter the slice. until_pid: removed with that process.
         ceiling: what no resize may pass. labels: kept and told again; they mean nothing here.
@@ -227,7 +197,8 @@ class Manager:
             self.remove(tenant.id)
             raise
         log.info("tenant %s: %s on GPU %d", name, quota, room.index)
-        return self.describe(tenant) | {"launch": self._describe_launch(tenant)}
+        placed = next(each for each in self.gpus if each.uuid == room.uuid)
+        return self.describe(tenant) | {"launch": views.of_launch(placed, self.directory(tenant))}
 
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
@@ -268,8 +239,8 @@ class Manager:
         self._store.remove(tenant.id)
         del self.tenants[tenant.id]
         if live := self._live.pop(tenant.id, None):
-            if live.join and live.join.shim:
-                live.join.shim.end_all()
+            if live.shim:
+                live.shim.end_all()
             live.close()
         try:
             self.guard.remove_tenant(tenant.slot)
@@ -305,13 +276,13 @@ class Manager:
         directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
         page = SlicePage(directory / layout()["page_file"], tenant.gpu)
-        live = self._live[tenant.id] = _Live(page)
+        live = self._live[tenant.id] = Live(page)
         self._tell_guard(tenant, page.fd)
         live.join = JoinServer(
             directory,
             page,
             allowance=lambda: self._allowance(self.tenants[tenant.id]),
-            left_over=self._left_over,
+            left_over=self.samples.left_over,
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
             probe=self._probe,
             join=lambda fd: self._join(tenant.id, fd),
@@ -328,7 +299,7 @@ class Manager:
     def _probe(self, pid: int) -> str | None:
         return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
 
-    def _watch(self, tenant: Tenant, live: _Live) -> None:
+    def _watch(self, tenant: Tenant, live: Live) -> None:
         loop = asyncio.get_running_loop()
         try:
             live.until = os.pidfd_open(tenant.until_pid)
@@ -353,7 +324,7 @@ class Manager:
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 
-    def _note_unknown(self, live: _Live, symbol: str) -> None:
+    def _note_unknown(self, live: Live, symbol: str) -> None:
         if symbol not in live.unknown and len(live.unknown) >= MAX_UNKNOWN_SYMBOLS:
             return
         live.unknown.add(symbol)
@@ -362,7 +333,7 @@ class Manager:
         self.unknown_symbols[symbol] = self.unknown_symbols.get(symbol, 0) + 1
 
     @staticmethod
-    def _drop_dead_listeners(live: _Live) -> None:
+    def _drop_dead_listeners(live: Live) -> None:
         poller = select.poll()
         for fd in live.listeners:
             poller.register(fd, 0)
@@ -380,133 +351,30 @@ class Manager:
             self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
         except GuardError as error:
             log.warning("telling the guard of %s: %s", tenant.name, error)
-        if join := self._live[tenant.id].join:
-            join.refresh()
+        self._live[tenant.id].refresh()
 
-    # --- numbers ---
-
-    def sample(self, since_us: int) -> None:
-        """Refresh compute use; runs on a thread, for NVML may take its time."""
-        self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self.gpus}
-        if any(live.join and live.join.shim for live in list(self._live.values())):
-            self._on_gpu = {gpu.index: gpu_module.processes(gpu.index) for gpu in self.gpus}
-
-    def publish_sample(self) -> None:
-        """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
-        now = time.time_ns()
-        self._cores = self._cores_by_tenant()
-        self._witness()
-        for tenant_id, live in self._live.items():
-            try:
-                if live.join:
-                    live.join.refresh()
-                self._note_activity(live, self._cores.get(tenant_id, 0))
-                live.page.write_busy(self._usage.get(self._index(self.tenants[tenant_id]), {}), now)
-                live.refusals.look()
-            except Exception:  # the others' numbers go on
-                log.exception("sampling tenant %s", self.tenants[tenant_id].name)
-
-    @staticmethod
-    def _note_activity(live: _Live, cores: int) -> None:
-        """Kept beside the processes' own times, which end with them."""
-        last = max((row.active_ns / 1e9 for row in live.page.read().processes), default=0.0)
-        # of what goes round the shim nobody knows whether it works
-        unseen = live.join and live.join.shim and live.join.shim.outside
-        live.active_at = time.time() if cores or unseen else max(live.active_at, last)
-
-    def _index(self, tenant: Tenant) -> int:
-        """Of its GPU; -1: that is not in this node any more."""
-        return next((gpu.index for gpu in self.gpus if gpu.uuid == tenant.gpu), -1)
-
-    def _cores_by_tenant(self) -> dict[str, int]:
-        """Percent of its GPU's compute, as last sampled."""
-        found = {}
-        for tenant_id, live in self._live.items():
-            busy = self._usage.get(self._index(self.tenants[tenant_id]), {})
-            rows = live.page.read().processes if busy else ()
-            found[tenant_id] = sum(busy.get(row.pid, 0) for row in rows)
-        return found
-
-    def _witness(self) -> None:
-        """Tenants in tier `shim`: what their processes have on any GPU, by the driver's account."""
-        tiers = {tenant_id: live.join.shim for tenant_id, live in self._live.items() if live.join and live.join.shim}
-        self._seen.clear()
-        if not tiers:
-            return
-        directories = {str(self.directory(tenant)): tenant.id for tenant in self.tenants.values()}
-        pids = set().union(*self._on_gpu.values())
-        owners = attribute(pids, tiers, directories)
-        started = {pid: processes.started(pid) for pid in pids}
-        self._seen = {pid: (started[pid], self._memory_of(pid)) for pid in pids if pid in owners or not started[pid]}
-        for tenant_id, tier in tiers.items():
-            try:
-                tier.witness(
-                    {pid: self._seen[pid][1] for pid, owner in owners.items() if owner == tenant_id},
-                    self.tenants[tenant_id].quota.memory,
-                )
-            except Exception:  # the others are looked at
-                log.exception("looking after tenant %s", self.tenants[tenant_id].name)
-
-    def _left_over(self, pid: int) -> int:
-        """Bytes of an earlier process of that number. What the process has taken itself is not left over."""
-        started, size = self._seen.get(pid, (0, 0))
-        return size if started != processes.started(pid) else 0
-
-    def _memory_of(self, pid: int) -> int:
-        """Bytes of all GPUs that a process is on."""
-        return sum(self.guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
+    # --- what is told ---
 
     def describe(self, tenant: Tenant) -> Json:
-        """Quota and usage of one tenant; bytes and percent."""
+        """Quota and usage of one tenant: see `views.of_tenant`."""
         live = self._live[tenant.id]
-        shim = live.join.shim if live.join else None
-        if live.join:
-            live.join.refresh()
+        live.refresh()
         state = live.page.read()
-        gpu = next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
-        busy = self._usage.get(gpu.index, {}) if gpu else {}
-        return {
-            "id": tenant.id,
-            "name": tenant.name,
-            "created": tenant.created,
-            "tier": state.tier,
-            "outside": shim.outside if shim else [],
-            "gpu": {
-                "uuid": tenant.gpu,
-                "index": gpu.index if gpu else None,
-                "name": gpu.name if gpu else "not in this node any more",
-                "emulated": gpu.emulated if gpu else False,
-            },
-            "quota": tenant.quota.as_json(),
-            "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,
-            "labels": dict(tenant.labels),
-            "maintenance": self.describe_maintenance(),
-            "usage": {
-                "memory": state.memory_used,
-                "memory_managed": state.memory_managed,
-                "memory_peak": state.memory_peak,
-                "memory_over_by": self._over_by(tenant.quota.memory, state),
-                "cores": self._cores.get(tenant.id, 0),
-                "on_gpu_ns": state.on_ns,
-            },
-            "activity": {"busy": time.time() - live.active_at < ACTIVE_S, "last_active": live.active_at},
-            "refusals": {
-                "count": state.refusals,
-                "last": {
-                    "bytes": state.refused_bytes,
-                    "free": state.refused_free,
-                    "pid": state.refused_pid,
-                    "time": state.refused_at_ns / 1e9,
-                }
-                if state.refusals
-                else None,
-                "recent": [asdict(refusal) for refusal in live.refusals],
-            },
-            "processes": [
-                asdict(holder_of(row)) | _activity(row, busy.get(row.pid, 0))
-                for row in sorted(state.processes, key=lambda row: -row.memory)
-            ],
-        }
+        gpu = self._gpu(tenant)
+        return views.of_tenant(
+            tenant,
+            gpu,
+            live,
+            state,
+            cores=self.samples.cores(tenant),
+            busy=self.samples.busy(gpu),
+            over_by=self._over_by(tenant.quota.memory, state),
+            maintenance=self.maintenance,
+        )
+
+    def _gpu(self, tenant: Tenant) -> Gpu | None:
+        """None: it is not in this node any more."""
+        return next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
 
     def _over_by(self, quota: int, state: PageState) -> int:
         """Bytes that a shrunk quota lacks; managed memory may overflow into host memory as far as the admin allows."""
@@ -522,23 +390,9 @@ class Manager:
         at_work = [
             other.quota.cores
             for other in self.tenants.values()
-            if other.gpu == tenant.gpu and other.id != tenant.id and self._cores.get(other.id, 0) > 0
+            if other.gpu == tenant.gpu and other.id != tenant.id and self.samples.cores(other) > 0
         ]
         return Allowance(memory, limit, share_now(tenant.quota, at_work))
-
-    def _describe_launch(self, tenant: Tenant) -> Json:
-        """How to start a program in the slice: prefix, environment, and for containers devices and mounts."""
-        gpu = next(gpu for gpu in self.gpus if gpu.uuid == tenant.gpu)
-        environment = {layout()["env_dir"]: str(self.directory(tenant)), "CUDA_VISIBLE_DEVICES": gpu.uuid}
-        if gpu.emulated:
-            environment[gpu_module.ENV_EMULATED_DIR] = str(Path(gpu.where).parent)
-        return {
-            "directory": str(self.directory(tenant)),
-            "native": str(native_dir()),
-            "environment": environment,
-            "devices": list(gpu.devices),
-            "emulated_device": gpu.where if gpu.emulated else None,
-        }
 
     def health(self) -> Json:
         return {
@@ -551,32 +405,11 @@ class Manager:
         }
 
     def describe_gpus(self) -> list[Json]:
+        def here(gpu: Gpu) -> list[Tenant]:
+            return [tenant for tenant in self.tenants.values() if tenant.gpu == gpu.uuid]
+
         rooms = {room.uuid: room for room in self.rooms()}
-        closed = self.maintenance.message if self.maintenance and self.maintenance.closed else None
-        return [_describe_gpu(gpu, rooms[gpu.uuid], self._in(gpu), closed) for gpu in self.gpus]
-
-    def describe_maintenance(self) -> Json | None:
-        return asdict(self.maintenance) if self.maintenance else None
-
-    def _in(self, gpu: Gpu) -> Iterable[Tenant]:
-        return (tenant for tenant in self.tenants.values() if tenant.gpu == gpu.uuid)
-
-
-def _describe_gpu(gpu: Gpu, room: Room, tenants: Iterable[Tenant], closed: str | None) -> Json:
-    """closed: why nothing of it is given now; then nothing is free."""
-    memory_free, cores_free = (0, 0) if closed else (room.memory_free, room.cores_free)
-    return {
-        "uuid": gpu.uuid,
-        "index": gpu.index,
-        "name": gpu.name,
-        "labels": list(gpu.labels),
-        "emulated": gpu.emulated,
-        "taken": room.taken,
-        "memory": {"total": room.memory_total, "reserved": room.memory_reserved, "free": memory_free},
-        "cores": {"total": room.cores_total, "reserved": room.cores_reserved, "free": cores_free},
-        "closed": closed,
-        "tenants": sorted(tenant.name for tenant in tenants),
-    }
+        return [views.of_gpu(gpu, rooms[gpu.uuid], here(gpu), self.maintenance) for gpu in self.gpus]
 
 
 def _check_labels(labels: Mapping[str, object]) -> None:
@@ -589,10 +422,3 @@ def _check_labels(labels: Mapping[str, object]) -> None:
 def _check_ceiling(quota: Quota, ceiling: Quota | None) -> None:
     if ceiling and not quota.is_within(ceiling):
         raise Refused(403, f"{quota} is above this slice's ceiling: give at most {ceiling}")
-
-
-def _activity(row: ProcessRow, percent: int) -> Json:
-    """Busy now, and when last: its rings tell of work that was handed in, NVML of kernels that run for long."""
-    last = row.active_ns / 1e9
-    busy = percent > 0 or time.time() - last < ACTIVE_S
-    return {"cores": percent, "busy": busy, "last_active": time.time() if percent else last or None}

@@ -113,7 +113,7 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
         return f"no GPU here is called {quota.model!r}" if gpus else "this node has no GPU"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
-    if quota.exclusive and all(gpu["tenants"] for gpu in meant):
+    if quota.exclusive and all(gpu["slices"] for gpu in meant):
         return "each GPU is in use by others"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "

@@ -50,7 +50,7 @@ class Space:
             float(free(cores)),
             str(gpu["uuid"]),
             (str(gpu["name"]), *gpu["labels"]),
-            len(gpu["tenants"]),
+            int(gpu["slices"]),
             bool(gpu["taken"]),
         )
 

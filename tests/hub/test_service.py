@@ -16,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import requests
-from jupyter_vgpu_spawner.service.handlers import application
+from jupyter_vgpu_spawner.service.routes import application
 from prometheus_client.parser import text_string_to_metric_families
 from support.node import Node, wait_until
 from tornado.routing import PathMatches

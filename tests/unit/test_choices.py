@@ -23,7 +23,7 @@ def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
         "cores": {"free": cores, "total": 100, "reserved": 100 - cores},
         "closed": None,
         "labels": [],
-        "tenants": [],
+        "slices": 0,
         "taken": False,
     }
 
@@ -59,7 +59,7 @@ def test_a_model_and_being_alone_are_told_and_named() -> None:
     offered = allowed_slices(slices, whole)
     assert [slice_key(each) for each in offered] == ["2GiB-25-H100", "2GiB-25-A_100", "4GiB-50-exclusive"]
     assert pick("4GiB-50-exclusive", offered) == Quota(4 * GIB, 50, exclusive=True)
-    used = gpu(8 * GIB, 100) | {"tenants": ["alice/"]}
+    used = gpu(8 * GIB, 100) | {"slices": 1}
     lines = choices(offered, [used])
     assert [line.why_not for line in lines] == ["", "no GPU here is called 'A 100'", "each GPU is in use by others"]
     assert lines[2].title == "4 GiB of GPU memory, 50 % of its compute, with nobody else on it"

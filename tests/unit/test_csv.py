@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from jupyter_vgpu_spawner.service.handlers import as_cell
+from jupyter_vgpu_spawner.service.exports import as_cell
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

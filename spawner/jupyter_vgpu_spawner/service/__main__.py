@@ -17,9 +17,9 @@ from jupyter_vgpu.client import Client
 
 from ..database import Database, DatabaseError, MigrationError
 from .dispatcher import TICK_S, Dispatcher
-from .handlers import application
 from .hub import HubApi
 from .manager import METER_S, Manager
+from .routes import application
 from .settings import Settings
 
 log = logging.getLogger("vgpu.service")

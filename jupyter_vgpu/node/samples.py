@@ -1,0 +1,114 @@
+"""What the driver says of the tenants' processes, once a second: compute use, and in tier `shim` memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from . import gpus as gpu_module
+from . import processes
+from .attribution import attribute
+from .gpus import Gpu
+from .guard import Guard
+from .live import Live
+from .store import Tenant
+
+log = logging.getLogger("vgpud")
+
+
+class Samples:
+    """tenants, live: by id, as they are at any time. directory: of a tenant."""
+
+    def __init__(
+        self,
+        gpus: Sequence[Gpu],
+        guard: Guard,
+        tenants: Mapping[str, Tenant],
+        live: Mapping[str, Live],
+        directory: Callable[[Tenant], Path],
+    ) -> None:
+        self._gpus, self._guard, self._tenants, self._live, self._directory = gpus, guard, tenants, live, directory
+        self._usage: dict[int, dict[int, int]] = {}
+        self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
+        self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
+        self._cores: dict[str, int] = {}
+
+    def take(self, since_us: int) -> None:
+        """Refresh compute use; runs on a thread, for NVML may take its time."""
+        self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self._gpus}
+        if any(live.shim for live in list(self._live.values())):
+            self._on_gpu = {gpu.index: gpu_module.processes(gpu.index) for gpu in self._gpus}
+
+    def publish(self) -> None:
+        """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
+        now = time.time_ns()
+        self._cores = self._cores_by_tenant()
+        self._witness()
+        for tenant_id, live in self._live.items():
+            try:
+                live.refresh()
+                self._note_activity(live, self._cores.get(tenant_id, 0))
+                live.page.write_busy(self._usage.get(self._index(self._tenants[tenant_id]), {}), now)
+                live.refusals.look()
+            except Exception:  # the others' numbers go on
+                log.exception("sampling tenant %s", self._tenants[tenant_id].name)
+
+    @staticmethod
+    def _note_activity(live: Live, cores: int) -> None:
+        """Kept beside the processes' own times, which end with them."""
+        last = max((row.active_ns / 1e9 for row in live.page.read().processes), default=0.0)
+        # of what goes round the shim nobody knows whether it works
+        unseen = live.shim and live.shim.outside
+        live.active_at = time.time() if cores or unseen else max(live.active_at, last)
+
+    def _index(self, tenant: Tenant) -> int:
+        """Of its GPU; -1: that is not in this node any more."""
+        return next((gpu.index for gpu in self._gpus if gpu.uuid == tenant.gpu), -1)
+
+    def _cores_by_tenant(self) -> dict[str, int]:
+        """Percent of its GPU's compute, as last sampled."""
+        found = {}
+        for tenant_id, live in self._live.items():
+            busy = self._usage.get(self._index(self._tenants[tenant_id]), {})
+            rows = live.page.read().processes if busy else ()
+            found[tenant_id] = sum(busy.get(row.pid, 0) for row in rows)
+        return found
+
+    def _witness(self) -> None:
+        """Tenants in tier `shim`: what their processes have on any GPU, by the driver's account."""
+        tiers = {tenant_id: live.shim for tenant_id, live in self._live.items() if live.shim}
+        self._seen.clear()
+        if not tiers:
+            return
+        directories = {str(self._directory(tenant)): tenant.id for tenant in self._tenants.values()}
+        pids = set().union(*self._on_gpu.values())
+        owners = attribute(pids, tiers, directories)
+        started = {pid: processes.started(pid) for pid in pids}
+        self._seen = {pid: (started[pid], self._memory_of(pid)) for pid in pids if pid in owners or not started[pid]}
+        for tenant_id, tier in tiers.items():
+            try:
+                tier.witness(
+                    {pid: self._seen[pid][1] for pid, owner in owners.items() if owner == tenant_id},
+                    self._tenants[tenant_id].quota.memory,
+                )
+            except Exception:  # the others are looked at
+                log.exception("looking after tenant %s", self._tenants[tenant_id].name)
+
+    def left_over(self, pid: int) -> int:
+        """Bytes of an earlier process of that number. What the process has taken itself is not left over."""
+        started, size = self._seen.get(pid, (0, 0))
+        return size if started != processes.started(pid) else 0
+
+    def _memory_of(self, pid: int) -> int:
+        """Bytes of all GPUs that a process is on."""
+        return sum(self._guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
+
+    def busy(self, gpu: Gpu | None) -> Mapping[int, int]:
+        """Percent of a GPU's compute by process."""
+        return self._usage.get(gpu.index, {}) if gpu else {}
+
+    def cores(self, tenant: Tenant) -> int:
+        """Percent of its GPU's compute that a tenant uses."""
+        return self._cores.get(tenant.id, 0)

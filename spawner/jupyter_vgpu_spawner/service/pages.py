@@ -1,0 +1,262 @@
+"""The service's pages: HTML that works without JavaScript."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from tornado import web
+
+from jupyter_vgpu.api import Refused
+from jupyter_vgpu.client import DaemonError
+from jupyter_vgpu.quotas import exact_bytes, format_bytes, format_percent
+
+from ..choices import describe
+from ..database import DatabaseError
+from ..rules import FIELDS, Rule
+from .dispatcher import Standing
+from .handler import ServiceHandler, status_of
+from .hub import HubError
+from .manager import Person
+from .settings import READ_SCOPE, WRITE_SCOPE
+from .words import format_duration, say_when
+
+log = logging.getLogger("vgpu.service")
+
+AUDIT_LINES = 200
+PAGE = 100
+"""Users on a page."""
+
+_templates = Environment(
+    loader=PackageLoader("jupyter_vgpu_spawner.service"),
+    autoescape=select_autoescape(),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters |= {
+    "bytes": format_bytes,
+    "exact": exact_bytes,
+    "percent": format_percent,
+    "slice": describe,
+    "duration": format_duration,
+    "sentence": say_when,
+}
+
+
+class PageHandler(ServiceHandler):
+    """HTML that works without JavaScript."""
+
+    def page(self, template: str, **values: Any) -> None:
+        scopes = (self.current_user or {}).get("scopes", ())
+        self.finish(
+            _templates.get_template(template).render(
+                base=self.settings["prefix"],
+                hub=self.settings["hub_prefix"],
+                user=self.current_user,
+                may_write=WRITE_SCOPE in scopes,
+                may_read=READ_SCOPE in scopes,
+                has_queue=self.dispatcher is not None,
+                xsrf=self.xsrf_form_html(),
+                xsrf_token=self.xsrf_token.decode(),
+                **values,
+            )
+        )
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.page("error.html", status=status_code, words=self.words_of(**kwargs))
+
+
+class AdminHandler(PageHandler):
+    """GPUs and users. ?q=: users whose name or group has it. ?page=: which PAGE of them, from 1."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show()
+
+    async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
+        state = await self.manager.state()
+        wanted = self.get_query_argument("q", "").strip()
+        people = [person for person in state.people if _is_wanted(person, wanted)]
+        pages = max(1, -(-len(people) // PAGE))
+        number = self.get_query_argument("page", "1")
+        at = min(max(1, int(number)), pages) if number.isdecimal() and len(number) < 9 else 1
+        queue, queue_troubles = await self.queue()
+        here = people[(at - 1) * PAGE : at * PAGE]
+        try:
+            trends = await self.manager.trends(person.name for person in here)
+        except DatabaseError:  # the state has said so
+            trends = {}
+        self.page(
+            "admin.html",
+            state=state,
+            queue=queue,
+            now=time.time(),
+            found=len(people),
+            people=here,
+            trends=trends,
+            most=max((max(days) for days in trends.values()), default=0),
+            at=at,
+            pages=pages,
+            q=wanted,
+            message=message,
+            troubles=[*troubles, *state.troubles, *queue_troubles],
+            window=self.manager.settings.window,
+            spent=self.manager.spent,
+        )
+
+    async def queue(self) -> tuple[list[Standing], list[str]]:
+        """Who waits; a part that does not answer leaves its words."""
+        try:
+            return (await self.dispatcher.standings() if self.dispatcher else []), []
+        except (DaemonError, HubError, DatabaseError) as error:
+            log.error("%s", error)
+            return [], ["The queue is not known now."]
+
+
+def _is_wanted(person: Person, wanted: str) -> bool:
+    return not wanted or any(wanted.lower() in text.lower() for text in (person.name, *person.groups))
+
+
+class LiveHandler(PageHandler):
+    """The part of the admin page that changes by itself: GPUs and their slices."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.page("gpus.html", state=await self.manager.node_state())
+
+
+class FormHandler(AdminHandler):
+    """A form of the admin page."""
+
+    scopes = (READ_SCOPE, WRITE_SCOPE)
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"])  # where a reload of the answer to a form goes
+
+
+class EditHandler(FormHandler):
+    """A user's quota."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        user = self.get_body_argument("user")
+        try:
+            rule = Rule.parse({name: self.get_body_argument(name, "") for name in FIELDS})
+            seen = self.get_body_argument("expected", "")
+            expected = Rule.parse(json.loads(seen)) if seen else None
+            troubles = await self.manager.set_rule(user, rule, self.actor, expected)
+        except (Refused, HubError, ValueError) as error:  # a QuotaError is a ValueError
+            self.set_status(status_of(error) or 400)
+            await self.show(troubles=[f"Nothing was changed: {error}"])
+            return
+        await self.show(message=f"The quota of {user} is changed.", troubles=troubles)
+
+
+class MaintenanceHandler(FormHandler):
+    """What everybody with a slice is told; an empty message ends it."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        message, closed = self.get_body_argument("message", ""), bool(self.get_body_argument("closed", ""))
+        try:
+            await self.manager.set_maintenance(message, closed, self.actor)
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show(troubles=[f"Nothing was changed: {error}"])
+            return
+        await self.show(message="Everybody with a slice is told." if message.strip() else "The maintenance is over.")
+
+
+class StopHandler(FormHandler):
+    """The button beside a slice."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        name = self.get_body_argument("server")
+        try:
+            await self.manager.stop(name, self.actor)
+        except (HubError, Refused) as error:
+            self.set_status(error.status)
+            await self.show(troubles=[f"{name[:80]} was not stopped: {error}"])
+            return
+        await self.show(message=f"The server {name} is being stopped.")
+
+
+class RemoveHandler(FormHandler):
+    """The button beside a server in the queue."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        user, server = self.get_body_argument("user"), self.get_body_argument("server", "")
+        try:
+            await self.remove(user, server)
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show(troubles=[str(error)])
+            return
+        await self.show(message=f"{user}/{server} waits no more.")
+
+
+class QueueHandler(PageHandler):
+    """A user's own place in the queue; nobody sees another's here."""
+
+    scopes = ()
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show("queue.html")
+
+    async def show(self, template: str, message: str = "") -> None:
+        trouble, standings, servers = "", [], {}
+        try:
+            if self.dispatcher:
+                standings = await self.dispatcher.standings(self.actor)
+                servers = {} if standings else await self.dispatcher.servers(self.actor)
+        except (DaemonError, HubError, DatabaseError) as error:
+            log.error("%s", error)
+            trouble = "Your place is not known now: something that the queue needs does not answer. It is not lost."
+        self.page(template, standings=standings, servers=servers, trouble=trouble, message=message, now=time.time())
+
+
+class QueueLiveHandler(QueueHandler):
+    """The part of the page that changes by itself."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await self.show("standings.html")
+
+
+class LeaveHandler(QueueHandler):
+    """The user's own button: whose server it is, the login says."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        try:
+            await self.leave(self.actor, self.get_body_argument("server", ""))
+        except Refused as error:
+            self.set_status(error.status)
+            await self.show("queue.html", str(error))
+            return
+        await self.show("queue.html", "You wait no more.")
+
+    @web.authenticated
+    def get(self) -> None:
+        self.redirect(self.settings["prefix"] + "queue")
+
+
+class AuditHandler(PageHandler):
+    """The newest lines of the audit log."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.page("audit.html", changes=await self.manager.changes(AUDIT_LINES), most=AUDIT_LINES)
+
+
+class NotFoundHandler(PageHandler):
+    def prepare(self) -> None:
+        raise web.HTTPError(404, "There is no such page here.")

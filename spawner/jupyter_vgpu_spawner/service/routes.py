@@ -1,0 +1,54 @@
+"""Which handler answers where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jupyterhub.services.auth import HubOAuthCallbackHandler
+from tornado import web
+
+from . import exports, pages, rest
+from .dispatcher import Dispatcher
+from .manager import Manager
+
+
+def application(
+    manager: Manager, dispatcher: Dispatcher | None, prefix: str, hub_prefix: str, cookie_secret: bytes
+) -> web.Application:
+    """prefix: where the hub's proxy puts the service, with a slash at its end."""
+    arguments = {"manager": manager, "dispatcher": dispatcher}
+    routes: list[tuple[str, Any]] = [
+        (r"", pages.AdminHandler),
+        (r"live", pages.LiveHandler),
+        (r"edit", pages.EditHandler),
+        (r"stop", pages.StopHandler),
+        (r"remove", pages.RemoveHandler),
+        (r"maintenance", pages.MaintenanceHandler),
+        (r"queue", pages.QueueHandler),
+        (r"queue/live", pages.QueueLiveHandler),
+        (r"queue/leave", pages.LeaveHandler),
+        (r"audit", pages.AuditHandler),
+        (r"audit\.csv", exports.AuditCsvHandler),
+        (r"users\.csv", exports.UsersCsvHandler),
+        (r"metrics", exports.MetricsHandler),
+        (r"api/state", rest.StateHandler),
+        (r"api/users/([^/]+)/quota", rest.QuotaHandler),
+        (r"api/queue", rest.QueueApiHandler),
+        (r"api/queue/([^/]+)/(.*)", rest.QueueEntryHandler),
+        (r"api/slices/(.+)", rest.SliceHandler),
+    ]
+    return web.Application(
+        [
+            *((prefix + path, handler, arguments) for path, handler in routes),
+            (prefix + r"health", rest.HealthHandler),
+            (prefix + r"oauth_callback", HubOAuthCallbackHandler),
+            (prefix + r"static/(.*)", web.StaticFileHandler, {"path": str(Path(__file__).parent / "static")}),
+        ],
+        default_handler_class=pages.NotFoundHandler,
+        default_handler_args=arguments,
+        cookie_secret=cookie_secret,
+        xsrf_cookies=True,
+        prefix=prefix,
+        hub_prefix=hub_prefix,
+    )
