@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -32,6 +33,8 @@ _POSTGRESQL_PATIENCE = {
     "keepalives_interval": 2,
     "keepalives_count": 2,
 }
+STATEMENT_MS = 10_000
+"""So long a statement may take there, waiting for others' locks as well; SQLite waits as long."""
 DatabaseError = SQLAlchemyError
 MigrationError = CommandError
 
@@ -71,6 +74,8 @@ class Database:
         if backend == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+        if backend == "postgresql":
+            event.listen(self._engine, "connect", _prepare_postgresql)
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the tables to a revision, by default the newest, with what is in them.
@@ -88,6 +93,8 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._writer.begin() as connection:
             config.attributes["connection"] = connection
+            if connection.dialect.name == "postgresql":  # a large table takes its time
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             how(config, revision)
 
     def close(self) -> None:
@@ -198,9 +205,15 @@ class Database:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # else Python begins a transaction only when something is written
-    connection.execute("PRAGMA busy_timeout=10000")
+    connection.execute(f"PRAGMA busy_timeout={STATEMENT_MS}")
     connection.execute("PRAGMA journal_mode=WAL")  # readers don't wait for the writer
     connection.execute("PRAGMA synchronous=FULL")  # a power cut loses nothing that was answered for
+
+
+def _prepare_postgresql(connection: Any, _: object) -> None:
+    # an option of the connection would say the same, but poolers in between refuse it
+    connection.cursor().execute(f"SET statement_timeout = {STATEMENT_MS}")
+    connection.commit()  # else a rollback takes it back
 
 
 def _begin_sqlite(connection: Connection) -> None:

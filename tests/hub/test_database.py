@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -245,3 +246,22 @@ def test_the_latest_lifetimes_are_kept(database: Database) -> None:
     for seconds in range(LIFETIMES_KEPT + 5):
         database.queue.note_lifetime(seconds)
     assert sorted(database.queue.lifetimes()) == list(range(5, LIFETIMES_KEPT + 5))
+
+
+def test_a_lock_that_somebody_keeps_holds_nobody_up_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jupyter_vgpu_spawner.database.STATEMENT_MS", 500)
+    database = Database(url)
+    database.upgrade()
+    with create_engine(url).connect() as other:
+        if other.dialect.name == "postgresql":
+            other.execute(text("LOCK TABLE vgpu_user_rules IN ACCESS EXCLUSIVE MODE"))
+        else:
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(DatabaseError):
+            database.set_rule("alice", RULE, "root")
+        assert time.monotonic() - began < 8
+        other.rollback()
+    database.set_rule("alice", RULE, "root")
+    assert database.rule("alice") == RULE
+    database.close()

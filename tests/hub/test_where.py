@@ -17,6 +17,7 @@ CONFIG = """
 c.VGPUMixin.gpu_mem_limit = "4G"
 c.VGPUMixin.gpu_core_limit = 100
 c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
+c.JupyterHub.load_groups = {"wrong": {"users": [], "properties": {"vgpu": {"slices": ["nope"]}}}}
 c.VGPUMixin.gpu_slices = [
     {"memory": "1G", "cores": 25},
     {"memory": "1G", "cores": 25, "model": "research"},
@@ -61,6 +62,7 @@ def test_each_goes_where_it_asks_to_and_who_is_alone_stays_alone(hub: Hub, two_g
     assert two_gpus.show("alice%2F")["gpu"]["index"] == 0
     assert admin.person("alice")["servers"][0]["quota"]["exclusive"] is True
     assert "1 slice, with nobody else on it" in admin.page("live")
+    assert "group wrong: slices: there is no &#39;nope&#39;; this hub has: 1GiB-25, " in admin.page()
     eve.stop()
     eve.spawn("1GiB-25")
     assert two_gpus.show("eve%2F")["gpu"]["index"] == 1

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -71,6 +71,17 @@ class State:
         return _grouped(self.tenants, lambda tenant: tenant["gpu"]["uuid"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What running slices follow, as of one moment. changes: of rules, until then."""
+
+    users: Mapping[str, HubUser]
+    groups: dict[str, Any]
+    metered: Mapping[str, Metered]
+    rules: Mapping[str, Rule]
+    changes: int
+
+
 def _grouped(tenants: Iterable[Json], key: Callable[[Json], str | None]) -> dict[str, list[Json]]:
     groups: dict[str, list[Json]] = {}
     for tenant in tenants:
@@ -93,6 +104,7 @@ class Manager:
         self._entitled: dict[str, Entitlement | None] = {}
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
+        self._changes = 0  # of rules, so far
         self.recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
 
     async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
@@ -115,12 +127,25 @@ class Manager:
         users, groups = await self._look_at_hub(troubles)
         rules, metered = await self._look_at_database(troubles)
         partial = len(troubles) > known
-        troubles += group_rules(groups.items())[1]
+        troubles += self._wrong_groups(groups)
         names = {user.name for user in users}
         gone = [HubUser(name) for name in rules if name not in names]
         held = _grouped(tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
         return State(gpus, tenants, maintenance, sorted(people, key=lambda person: person.name), troubles, partial)
+
+    def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
+        """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
+        wrong = []
+        for name, properties in groups.items():
+            rules, words = group_rules([(name, properties)])
+            wrong += words
+            try:
+                for rule in rules:
+                    self._check_slices(rule)
+            except QuotaError as error:
+                wrong.append(f"group {name}: {error}")
+        return wrong
 
     async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json], Json | None]:
         """GPUs, tenants, maintenance."""
@@ -190,6 +215,7 @@ class Manager:
             before = await asyncio.to_thread(self._database.rule, name)
             if expected not in (None, before):
                 raise Refused(409, f"the quota of {name} was changed meanwhile: look at it as it is now, and try again")
+            self._changes += 1
             await asyncio.to_thread(self._database.set_rule, name, rule, actor)
             troubles: list[str] = []
             for tenant in (await self._look_at_node(troubles))[1]:
@@ -214,32 +240,40 @@ class Manager:
         there = {tenant["id"] for tenant in tenants}
         self._entitled = {key: value for key, value in self._entitled.items() if key in there}
         self._stopping = {key: at for key, at in self._stopping.items() if key in there}
-        groups = await self._hub.groups() if tenants else {}
-        metered = await self._metered() if tenants else {}
+        if not tenants:
+            return
+        seen = await self._see()
         for tenant in tenants:
             try:
-                await self._look_after(tenant, groups, metered)
+                await self._look_after(tenant, seen)
             except Exception:  # the others are looked after
                 log.exception("looking after %s", tenant["name"])
+
+    async def _see(self) -> _Seen:
+        """For all tenants at once: asking for each would keep the hub busy with nothing else."""
+        users, groups = await self._ask_hub()
+        since = window_start(Window(self.settings.window), datetime.now(UTC))
+        metered = await asyncio.to_thread(self._database.metered, since)
+        changes = self._changes
+        rules = await asyncio.to_thread(self._database.rules)
+        return _Seen({user.name: user for user in users}, groups, metered, rules, changes)
 
     async def _tenants(self) -> list[Json]:
         tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
         return tenants
 
-    async def _metered(self) -> dict[str, Metered]:
-        since = window_start(Window(self.settings.window), datetime.now(UTC))
-        return await asyncio.to_thread(self._database.metered, since)
-
-    async def _look_after(self, tenant: Json, groups: dict[str, Any], metered: dict[str, Metered]) -> None:
-        user = await self._hub.user(str(user_of(tenant)))
+    async def _look_after(self, tenant: Json, seen: _Seen) -> None:
+        user = seen.users.get(str(user_of(tenant)))
         if user is None:
             return
         async with self._changing:
-            rule = await asyncio.to_thread(self._database.rule, user.name)
-            entitlement = self._entitlement(tenant, user, groups, rule)
+            rule = seen.rules.get(user.name, Rule())
+            if seen.changes != self._changes:  # an admin was faster
+                rule = await asyncio.to_thread(self._database.rule, user.name)
+            entitlement = self._entitlement(tenant, user, seen.groups, rule)
             for trouble in await self._follow(tenant, entitlement):
                 log.warning("%s", trouble)
-        spent = self.spent(metered.get(user.name, Metered()))
+        spent = self.spent(seen.metered.get(user.name, Metered()))
         balance = Balance(spent, entitlement.hours, self.settings.grace)
         await self._tell(tenant, balance)
         if self.settings.end == End.STOP:
