@@ -17,6 +17,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 
 
+FIELDS = ("memory", "cores", "policy", "model", "exclusive")
+"""Of a quota, as config and API have them; the last two are for a new slice alone."""
+
+
 class QuotaError(ValueError):
     """A quota that nobody can have; the message names the value, the allowed set and the way out."""
 
@@ -89,12 +93,12 @@ class Quota:
 
 
 def is_called(model: str, names: Iterable[str]) -> bool:
-    """Is a GPU of these names (its model, and its labels) what `model` asks for? A part of a name will do.
+    """Is a GPU of these names (its model, and its labels) what `model` asks for? Whole words of a name will do.
 
-    `H100` is the `NVIDIA H100 80GB HBM3`; an empty one is any.
+    `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any.
     """
-    wanted = model.casefold()
-    return not wanted or any(wanted in name.casefold() for name in names)
+    wanted = re.compile(rf"(?<!\w){re.escape(model)}(?!\w)", re.IGNORECASE)
+    return not model or any(wanted.search(name) for name in names)
 
 
 def share_now(quota: Quota, at_work: Sequence[float]) -> float:
@@ -148,10 +152,10 @@ def parse_policy(value: object) -> Policy:
 
 
 def parse_model(value: object) -> str:
-    """A part of a GPU's name, or a label. Raises QuotaError."""
+    """Words of a GPU's name, or a label. Raises QuotaError."""
     if not isinstance(value, str) or len(value) > MODEL_MAX or not value.isprintable():
         raise QuotaError(
-            f"model={_shown(value)} is no model of a GPU: give a part of its name, such as 'H100', or a label"
+            f"model={_shown(value)} is no model of a GPU: give words of its name, such as 'H100', or a label"
         )
     return value.strip()
 

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     runner.add_argument("--gpu", metavar="GPU", help="only on this one: its index or UUID")
     runner.add_argument(
-        "--model", default="", metavar="NAME", help="only on a GPU with this in its name, or as its label"
+        "--model", default="", metavar="NAME", help="only on a GPU with these words in its name, or as its label"
     )
     runner.add_argument("--exclusive", action="store_true", help="with nobody else on the GPU")
     runner.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")

@@ -71,15 +71,15 @@ def discover() -> list[Gpu]:
     return gpus
 
 
-def label(gpus: Iterable[Gpu], labels: Mapping[str, Sequence[str]]) -> list[Gpu]:
+def label(gpus: Iterable[Gpu], given: Mapping[str, Sequence[str]]) -> list[Gpu]:
     """The same GPUs with the admin's labels, by index or UUID. Raises QuotaError."""
-    every = list(gpus)
+    every, labels = list(gpus), {str(key): names for key, names in given.items()}
     known = {key for gpu in every for key in (str(gpu.index), gpu.uuid)}
     for key, names in labels.items():
         if key not in known:
             has = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in every)
             raise QuotaError(f"gpu_labels names GPU {key!r}, which this node has not; it has: {has}")
-        if isinstance(names, str) or not all(name and parse_model(name) for name in names):
+        if not isinstance(names, list | tuple) or not all(parse_model(name) for name in names):
             raise QuotaError(f"gpu_labels[{key!r}]={names!r} is no list of labels: give one such as ['teaching']")
     return [replace(gpu, labels=(*labels.get(str(gpu.index), ()), *labels.get(gpu.uuid, ()))) for gpu in every]
 

@@ -55,13 +55,12 @@ class ApiHandler(web.RequestHandler):
         super().send_error(status_code, **kwargs)
 
 
-_QUOTA_FIELDS: dict[str, type | tuple[type, ...]] = {
+_LIMIT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "memory": (int, str, float),
     "cores": (int, float, str),
     "policy": str,
-    "model": str,
-    "exclusive": bool,
 }
+_QUOTA_FIELDS = {**_LIMIT_FIELDS, "model": str, "exclusive": bool}
 
 
 _CREATE_FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -74,7 +73,7 @@ _CREATE_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _quota_of(data: Json) -> Quota:
-    if set(data) - {"memory", "cores", "policy"} or not {"memory", "cores"} <= set(data):
+    if not set(data) <= set(_LIMIT_FIELDS) or not {"memory", "cores"} <= set(data):
         raise Refused(400, f"ceiling={str(data)[:80]} is no ceiling: give memory, cores and perhaps policy")
     return Quota.parse(**data)
 

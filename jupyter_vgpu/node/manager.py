@@ -32,7 +32,7 @@ from .store import Maintenance, Store, Tenant, timestamp
 log = logging.getLogger("vgpud")
 
 NAME_MAX = 200
-MESSAGE_MAX = 120  # what a toast of JupyterLab shows whole
+MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
 LABELS_MAX, LABEL_LENGTH = 16, 255
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
@@ -171,7 +171,7 @@ class Manager:
         """
         _check_ceiling(quota, ceiling)
         if self.maintenance and self.maintenance.closed:
-            raise Refused(503, f"this node gives no new slices now: {self.maintenance.message}")
+            raise Refused(409, f"this node gives no new slices now: {self.maintenance.message}")
         if not name or len(name) > NAME_MAX or not name.isprintable():
             raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
         _check_labels(labels or {})

@@ -79,6 +79,8 @@ def place(
     fitting = [room for room in meant if room.fits(quota)]
     if not fitting:
         raise NoRoom(_why_not(quota, meant))
+    if quota.exclusive:  # it takes all of it, so the smallest
+        return min(fitting, key=lambda room: (room.memory_total, room.index))
     if strategy is Strategy.SPREAD:
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
     sizes = Counter((each.memory, each.cores) for each in (*held, quota))
@@ -98,14 +100,18 @@ def _stranded(room: Room, memory: int, cores: float, sizes: Counter[tuple[int, f
 
 
 def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:
-    best = max(rooms, key=lambda room: (room.memory_free if room.cores_free > 0 else -1, -room.index))
+    large = [room for room in rooms if quota.memory <= room.memory_total and quota.cores <= room.cores_total]
+    best = max(large or rooms, key=lambda room: (room.memory_free if room.cores_free > 0 else -1, -room.index))
     free = f"{format_bytes(best.memory_free)} and {format_percent(best.cores_free)} of compute on GPU {best.index}"
-    if all(quota.memory > room.memory_total or quota.cores > room.cores_total for room in rooms):
+    if not large:
         largest = max(room.memory_total for room in rooms)
         has = f"the largest has {format_bytes(largest)}"
         return f"no GPU here is large enough for {quota}: {has}. Ask for a smaller slice."
-    if quota.exclusive and all(room.slices for room in rooms):
-        return f"no GPU is without slices now, as {quota} needs it. Ask for a shared one, or wait until servers stop."
+    if quota.exclusive:
+        return (
+            f"no GPU that is large enough is without slices now, as {quota} needs it. Ask for a shared one, or wait "
+            "until servers stop."
+        )
     return (
         f"no GPU has {format_bytes(quota.memory)} and {format_percent(quota.cores)} of compute free now. "
         f"Largest free slice: {free}. Ask for a smaller one, or wait until a server stops."

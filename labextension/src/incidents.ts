@@ -104,7 +104,12 @@ export class Slowness {
     samples: readonly { time: number; cores: number }[]
   ): Incident[] {
     const now = samples.at(-1)?.time ?? 0;
-    const known = now - (samples[0]?.time ?? now);
+    if (quota.cores !== this._cores) {
+      this._cores = quota.cores;
+      this._since = now; // what was used before was of another share
+    }
+    const first = Math.max(samples[0]?.time ?? now, this._since);
+    const known = now - first;
     const recent = samples.filter(each => each.time >= now - SLOWED_S);
     const mean =
       recent.reduce((sum, each) => sum + each.cores, 0) / recent.length;
@@ -122,6 +127,8 @@ export class Slowness {
     return [{ kind: 'slowed', cores: quota.cores }];
   }
 
+  private _cores: number | null = null;
+  private _since = -Infinity;
   private _told = -Infinity;
 }
 
@@ -139,15 +146,16 @@ export function compare(known: ISlice | null, after: Usage): Incident[] {
   if (after.maintenance && !isSame(known?.maintenance, after.maintenance)) {
     incidents.push({ kind: 'maintenance', maintenance: after.maintenance });
   }
+  // the spawn page has said how many are left when the server was started; that none are is said again
+  const before = known ? scarcity(known) : SCARCITY.low;
+  if (after.hours && SCARCITY[after.hours.state] > before) {
+    incidents.push({ kind: 'hours', hours: after.hours });
+  }
   if (!known) {
     return incidents;
   }
   if (known.maintenance && !after.maintenance) {
     incidents.push({ kind: 'maintenance', maintenance: null });
-  }
-  // the spawn page has said how many are left when the server was started
-  if (after.hours && SCARCITY[after.hours.state] > scarcity(known)) {
-    incidents.push({ kind: 'hours', hours: after.hours });
   }
   const { memory, cores, policy } = after.quota;
   if (

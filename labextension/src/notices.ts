@@ -11,9 +11,6 @@ const CALM_MS = 15000;
 /** Who was told of it and closed it is not told again of the same asker for so long. */
 const QUIET_MS = 60000;
 
-/** What one must not miss stays until it is closed. */
-const STAYS: Incident['kind'][] = ['rests', 'ended', 'hours', 'maintenance'];
-
 /** One calm notification for each incident; of one who is refused again and again there is one, kept up to date. */
 export class Notices {
   constructor(
@@ -39,13 +36,32 @@ export class Notices {
     const text = incidentText(incident, this._trans);
     if (incident.kind === 'refused') {
       this._tellRefusal(incident.refusal, text);
-    } else if (STAYS.includes(incident.kind)) {
+    } else if (incident.kind === 'hours' || incident.kind === 'maintenance') {
+      this._tellState(incident, text);
+    } else if (incident.kind === 'rests' || incident.kind === 'ended') {
       Notification.warning(text, { autoClose: false });
     } else if (incident.kind === 'over') {
       Notification.warning(text, { autoClose: CALM_MS });
     } else {
       Notification.info(text, { autoClose: CALM_MS });
     }
+  }
+
+  /** What holds for long: one notification, kept up to date until it is closed. */
+  private _tellState(
+    incident: Extract<Incident, { kind: 'hours' | 'maintenance' }>,
+    message: string
+  ): void {
+    const last = this._states.get(incident.kind);
+    if (last !== undefined) {
+      Notification.dismiss(last);
+    }
+    const over =
+      incident.kind === 'maintenance' && incident.maintenance === null;
+    const id = over
+      ? Notification.info(message, { autoClose: CALM_MS })
+      : Notification.warning(message, { autoClose: false });
+    this._states.set(incident.kind, id);
   }
 
   private _tellRefusal(refusal: IRefusal, message: string): void {
@@ -90,5 +106,6 @@ export class Notices {
   private _actions: Actions;
   private _trans: TranslationBundle;
   private _show: () => void;
+  private _states = new Map<Incident['kind'], string>();
   private _told = new Map<string, { id: string; at: number }>();
 }

@@ -52,6 +52,8 @@ export interface IQuota {
   memory: number;
   cores: number;
   policy: 'hard' | 'burst';
+  /** Nobody else is on the GPU. */
+  exclusive?: boolean;
 }
 
 /** Who holds GPU memory and rests, and until when that is let be; `server`: all of it. */

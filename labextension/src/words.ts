@@ -182,7 +182,9 @@ export function maintenanceText(
   maintenance: IMaintenance,
   trans: TranslationBundle
 ): string {
-  return trans.__('Maintenance: %1', maintenance.message);
+  return maintenance.closed
+    ? trans.__('Maintenance, no new slices: %1', maintenance.message)
+    : trans.__('Maintenance: %1', maintenance.message);
 }
 
 /** `12.5`; whole ones without a fraction. */
@@ -271,6 +273,13 @@ function resizedText(
 
 /** What holds the slice, and how. */
 export function tierText(slice: ISlice, trans: TranslationBundle): string {
+  const held = heldText(slice, trans);
+  return slice.quota.exclusive
+    ? `${held} ${trans.__('Nobody else is on this GPU.')}`
+    : held;
+}
+
+function heldText(slice: ISlice, trans: TranslationBundle): string {
   const policy =
     slice.quota.policy === 'hard'
       ? trans.__('never more than your share')

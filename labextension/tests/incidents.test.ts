@@ -140,6 +140,7 @@ test('hours that run out are told at each step, and more of them are no news', (
   assert.deepEqual(kinds(low, low), []);
   assert.deepEqual(kinds(spent, enough), []);
   assert.deepEqual(kinds(null, low), []);
+  assert.deepEqual(kinds(null, spent), told);
 });
 
 test('maintenance is told when it is said, when it is changed and when it is over', () => {
@@ -171,6 +172,11 @@ test('compute that is used up for a minute is told of once', () => {
   const told = [{ kind: 'slowed', cores: 25 }];
   assert.deepEqual(slowness.look(quota, samples(24, 100)), told);
   assert.deepEqual(slowness.look(quota, samples(25, 110)), []);
+  const cut = new Slowness();
+  cut.look({ ...quota, cores: 50 }, samples(45, 10));
+  assert.deepEqual(cut.look(quota, samples(25, 50)), []);
+  assert.deepEqual(cut.look(quota, samples(25, 100)), []); // not a minute of it
+  assert.deepEqual(cut.look(quota, samples(25, 120)), told);
 });
 
 test('no slice, nothing to tell', () => {

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quotas import Policy, Quota, QuotaError, format_bytes, format_percent
+from jupyter_vgpu.quotas import FIELDS, Policy, Quota, QuotaError, format_bytes, format_percent
 
 from .turns import Line, Space, is_possible
 
@@ -35,13 +35,17 @@ def slice_key(quota: Quota) -> str:
 
 
 def all_slices(slices: Sequence[Mapping[str, Any]], policy: Policy) -> list[Quota]:
-    """The slices of the config. Raises QuotaError when it holds something that is no slice."""
-    return [
+    """The slices of the config. Raises QuotaError when it holds something that is no slice, or two of one name."""
+    found = [
         Quota.parse(**entry, policy=policy)
-        if {"memory", "cores"} <= set(entry) <= {"memory", "cores", "model", "exclusive"}
+        if {"memory", "cores"} <= set(entry) <= set(FIELDS) - {"policy"}
         else _malformed(entry)
         for entry in slices
     ]
+    keys = [slice_key(quota) for quota in found]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise QuotaError(f"gpu_slices has two that are called {twice[0]!r}: leave one out, or change it a little")
+    return found
 
 
 def allowed_slices(
@@ -49,13 +53,15 @@ def allowed_slices(
 ) -> list[Quota]:
     """The slices that a user may choose: those of the config that fit into the quota, else the quota itself.
 
-    One that is exclusive takes all of a GPU's compute, so it is for who may have that.
+    But not that where all slices of the config ask for a model or to be alone: it would be on any GPU. One that is
+    exclusive takes all of a GPU's compute, so it is for who may have that.
 
     keys: only these, where they are given. Raises QuotaError when the config holds something that is no slice.
     """
     every = all_slices(slices, quota.policy)
     fitting = [each for each in every if each.memory <= quota.memory and each.cores_kept <= quota.cores]
-    offered = fitting or [quota]
+    anywhere = not every or any(not each.model and not each.exclusive for each in every)
+    offered = fitting or ([quota] if anywhere else [])
     return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
@@ -107,14 +113,16 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
     spaces = [(Space.from_json(gpu), gpu) for gpu in gpus]
     if any(space.fits(quota) for space, _ in spaces):
         return ""
-    meant = [gpu for space, gpu in spaces if space.is_meant(quota)]
-    best = max(meant, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
+    if gpus and not any(space.is_meant(quota) for space, _ in spaces):
+        return f"no GPU here is called {quota.model!r}"
+    large = [gpu for space, gpu in spaces if space.could_fit(quota)]
+    best = max(large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
     if best is None:
-        return f"no GPU here is called {quota.model!r}" if gpus else "this node has no GPU"
+        return "this node has no GPU"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
-    if quota.exclusive and all(gpu["slices"] for gpu in meant):
-        return "each GPU is in use by others"
+    if quota.exclusive and large:
+        return "each GPU that is large enough is in use by others"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "
         f"{format_percent(best['cores']['free'])} of compute are free"

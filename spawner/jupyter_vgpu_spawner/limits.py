@@ -161,10 +161,10 @@ class Limits(_Base):
         help="""
         The slices that a user may choose from on the spawn page.
 
-        Each with `memory` and `cores`; those above the user's quota are not offered. With a `model` only a GPU whose
-        name has it, or that the node labels so (`NodeApp.gpu_labels`), will do. With `exclusive` nobody else is on the
-        GPU meanwhile; that is for who may have 100 percent, and counts as that.
-        Empty: the quota itself is the one slice::
+        Each with `memory` and `cores`; those above the user's quota are not offered. With a `model` only a GPU with
+        these words in its name, or that the node labels so (`NodeApp.gpu_labels`), will do. With `exclusive`
+        nobody else is on the GPU meanwhile; that is for who may have 100 percent, and counts as that.
+        Empty, or all of those for any GPU are larger: the quota itself is the one slice::
 
             c.VGPUMixin.gpu_slices = [
                 {"memory": "4G", "cores": 25},

@@ -101,14 +101,15 @@ class Queueing(Limits):
         entries = await self._ask_queue(self._queue.entries)
         mine = next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
         others = [entry for entry in entries if entry is not mine]
-        if promised(others, ()):
+        kept = bool(promised(others, ()))
+        if kept:
             names = {each["name"] for each in (await self._ask_node("/api/tenants"))["tenants"]}
             spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in promised(others, names)])
         since = mine.waiting.since if mine and mine.stage == Stage.WAITING else math.inf
         ahead = [each.waiting for each in entries if each.stage == Stage.WAITING and each.waiting.since < since]
         if mine and mine.stage == Stage.CALLED:
-            return Line(spaces, ahead, mine.waiting.quota, mine.gpu)
-        return Line(spaces, ahead)
+            return Line(spaces, ahead, mine.waiting.quota, mine.gpu, kept)
+        return Line(spaces, ahead, kept=kept)
 
     async def _queue_entry(self) -> Entry | None:
         """This server's place in the queue, if it has one. Raises HTTPError."""

@@ -73,6 +73,10 @@ class Space:
         memory, cores = (self.memory_total, self.cores_total) if quota.exclusive else (quota.memory, quota.cores)
         return max((memory - self.memory_free) / self.memory_total, (cores - self.cores_free) / self.cores_total)
 
+    def suits(self, quota: Quota) -> int:
+        """The more the better, of those that it fits: much room, but for who takes all of it the smallest GPU."""
+        return -self.memory_total if quota.exclusive else self.memory_free
+
     def less(self, quota: Quota) -> Space:
         """With one slice more on it."""
         return self._changed(quota, 1)
@@ -147,11 +151,13 @@ def loads(
     """
     memory = sum(space.memory_total for space in spaces) or 1
     cores = sum(space.cores_total for space in spaces) or 1.0
+    whole = memory // (len(spaces) or 1), cores / (len(spaces) or 1)
     sums: dict[tuple[bool, str], tuple[int, float]] = {}
     for user, quota in held:
         for key in [(True, name) for name in groups.get(user, ())] or [(False, user)]:
             before = sums.get(key, (0, 0.0))
-            sums[key] = (before[0] + quota.memory, before[1] + quota.cores_kept)
+            more = whole if quota.exclusive else (quota.memory, quota.cores)
+            sums[key] = (before[0] + more[0], before[1] + more[1])
 
     def load(key: tuple[bool, str]) -> float:
         held_memory, held_cores = sums.get(key, (0, 0.0))
@@ -185,7 +191,7 @@ def _seat(
         free = [at for at in range(len(left)) if at not in keeps and left[at].could_fit(each.quota)]
         fitting = [at for at in free if left[at].fits(each.quota)]
         if fitting:
-            at = max(fitting, key=lambda at: left[at].memory_free)
+            at = max(fitting, key=lambda at: left[at].suits(each.quota))
             left[at] = left[at].less(each.quota)
             seated.append((each, at))
         elif free:
@@ -202,7 +208,7 @@ def room_for(quota: Quota, ahead: Sequence[Waiting], spaces: Sequence[Space]) ->
     """The GPU that a newcomer may have, beside what those who are ahead get or keep. None: it has to wait."""
     _, left = seat(ahead, spaces)
     fitting = [space for space in left if space.fits(quota)]
-    return max(fitting, key=lambda space: space.memory_free, default=None)
+    return max(fitting, key=lambda space: space.suits(quota), default=None)
 
 
 def without(spaces: Iterable[Space], promised: Iterable[tuple[str, Quota]]) -> list[Space]:
@@ -218,23 +224,25 @@ def without(spaces: Iterable[Space], promised: Iterable[tuple[str, Quota]]) -> l
 class Line:
     """The queue as one server finds it: who is ahead, and the GPUs beside what is kept for those who are called.
 
-    covered: this server is called itself, for so much. gpu: where its room is.
+    covered: this server is called itself, for so much. gpu: where its room is. kept: there are such promises to others,
+    of which vgpud does not know.
     """
 
     spaces: Sequence[Space] = ()
     ahead: Sequence[Waiting] = ()
     covered: Quota | None = None
     gpu: str = ""
+    kept: bool = False
 
     def must_wait(self, quota: Quota) -> bool:
         return not self._is_covered(quota) and room_for(quota, self.ahead, self.spaces) is None
 
     def where(self, quota: Quota) -> str | None:
-        """The UUID of the GPU that it may have now. None: any, for nobody is ahead."""
+        """The UUID of the GPU that it may have now. None: any, for nobody is ahead and nothing is promised."""
         if self._is_covered(quota):
             return self.gpu
         room = room_for(quota, self.ahead, self.spaces)
-        return room.uuid if room and self.ahead else None
+        return room.uuid if room and (self.ahead or self.kept) else None
 
     def _is_covered(self, quota: Quota) -> bool:
         mine = self.covered

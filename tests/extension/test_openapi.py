@@ -23,7 +23,8 @@ def server(node: Node) -> Iterator[JupyterServer]:
     """A slice of which everything can be told."""
     hours = Balance(9, 10).as_label(0.8, End.STOP)
     idle = json.dumps({"seconds": 600, "action": "kernel"})
-    tenant = node.tenant("1G", 25, labels={LABEL: hours, "jupyterhub_idle": idle})
+    labels = {LABEL: hours, "jupyterhub_idle": idle}
+    tenant = node.tenant("1G", 25, labels=labels, model="vGPU", exclusive=True)
     node.client.request("PUT", "/api/maintenance", {"message": "Restart at 18:00", "closed": True})
     worker = Worker(node, tenant)
     worker.ask("alloc", bytes=64 * MIB)
@@ -34,6 +35,7 @@ def server(node: Node) -> Iterator[JupyterServer]:
         view = made.get("vgpu/slice").json()
         assert all(view[part] for part in ("hours", "idle", "maintenance", "holders"))
         assert view["refusals"]["recent"][0]["holders"]
+        assert (view["quota"]["model"], view["quota"]["exclusive"]) == ("vGPU", True)
         yield made
     finally:
         made.stop()

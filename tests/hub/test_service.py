@@ -190,15 +190,18 @@ def test_everybody_with_a_slice_is_told_of_maintenance(hub: Hub, admin: Admin, s
             "Everybody with a slice is told." in admin.post("maintenance", message="Restart at 18:00", closed="1").text
         )
         assert "Maintenance: Restart at 18:00 No new slices are given." in admin.page("live")
+        assert "Memory: 0 B of 8 GiB promised, 0 B free" in admin.page("live")
         assert "no new ones now: Restart at 18:00" in bob.spawn_page()
         with pytest.raises(AssertionError, match="You wait for 1 GiB"):
             bob.spawn("1GiB-25")
         time.sleep(5)  # some looks of the queue
         assert bob.model()["servers"] == {}
-        answer = admin.post("maintenance", message="x" * 121)
+        answer = admin.post("maintenance", message="x" * 111)
         assert (answer.status_code, "Nothing was changed" in answer.text) == (400, True)
+        answer = admin.post("maintenance", message=" ", closed="1")  # which ends nothing
+        assert (answer.status_code, "Maintenance: Restart at 18:00" in answer.text) == (400, True)
     finally:
-        assert "The maintenance is over." in admin.post("maintenance", message="").text
+        assert "The maintenance is over." in admin.post("maintenance", over="1").text
     assert "Maintenance:" not in admin.page()
     wait_until(lambda: bob.model()["servers"].get("", {}).get("ready"), 60, "who waited gets the slice")
     bob.stop()

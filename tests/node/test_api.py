@@ -212,10 +212,10 @@ def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node:
     said = node.client.request("PUT", "/api/maintenance", {"message": " Restart at 18:00 ", "closed": True})
     assert said["maintenance"]["message"] == "Restart at 18:00"
     words = "this node gives no new slices now: Restart at 18:00"
-    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (503, words)
+    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (409, words)
     node.kill()
     node.start()
-    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (503, words)
+    assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (409, words)
     (gpu,) = node.client.request("GET", "/api/gpus")["gpus"]
     assert (gpu["memory"]["free"], gpu["cores"]["free"], gpu["closed"]) == (0, 0, "Restart at 18:00")
     assert node.show(tenant["id"])["maintenance"]["closed"]
@@ -228,7 +228,7 @@ def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"message": ""}, {"message": "x" * 121}, {"message": "a\nb"}, {"message": "x", "closed": "yes"}]
+    "body", [{}, {"message": ""}, {"message": "x" * 111}, {"message": "a\nb"}, {"message": "x", "closed": "yes"}]
 )
 def test_maintenance_that_nobody_could_read_is_refused(node: Node, body: dict[str, Any]) -> None:
     assert refused(node, "PUT", "/api/maintenance", body)[0] == 400
@@ -278,7 +278,7 @@ def test_a_slice_goes_to_the_gpu_that_it_asks_for_and_may_be_alone_there() -> No
         ]
         node.kill()
         node.start()
-        words = "no GPU is without slices now"
+        words = "no GPU that is large enough is without slices now"
         status, said = refused(
             node, "POST", "/api/tenants", {"name": "d", "memory": "1G", "cores": 5, "exclusive": True}
         )
@@ -300,7 +300,7 @@ def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
     command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
     for labels, words in (
         ("{'7': ['x']}", "gpu_labels names GPU '7', which this node has not"),
-        ("{'0': 'x'}", "no list"),
+        *((f"{{'0': {wrong}}}", "is no list of labels") for wrong in ("'x'", "5", "None")),
     ):
         done = subprocess.run(
             [*command, f"--NodeApp.gpu_labels={labels}"], capture_output=True, text=True, check=False, timeout=60

@@ -61,10 +61,33 @@ def test_a_model_and_being_alone_are_told_and_named() -> None:
     assert pick("4GiB-50-exclusive", offered) == Quota(4 * GIB, 50, exclusive=True)
     used = gpu(8 * GIB, 100) | {"slices": 1}
     lines = choices(offered, [used])
-    assert [line.why_not for line in lines] == ["", "no GPU here is called 'A 100'", "each GPU is in use by others"]
+    assert [line.why_not for line in lines] == [
+        "",
+        "no GPU here is called 'A 100'",
+        "each GPU that is large enough is in use by others",
+    ]
     assert lines[2].title == "4 GiB of GPU memory, 50 % of its compute, with nobody else on it"
+    # a GPU that is too small is no reason to wait for
+    why = "each GPU that is large enough is in use by others"
+    assert (
+        choices([offered[2]], [used, gpu(GIB, 100) | {"memory": {"total": GIB, "free": GIB, "reserved": 0}}])[0].why_not
+        == why
+    )
     # a GPU alone is all of its compute
     assert [slice_key(each) for each in allowed_slices(slices, Quota(8 * GIB, 50))] == ["2GiB-25-H100", "2GiB-25-A_100"]
+
+
+def test_who_may_have_less_than_any_slice_gets_no_other_gpu_by_it() -> None:
+    small = Quota(GIB, 10)
+    only = [{"memory": "2G", "cores": 25, "model": "teaching"}, {"memory": "2G", "cores": 25, "exclusive": True}]
+    assert allowed_slices(only, small) == []
+    assert allowed_slices([*only, {"memory": "2G", "cores": 25}], small) == [small]
+
+
+def test_two_slices_of_one_name_are_told() -> None:
+    twice = [{"memory": "2G", "cores": 25, "model": "A 100"}, {"memory": "2G", "cores": 25, "model": "A-100"}]
+    with pytest.raises(QuotaError, match="two that are called '2GiB-25-A_100'"):
+        allowed_slices(twice, Quota(8 * GIB, 100))
 
 
 @pytest.mark.parametrize("wrong", [{"modle": "H100"}, {"exclusive": "no"}, {"model": 100}])

@@ -112,7 +112,10 @@ def test_who_wants_to_be_alone_gets_an_empty_gpu_and_keeps_it() -> None:
     taken = replace(room(1, GIB, 10), slices=1, taken=True)
     assert (taken.memory_free, taken.cores_free) == (0, 0)
     assert place(Quota(GIB, 10), [rooms[0], taken]).index == 0
-    with pytest.raises(NoRoom, match="no GPU is without slices now"):
+    with pytest.raises(NoRoom, match="no GPU that is large enough is without slices now"):
         place(alone, [rooms[0], taken])
+    with pytest.raises(NoRoom, match="no GPU that is large enough is without slices now"):
+        place(replace(alone, memory=12 * GIB), [rooms[0], room(1, total=8 * GIB)])
+    assert place(alone, [room(0, total=80 * GIB), room(1)]).index == 1  # the smallest, for it takes all of it
     with pytest.raises(NoRoom, match="no GPU has 1 GiB"):
         place(Quota(GIB, 10), [taken])

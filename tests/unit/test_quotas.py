@@ -13,6 +13,7 @@ from jupyter_vgpu.quotas import (
     Quota,
     QuotaError,
     format_bytes,
+    is_called,
     parse_cores,
     parse_memory,
     parse_policy,
@@ -99,3 +100,20 @@ def test_how_it_reads() -> None:
 )
 def test_a_share_is_what_others_at_work_leave(policy: Policy, at_work: list[float], share: float) -> None:
     assert share_now(Quota(1 << 30, 25, policy), at_work) == share
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "is_it"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", True),
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+        ("A100-SXM4", "NVIDIA A100-SXM4-80GB", True),
+        ("L4", "NVIDIA L40S", False),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("", "NVIDIA L4", True),
+        ("device 1", "Emulated vGPU device 10", False),
+        ("H.00", "NVIDIA H100", False),
+    ],
+)
+def test_a_gpu_is_called_by_whole_words_of_its_name(model: str, name: str, is_it: bool) -> None:
+    assert is_called(model, [name]) == is_it

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_vgpu_spawner.turns import (
     MIN_LIFETIMES,
+    Line,
     Running,
     Space,
     Waiting,
@@ -19,6 +21,7 @@ from jupyter_vgpu_spawner.turns import (
     loads,
     room_for,
     seat,
+    without,
 )
 
 from jupyter_vgpu.quotas import Quota
@@ -110,6 +113,25 @@ def test_a_gpu_that_is_to_be_somebodys_alone_is_kept_until_it_is_empty() -> None
     assert (seated[0], left.taken) == (alone, True)
     assert room_for(Quota(GIB, 10), [], [left]) is None
     assert left.more(alone.quota) == gpu()
+
+
+def test_what_is_promised_to_others_is_told_to_the_daemon_that_does_not_know_of_it() -> None:
+    promised = Quota(GIB, 100, exclusive=True)
+    left = without([replace(gpu(), uuid="a"), replace(gpu(8), uuid="b")], [("a", promised)])
+    line = Line(left, kept=True)
+    assert not line.must_wait(Quota(GIB, 10))
+    assert line.where(Quota(GIB, 10)) == "b"
+    assert line.must_wait(promised)
+    assert Line(left).where(Quota(GIB, 10)) is None
+
+
+def test_who_takes_a_whole_gpu_takes_the_smallest_and_counts_for_it() -> None:
+    alone = Waiting("ann", "", Quota(GIB, 10, exclusive=True), 0)
+    line = [gpu(80, total=80), gpu(16)]
+    assert seat([alone], line)[0] == [(alone, 1)]
+    assert room_for(alone.quota, [], line) == line[1]
+    promised_often = [Space(16 * GIB, 16 * GIB, 400, 400)] * 2
+    assert loads([("ann", alone.quota)], {"ann": []}, {}, promised_often) == {"ann": 0.5}
 
 
 def test_what_asks_for_a_model_keeps_no_other_from_others() -> None:

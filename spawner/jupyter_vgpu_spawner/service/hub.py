@@ -74,8 +74,9 @@ class HubApi:
     def __init__(self, url: str, token: str) -> None:
         self._url, self._token = url.rstrip("/"), token
 
-    async def users(self) -> list[HubUser]:
-        return [_user(user) for user in await self._all("/users")]
+    async def users(self, *, active: bool = False) -> list[HubUser]:
+        """All, or those with a server."""
+        return [_user(user) for user in await self._all("/users", "state=active&" if active else "")]
 
     async def groups(self) -> dict[str, Any]:
         """Properties by group."""
@@ -107,11 +108,11 @@ class HubApi:
         path = f"/users/{whose}/servers/{name}" if server else f"/users/{whose}/server"
         await self._request("POST", path, options)
 
-    async def _all(self, path: str) -> list[Any]:
+    async def _all(self, path: str, query: str = "") -> list[Any]:
         found: list[Any] = []
         offset: int | None = 0
         while offset is not None:
-            page = await self._request("GET", f"{path}?limit={PAGE}&offset={offset}")
+            page = await self._request("GET", f"{path}?{query}limit={PAGE}&offset={offset}")
             found += page["items"]
             after = page["_pagination"]["next"]
             offset = after["offset"] if after else None

@@ -73,12 +73,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What running slices follow, as of one moment. changes: of rules, until then."""
+    """What running slices follow, as of one moment. rules None: they are to be read. changes: of them, until then."""
 
     users: Mapping[str, HubUser]
     groups: dict[str, Any]
     metered: Mapping[str, Metered]
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Rule] | None
     changes: int
 
 
@@ -116,13 +116,13 @@ class Manager:
     async def node_state(self) -> State:
         """GPUs and slices alone: what changes from second to second."""
         troubles: list[str] = []
-        gpus, tenants, maintenance = await self._look_at_node(troubles)
-        return State(gpus, tenants, maintenance, [], troubles)
+        gpus, tenants = await self._look_at_node(troubles)
+        return State(gpus, tenants, await self._maintenance(), [], troubles)
 
     async def state(self) -> State:
         """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
         troubles: list[str] = []
-        gpus, tenants, maintenance = await self._look_at_node(troubles)
+        gpus, tenants = await self._look_at_node(troubles)
         known = len(troubles)
         users, groups = await self._look_at_hub(troubles)
         rules, metered = await self._look_at_database(troubles)
@@ -132,7 +132,8 @@ class Manager:
         gone = [HubUser(name) for name in rules if name not in names]
         held = _grouped(tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
-        return State(gpus, tenants, maintenance, sorted(people, key=lambda person: person.name), troubles, partial)
+        people.sort(key=lambda person: person.name)
+        return State(gpus, tenants, await self._maintenance(), people, troubles, partial)
 
     def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
         """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
@@ -147,15 +148,21 @@ class Manager:
                 wrong.append(f"group {name}: {error}")
         return wrong
 
-    async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json], Json | None]:
-        """GPUs, tenants, maintenance."""
+    async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
         try:
             gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
-            tenants = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
-            return gpus, tenants, (await self._node.arequest("GET", MAINTENANCE_PATH))["maintenance"]
+            return gpus, (await self._node.arequest("GET", "/api/tenants"))["tenants"]
         except DaemonError as error:
             troubles.append(str(error))
-            return [], [], None
+            return [], []
+
+    async def _maintenance(self) -> Json | None:
+        """None also where the node does not say."""
+        try:
+            said: Json | None = (await self._node.arequest("GET", MAINTENANCE_PATH))["maintenance"]
+        except DaemonError:
+            return None
+        return said
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
@@ -215,8 +222,10 @@ class Manager:
             before = await asyncio.to_thread(self._database.rule, name)
             if expected not in (None, before):
                 raise Refused(409, f"the quota of {name} was changed meanwhile: look at it as it is now, and try again")
-            self._changes += 1
-            await asyncio.to_thread(self._database.set_rule, name, rule, actor)
+            try:
+                await asyncio.to_thread(self._database.set_rule, name, rule, actor)
+            finally:
+                self._changes += 1  # after it: who has read the old rule meanwhile has the old number too
             troubles: list[str] = []
             for tenant in (await self._look_at_node(troubles))[1]:
                 if user and user_of(tenant) == name:
@@ -251,11 +260,15 @@ class Manager:
 
     async def _see(self) -> _Seen:
         """For all tenants at once: asking for each would keep the hub busy with nothing else."""
-        users, groups = await self._ask_hub()
+        users, groups = await asyncio.gather(self._hub.users(active=True), self._hub.groups())
         since = window_start(Window(self.settings.window), datetime.now(UTC))
         metered = await asyncio.to_thread(self._database.metered, since)
         changes = self._changes
-        rules = await asyncio.to_thread(self._database.rules)
+        try:
+            rules = await asyncio.to_thread(self._database.rules)
+        except ValueError:  # a row that can't be read is its own user's trouble alone
+            log.exception("the users' quotas are read one by one")
+            rules = None
         return _Seen({user.name: user for user in users}, groups, metered, rules, changes)
 
     async def _tenants(self) -> list[Json]:
@@ -267,17 +280,18 @@ class Manager:
         if user is None:
             return
         async with self._changing:
-            rule = seen.rules.get(user.name, Rule())
-            if seen.changes != self._changes:  # an admin was faster
+            if seen.rules is None or seen.changes != self._changes:  # an admin was faster
                 rule = await asyncio.to_thread(self._database.rule, user.name)
+            else:
+                rule = seen.rules.get(user.name, Rule())
             entitlement = self._entitlement(tenant, user, seen.groups, rule)
             for trouble in await self._follow(tenant, entitlement):
                 log.warning("%s", trouble)
         spent = self.spent(seen.metered.get(user.name, Metered()))
         balance = Balance(spent, entitlement.hours, self.settings.grace)
-        await self._tell(tenant, balance)
         if self.settings.end == End.STOP:
             await self._stop_if_spent(tenant, balance)
+        await self._tell(tenant, balance)
 
     async def _tell(self, tenant: Json, balance: Balance) -> None:
         """Who is in the slice sees it there."""
@@ -347,15 +361,18 @@ class Manager:
         return resized
 
     async def set_maintenance(self, message: str, closed: bool, actor: str) -> None:
-        """Tell everybody who has a slice on the node; closed: it gives no new ones. An empty message: it is over."""
-        text = message.strip()
-        words = (f"{text} (no new slices)" if closed else text) or "over"
+        """Tell everybody who has a slice on the node; closed: it gives no new ones."""
+        words = message.strip() + (" (no new slices)" if closed else "")
+        await self._maintain(actor, words, "PUT", {"message": message, "closed": closed})
+
+    async def end_maintenance(self, actor: str) -> None:
+        """All is as usual again."""
+        await self._maintain(actor, "over", "DELETE", None)
+
+    async def _maintain(self, actor: str, words: str, method: str, body: Json | None) -> None:
         async with self.noted(actor, "node", "maintenance", "", words):
             try:
-                if text:
-                    await self._node.arequest("PUT", MAINTENANCE_PATH, {"message": text, "closed": closed})
-                else:
-                    await self._node.arequest("DELETE", MAINTENANCE_PATH)
+                await self._node.arequest(method, MAINTENANCE_PATH, body)
             except DaemonError as error:
                 raise Refused(error.status, str(error)) from error
 

@@ -158,18 +158,22 @@ class EditHandler(FormHandler):
 
 
 class MaintenanceHandler(FormHandler):
-    """What everybody with a slice is told; an empty message ends it."""
+    """What everybody with a slice is told; `over` ends it."""
 
     @web.authenticated
     async def post(self) -> None:
         message, closed = self.get_body_argument("message", ""), bool(self.get_body_argument("closed", ""))
+        over = bool(self.get_body_argument("over", ""))
         try:
-            await self.manager.set_maintenance(message, closed, self.actor)
+            if over:
+                await self.manager.end_maintenance(self.actor)
+            else:
+                await self.manager.set_maintenance(message, closed, self.actor)
         except Refused as error:
             self.set_status(error.status)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
-        await self.show(message="Everybody with a slice is told." if message.strip() else "The maintenance is over.")
+        await self.show(message="The maintenance is over." if over else "Everybody with a slice is told.")
 
 
 class StopHandler(FormHandler):
