@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     told.add_argument("message", nargs="?", metavar="MESSAGE", help="what they read, such as 'Restart at 18:00'")
     told.add_argument("--close", action="store_true", help="give no new slices meanwhile")
     told.add_argument("--over", action="store_true", help="all is as usual again")
+    told.add_argument("--json", action="store_true", help="print what is told now as JSON; null: nothing")
 
     check = commands.add_parser("doctor", help="say what works on this machine, and what to do where it does not")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -89,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
             if (options.over and (options.message or options.close)) or (options.close and not options.message):
                 parser.error("maintenance: give a message, with --close or without, or --over alone")
             admin = Client(options.run_dir / ADMIN_SOCKET)
-            return maintenance.set_or_show(admin, options.message, close=options.close, over=options.over)
+            return maintenance.set_or_show(
+                admin, options.message, close=options.close, over=options.over, as_json=options.json
+            )
         if options.command == "doctor":
             return doctor.report(options.run_dir, as_json=options.json)
         command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv

@@ -9,6 +9,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { Actions, IOpen } from './actions';
+import { setUnits, Units } from './format';
 import { SliceModel } from './model';
 import { Notices } from './notices';
 import { SlicePanel } from './panel';
@@ -79,6 +80,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
     });
     const apply = (loaded: ISettingRegistry.ISettings): void => {
       notices.enabled = loaded.get('notifications').composite as boolean;
+      setUnits(loaded.get('units').composite as Units);
+      model.seconds = loaded.get('seconds').composite as number;
       wantsStatus = loaded.get('statusBar').composite as boolean;
       model.warnAt = loaded.get('warnAt').composite as number; // and all is drawn anew
     };

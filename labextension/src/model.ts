@@ -8,9 +8,8 @@ import { compare, Incident, Slowness } from './incidents';
 import { fetchUsage, ISlice, Usage } from './request';
 import { localise } from './words';
 
-/** While somebody looks at the panel, and while only the status bar does. */
-const PANEL_MS = 1000;
-const BAR_MS = 2000;
+/** While only the status bar is looked at it is asked for half as often. */
+const BAR_FACTOR = 2;
 /** A server without a slice gets none while it runs. */
 const NEVER_MS = 60000;
 const BACKOFF_MAX_MS = 30000;
@@ -40,7 +39,11 @@ export class SliceModel extends VDomModel {
           throw error; // it is asked less and less often
         }
       },
-      frequency: { interval: BAR_MS, backoff: true, max: BACKOFF_MAX_MS },
+      frequency: {
+        interval: BAR_FACTOR * 1000,
+        backoff: true,
+        max: BACKOFF_MAX_MS
+      },
       standby: 'when-hidden'
     });
     void this._poll.start();
@@ -71,6 +74,12 @@ export class SliceModel extends VDomModel {
     this.stateChanged.emit();
   }
 
+  /** Seconds from one question to the next while the panel is on the screen. */
+  set seconds(value: number) {
+    this._panelMs = 1000 * value;
+    this._setPace();
+  }
+
   /** Whether the panel is on the screen: it is asked for more often then. */
   set isShown(value: boolean) {
     if (value === this._shown) {
@@ -97,7 +106,8 @@ export class SliceModel extends VDomModel {
   private _setPace(): void {
     const reason = this._usage?.kind === 'none' ? this._usage.reason : null;
     const never = reason === 'no-slice' || reason === 'not-under-hub';
-    const interval = never ? NEVER_MS : this._shown ? PANEL_MS : BAR_MS;
+    const wanted = this._shown ? this._panelMs : BAR_FACTOR * this._panelMs;
+    const interval = never ? NEVER_MS : wanted;
     if (interval !== this._poll.frequency.interval) {
       this._poll.frequency = { ...this._poll.frequency, interval };
     }
@@ -125,6 +135,7 @@ export class SliceModel extends VDomModel {
 
   private _poll: Poll;
   private _shown = false;
+  private _panelMs = 1000;
   private _usage: Usage | null = null;
   private _known: ISlice | null = null;
   private _history: ISample[] = [];

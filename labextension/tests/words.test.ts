@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { TranslationBundle } from '@jupyterlab/translation';
 
-import { formatBytes, formatPercent } from '../src/format';
+import { formatBytes, formatPercent, setUnits } from '../src/format';
 import { levelOf } from '../src/level';
 import { IRefusal } from '../src/request';
 import { adviceText, incidentText, refusalText } from '../src/words';
@@ -102,4 +102,12 @@ test('numbers are as people read them', () => {
     '3.46 GiB'
   ]);
   assert.equal(formatPercent(12.345), '12.3 %');
+});
+
+test('who counts in powers of ten reads those', () => {
+  setUnits('decimal');
+  assert.equal(formatBytes(2 ** 31), '2.15 GB');
+  assert.equal(formatBytes(999), '999 B');
+  setUnits('binary');
+  assert.equal(formatBytes(2 ** 31), '2 GiB');
 });

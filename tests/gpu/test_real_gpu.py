@@ -182,3 +182,30 @@ def test_jupyter_vgpu_run_gives_back_the_commands_exit_code(gpu_node: Node) -> N
     )
     assert result.returncode == 7
     assert gpu_node.client.request("GET", "/api/tenants")["tenants"] == []
+
+
+@pytest.mark.parametrize("tier", ["guard", "shim"])
+def test_launches_are_counted_as_pytorch_makes_them(tier: str) -> None:
+    node = Node(*(["--NodeApp.force_shim_tier=True"] if tier == "shim" else []))
+    try:
+        seen = torch_in_slice(
+            node,
+            node.tenant("4G", 50, "counts"),
+            """
+import json, threading, torch
+from jupyter_vgpu.inside import launches
+a = torch.ones(1000, device="cuda"); a.add_(1); torch.cuda.synchronize()
+def add(): [a.add_(1) for _ in range(100)]
+def counted(work):
+    before = launches(); work(); torch.cuda.synchronize(); return launches() - before
+def threads():
+    all_ = [threading.Thread(target=add) for _ in range(4)]
+    [each.start() for each in all_]; [each.join() for each in all_]
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph): add()
+print(json.dumps([counted(add), counted(threads), counted(lambda: [graph.replay() for _ in range(5)])]))
+""",
+        )
+        assert seen == [100, 400, 5]
+    finally:
+        node.stop()

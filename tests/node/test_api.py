@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -259,7 +260,9 @@ def test_an_admin_tells_everybody_from_the_command_line(node: Node) -> None:
     assert command("Restart at 18:00", "--close") == (0, "maintenance: Restart at 18:00 (no new slices)")
     shown = subprocess.run([*CLI, "status", f"--run-dir={node.run_dir}"], capture_output=True, text=True, check=True)
     assert "maintenance: Restart at 18:00 (no new slices)" in shown.stdout
+    assert json.loads(command("--json")[1])["message"] == "Restart at 18:00"
     assert command("--over") == (0, "no maintenance")
+    assert command("--json") == (0, "null")
     assert command("--close")[0] == command("x", "--over")[0] == 2
 
 

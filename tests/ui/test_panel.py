@@ -245,6 +245,23 @@ def test_notebook_7_has_it_too(student: Student, browser: Browser) -> None:
         page.context.close()
 
 
+def test_units_and_pace_are_the_users(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 512)
+    settings = {"raw": '{"units": "decimal", "seconds": 10, "statusBar": false}'}
+    try:
+        student.user.put("lab/api/settings/jupyter-vgpu:panel", settings)
+        lab.reload()
+        lab.get_by_role("tab", name="GPU slice").wait_for()
+        expect(panel_of(lab)).to_contain_text("604 MB of 2.15 GB")
+        expect(lab.get_by_role("button", name=re.compile("^GPU 604 MB"))).to_have_count(0)
+        asked: list[str] = []
+        lab.on("request", lambda request: asked.append(request.url) if "/vgpu/slice" in request.url else None)
+        lab.wait_for_timeout(8000)
+        assert len(asked) <= 1
+    finally:
+        student.user.put("lab/api/settings/jupyter-vgpu:panel", {"raw": "{}"})
+
+
 def test_it_is_found_in_the_command_palette(lab: Page) -> None:
     lab.get_by_role("tab", name="GPU slice").click()  # closes it
     expect(panel_of(lab)).to_be_hidden()

@@ -36,6 +36,7 @@ def test_a_user_waits_sees_the_place_and_leaves(
     page = new_page(browser, color_scheme=scheme)
     wait_in_queue(page, demo, "alice")
     expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
+    expect(page).to_have_title("Number 1 in the GPU queue")
     assert violations(page) == []
     shot(page, "queue" if scheme == "light" else "queue-dark")
     admin = new_page(browser, color_scheme=scheme)
@@ -52,6 +53,24 @@ def test_a_user_waits_sees_the_place_and_leaves(
     page.get_by_role("button", name="Leave the queue").click()
     expect(page.get_by_text("You wait no more.")).to_be_visible()
     expect(page.get_by_role("link", name="Start a server")).to_be_visible()
+    page.context.close()
+
+
+def test_a_tab_that_nobody_looks_at_says_when_it_is_its_turn(
+    browser: Browser, demo: Demo, full: dict[str, Any]
+) -> None:
+    page = new_page(browser)
+    wait_in_queue(page, demo, "alice")
+    expect(page).to_have_title("Number 1 in the GPU queue")
+    page.evaluate(
+        "() => { Object.defineProperty(document, 'visibilityState', {value: 'hidden', configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
+    page.wait_for_url("**/user/alice/**", timeout=90_000)
+    page.goto(f"{demo.url}/hub/home")
+    page.get_by_role("button", name="Stop My Server").click()
+    expect(page.get_by_role("button", name="Start My Server")).to_be_visible(timeout=60_000)
     page.context.close()
 
 

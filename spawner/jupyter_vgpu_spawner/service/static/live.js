@@ -1,6 +1,17 @@
 // What changes by itself follows; without JavaScript a reload shows the same.
 const live = document.getElementById("vgpu-live");
+// A page that is told of in its tab asks on, seldom, while another is looked at.
+const SHOWN_MS = 2000;
+const HIDDEN_MS = 20000;
+const isWanted = () => document.visibilityState === "visible" || live.querySelector("[data-title]") !== null;
 const nameOf = (element) => element.getAttribute("aria-label") ?? element.textContent;
+
+function nameTab() {
+  const said = live.querySelector("[data-title]");
+  if (said) {
+    document.title = said.dataset.title;
+  }
+}
 
 // What is read aloud is not read again while it says the same; who is on a button stays on it.
 function show(text) {
@@ -13,6 +24,7 @@ function show(text) {
   const held = live.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   const before = live.querySelector("[data-go]");
   live.replaceChildren(next.content);
+  nameTab();
   if (held !== null) {
     [...live.querySelectorAll("a, button")].find((element) => nameOf(element) === held)?.focus();
   }
@@ -23,7 +35,7 @@ function show(text) {
 }
 
 async function refresh() {
-  if (document.visibilityState === "visible") {
+  if (isWanted()) {
     try {
       // where the login is over the answer is a way to it, which is the page's to go, not this look's
       const answer = await fetch(live.dataset.url, {
@@ -37,7 +49,15 @@ async function refresh() {
       // the hub is away for a moment; the next look tells
     }
   }
-  setTimeout(refresh, 2000);
+  again();
 }
 
-setTimeout(refresh, 2000);
+let timer = 0;
+function again() {
+  clearTimeout(timer);
+  timer = setTimeout(refresh, document.visibilityState === "visible" ? SHOWN_MS : HIDDEN_MS);
+}
+
+document.addEventListener("visibilitychange", again);
+nameTab();
+again();
