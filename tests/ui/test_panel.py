@@ -205,6 +205,32 @@ def test_panel_and_status_bar_are_accessible(student: Student, lab: Page) -> Non
     assert violations(lab, ".jp-vgpu-Status") == []
 
 
+def test_all_of_it_is_done_with_the_keyboard(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 512)
+    expect(row_of(lab, "train.ipynb")).to_contain_text("576 MiB")
+    panel_of(lab).focus()
+    focused = "() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+    reached = []
+    for _ in range(4):
+        lab.keyboard.press("Tab")
+        reached.append(lab.evaluate(focused))
+    of = "train.ipynb"
+    assert reached == [of, f"Interrupt {of}", f"Restart kernel of {of}", f"Shut down {of}"]
+    lab.keyboard.press("Shift+Tab")
+    lab.keyboard.press("Enter")
+    expect(lab.locator(".jp-Dialog")).to_be_visible()
+    lab.keyboard.press("Enter")  # what was asked for is the dialog's own button
+    wait_until(lambda: student.used() == 0, 10, "the ledger is empty")
+
+
+def test_a_narrow_panel_shows_all_of_it(student: Student, lab: Page) -> None:
+    student.start("a-notebook-with-quite-a-long-name-of-its-own.ipynb", 512)
+    assert student.run("a-notebook-with-quite-a-long-name-of-its-own.ipynb", "print(take(1600))") == OUT_OF_MEMORY
+    expect(panel_of(lab).get_by_role("heading", name="Out of memory")).to_be_visible()
+    fits = "each => { each.style.width = '180px'; return each.scrollWidth <= each.clientWidth; }"
+    assert panel_of(lab).evaluate(fits)
+
+
 def test_bars_are_seen_where_the_system_paints_in_its_own_colours(student: Student, lab: Page) -> None:
     student.start("train.ipynb", 512)
     expect(row_of(lab, "train.ipynb")).to_contain_text("576 MiB")

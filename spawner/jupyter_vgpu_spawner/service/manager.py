@@ -257,6 +257,7 @@ class Manager:
                 await self._look_after(tenant, seen)
             except Exception:  # the others are looked after
                 log.exception("looking after %s", tenant["name"])
+            await asyncio.sleep(0)  # pages are answered in between
 
     async def _see(self) -> _Seen:
         """For all tenants at once: asking for each would keep the hub busy with nothing else."""
