@@ -47,31 +47,30 @@ class Server(JupyterServer):
             self.open_notebook(f"{number}.ipynb")
         time.sleep(20)  # kernels that start need the processor
 
+    def _processor_s(self) -> float:
+        """That the server has used so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def cost(self, path: str) -> tuple[float, int]:
         """Milliseconds of the server's processor for an answer, and its bytes."""
-        cpu = psutil.Process(self.process.pid).cpu_times
         size = 0
-        began, before = time.monotonic(), cpu()
+        began, before = time.monotonic(), self._processor_s()
         for _ in range(ASKED):
             size = len(self.get(path).content)
-        took, after = time.monotonic() - began, cpu()
-        spent = after.user + after.system - before.user - before.system
+        took, after = time.monotonic() - began, self._processor_s()
         time.sleep(took)  # as long again, with nothing asked
-        rested = cpu()
-        idle = rested.user + rested.system - after.user - after.system
-        return 1e3 * (spent - idle) / ASKED, size
+        idle = self._processor_s() - after
+        return 1e3 * (after - before - idle) / ASKED, size
 
     def cost_of_streams(self, paths: Sequence[str]) -> tuple[float, float]:
         """Percent of the processor while they push, beyond as long without; and bytes a second."""
-        cpu = psutil.Process(self.process.pid).cpu_times
-        before = cpu()
+        before = self._processor_s()
         size = asyncio.run(self._listen(paths))
-        after = cpu()
+        after = self._processor_s()
         time.sleep(STREAMED_S)
-        rested = cpu()
-        busy = after.user + after.system - before.user - before.system
-        idle = rested.user + rested.system - after.user - after.system
-        return 100 * (busy - idle) / STREAMED_S, size / STREAMED_S
+        idle = self._processor_s() - after
+        return 100 * (after - before - idle) / STREAMED_S, size / STREAMED_S
 
     async def _listen(self, paths: Sequence[str]) -> int:
         sizes = []

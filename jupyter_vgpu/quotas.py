@@ -66,6 +66,11 @@ class Quota:
         return self.memory <= ceiling.memory and self.cores <= ceiling.cores and burst
 
     @property
+    def where(self) -> tuple[str, bool]:
+        """What holds from the beginning to the end of a slice: model and exclusive."""
+        return self.model, self.exclusive
+
+    @property
     def cores_kept(self) -> float:
         """Percent of the GPU that nobody else can have."""
         return 100.0 if self.exclusive else self.cores
@@ -99,6 +104,12 @@ def is_called(model: str, names: Iterable[str]) -> bool:
     """
     wanted = re.compile(rf"(?<!\w){re.escape(model)}(?!\w)", re.IGNORECASE)
     return not model or any(wanted.search(name) for name in names)
+
+
+def has_room(quota: Quota, names: Iterable[str], slices: int, memory_free: int, cores_free: float) -> bool:
+    """May a slice go onto a GPU of these names, with so many slices on it and so much free? Bytes and percent."""
+    alone = not quota.exclusive or not slices
+    return is_called(quota.model, names) and alone and quota.memory <= memory_free and quota.cores <= cores_free
 
 
 def share_now(quota: Quota, at_work: Sequence[float]) -> float:

@@ -203,7 +203,7 @@ class Manager:
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
         tenant = self.find(key)
-        if (quota.model, quota.exclusive) != (tenant.quota.model, tenant.quota.exclusive):
+        if quota.where != tenant.quota.where:
             raise Refused(409, f"{tenant.name} stays where it is: model and exclusive are for a new slice")
         _check_ceiling(quota, tenant.ceiling)
         others = [t.quota for t in self._promised() if t.gpu == tenant.gpu and t.id != tenant.id]
@@ -360,21 +360,16 @@ class Manager:
         live = self._live[tenant.id]
         live.refresh()
         state = live.page.read()
-        gpu = self._gpu(tenant)
         return views.of_tenant(
             tenant,
-            gpu,
+            next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None),
             live,
             state,
             cores=self.samples.cores(tenant),
-            busy=self.samples.busy(gpu),
+            busy=self.samples.busy(tenant),
             over_by=self._over_by(tenant.quota.memory, state),
             maintenance=self.maintenance,
         )
-
-    def _gpu(self, tenant: Tenant) -> Gpu | None:
-        """None: it is not in this node any more."""
-        return next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
 
     def _over_by(self, quota: int, state: PageState) -> int:
         """Bytes that a shrunk quota lacks; managed memory may overflow into host memory as far as the admin allows."""

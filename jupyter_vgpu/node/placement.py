@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quotas import Quota, format_bytes, format_percent, is_called
+from ..quotas import Quota, format_bytes, format_percent, has_room, is_called
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,7 @@ class Room:
         return is_called(quota.model, self.names)
 
     def fits(self, quota: Quota) -> bool:
-        alone = not quota.exclusive or not self.slices
-        return self.is_meant(quota) and alone and quota.memory <= self.memory_free and quota.cores <= self.cores_free
+        return has_room(quota, self.names, self.slices, self.memory_free, self.cores_free)
 
 
 class NoRoom(Exception):

@@ -50,7 +50,7 @@ class Samples:
             try:
                 live.refresh()
                 self._note_activity(live, self._cores.get(tenant_id, 0))
-                live.page.write_busy(self._usage.get(self._index(self._tenants[tenant_id]), {}), now)
+                live.page.write_busy(self.busy(self._tenants[tenant_id]), now)
                 live.refusals.look()
             except Exception:  # the others' numbers go on
                 log.exception("sampling tenant %s", self._tenants[tenant_id].name)
@@ -63,15 +63,11 @@ class Samples:
         unseen = live.shim and live.shim.outside
         live.active_at = time.time() if cores or unseen else max(live.active_at, last)
 
-    def _index(self, tenant: Tenant) -> int:
-        """Of its GPU; -1: that is not in this node any more."""
-        return next((gpu.index for gpu in self._gpus if gpu.uuid == tenant.gpu), -1)
-
     def _cores_by_tenant(self) -> dict[str, int]:
         """Percent of its GPU's compute, as last sampled."""
         found = {}
         for tenant_id, live in self._live.items():
-            busy = self._usage.get(self._index(self._tenants[tenant_id]), {})
+            busy = self.busy(self._tenants[tenant_id])
             rows = live.page.read().processes if busy else ()
             found[tenant_id] = sum(busy.get(row.pid, 0) for row in rows)
         return found
@@ -105,9 +101,10 @@ class Samples:
         """Bytes of all GPUs that a process is on."""
         return sum(self._guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
 
-    def busy(self, gpu: Gpu | None) -> Mapping[int, int]:
-        """Percent of a GPU's compute by process."""
-        return self._usage.get(gpu.index, {}) if gpu else {}
+    def busy(self, tenant: Tenant) -> dict[int, int]:
+        """Percent of its GPU's compute by process, others' too; nothing where that is not in this node any more."""
+        index = next((gpu.index for gpu in self._gpus if gpu.uuid == tenant.gpu), -1)
+        return self._usage.get(index, {})
 
     def cores(self, tenant: Tenant) -> int:
         """Percent of its GPU's compute that a tenant uses."""

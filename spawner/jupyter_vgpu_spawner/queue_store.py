@@ -151,7 +151,7 @@ class QueueStore:
 
 def _is_no_more(quota: Quota, before: Quota) -> bool:
     """What may be had where the other may."""
-    same = (quota.model, quota.exclusive) in ((before.model, before.exclusive), (before.model, False))
+    same = quota.where in (before.where, (before.model, False))
     return same and quota.is_within(before)
 
 

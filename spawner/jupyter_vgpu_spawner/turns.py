@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jupyter_vgpu.quotas import Quota, is_called
+from jupyter_vgpu.quotas import Quota, has_room, is_called
 
 AGE_S = 3600.0
 """So long a wait outweighs a group that holds every GPU."""
@@ -59,8 +59,7 @@ class Space:
         return is_called(quota.model, self.names)
 
     def fits(self, quota: Quota) -> bool:
-        alone = not self.taken and (not quota.exclusive or not self.slices)
-        return self.is_meant(quota) and alone and quota.memory <= self.memory_free and quota.cores <= self.cores_free
+        return not self.taken and has_room(quota, self.names, self.slices, self.memory_free, self.cores_free)
 
     def could_fit(self, quota: Quota) -> bool:
         """Once everybody has gone."""
@@ -246,7 +245,7 @@ class Line:
 
     def _is_covered(self, quota: Quota) -> bool:
         mine = self.covered
-        if mine is None or (quota.model, quota.exclusive) != (mine.model, mine.exclusive):
+        if mine is None or quota.where != mine.where:
             return False
         return quota.memory <= mine.memory and quota.cores <= mine.cores
 

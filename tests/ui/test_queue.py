@@ -29,6 +29,12 @@ def wait_in_queue(page: Page, demo: Demo, user: str) -> None:
     page.wait_for_url("**/services/vgpu/queue")
 
 
+def stop_server(page: Page, demo: Demo) -> None:
+    page.goto(f"{demo.url}/hub/home")
+    page.get_by_role("button", name="Stop My Server").click()
+    expect(page.get_by_role("button", name="Start My Server")).to_be_visible(timeout=60_000)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_user_waits_sees_the_place_and_leaves(
     browser: Browser, demo: Demo, full: dict[str, Any], scheme: Any
@@ -68,9 +74,7 @@ def test_a_tab_that_nobody_looks_at_says_when_it_is_its_turn(
     )
     demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
     page.wait_for_url("**/user/alice/**", timeout=90_000)
-    page.goto(f"{demo.url}/hub/home")
-    page.get_by_role("button", name="Stop My Server").click()
-    expect(page.get_by_role("button", name="Start My Server")).to_be_visible(timeout=60_000)
+    stop_server(page, demo)
     page.context.close()
 
 
@@ -80,9 +84,7 @@ def test_when_the_turn_comes_the_page_goes_to_the_server(browser: Browser, demo:
     expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
     demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
     page.wait_for_url("**/user/bob/**", timeout=90_000)
-    page.goto(f"{demo.url}/hub/home")
-    page.get_by_role("button", name="Stop My Server").click()
-    expect(page.get_by_role("button", name="Start My Server")).to_be_visible(timeout=60_000)
+    stop_server(page, demo)
     page.context.close()
 
 
