@@ -7,6 +7,8 @@ command -v dockerd > /dev/null || missing+=(docker.io)
 command -v chromium > /dev/null || missing+=(chromium fonts-dejavu-core)
 command -v debootstrap > /dev/null || missing+=(debootstrap)
 compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql)
+command -v ip > /dev/null || missing+=(iproute2)
+command -v openssl > /dev/null || missing+=(openssl)
 tools=$(dirname "$0")/../.tools
 command -v promtool > /dev/null || [ -x "$tools/prometheus/usr/bin/promtool" ] || missing+=(prometheus)
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -8,16 +8,18 @@ import logging
 import os
 import resource
 import signal
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp
-from prometheus_client import CollectorRegistry
+from tornado import web
 from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 
 from .. import __version__
+from ..client import Tls
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
 from ..quotas import QuotaError, parse_memory
 from .gpus import NoGpu, discover, emulate, label
@@ -29,6 +31,7 @@ from .placement import Strategy
 from .store import Store
 
 _SAMPLE_SECONDS = 1.0
+Stop = Callable[[], None]
 
 
 class NodeApp(JupyterApp):
@@ -134,6 +137,44 @@ class NodeApp(JupyterApp):
             c.NodeApp.metrics_address = "127.0.0.1:9414"
         """
     ).tag(config=True)
+    api_address = Unicode(
+        help="""
+        Where a hub on another machine finds the daemon: an address and a port.
+
+        Whoever gets in here has every slice of the node, so it is for TLS alone, with certificates on both sides: set
+        `api_cert`, `api_key` and `api_ca` too. Empty: the admin socket is the only way in::
+
+            c.NodeApp.api_address = "10.0.0.7:9413"
+        """
+    ).tag(config=True)
+    api_cert = Unicode(
+        help="""
+        The certificate that the daemon shows at `api_address`: a file of PEM.
+
+        It names the host as the hub's `vgpu_nodes` does. Let it be for servers only (extendedKeyUsage serverAuth), so
+        that one node can't speak to another as the hub::
+
+            c.NodeApp.api_cert = "/etc/vgpu/node.crt"
+        """
+    ).tag(config=True)
+    api_key = Unicode(
+        help="""
+        The key of `api_cert`: a file of PEM that only this daemon's user reads.
+
+        ::
+
+            c.NodeApp.api_key = "/etc/vgpu/node.key"
+        """
+    ).tag(config=True)
+    api_ca = Unicode(
+        help="""
+        Who may come in at `api_address`: the authority that signed the hub's certificate, a file of PEM.
+
+        Sign nothing with it but hub and nodes::
+
+            c.NodeApp.api_ca = "/etc/vgpu/ca.crt"
+        """
+    ).tag(config=True)
     placement = Enum(
         [str(strategy) for strategy in Strategy],
         default_value=str(Strategy.SPREAD),
@@ -190,6 +231,7 @@ class NodeApp(JupyterApp):
         "memory-overcommit": "NodeApp.memory_overcommit",
         "placement": "NodeApp.placement",
         "metrics": "NodeApp.metrics_address",
+        "api": "NodeApp.api_address",
         "core-overcommit": "NodeApp.core_overcommit",
         "mem-oversubscribe": "NodeApp.gpu_mem_oversubscribe",
     }
@@ -242,6 +284,7 @@ class NodeApp(JupyterApp):
 
     async def _run(self) -> None:
         run_dir = Path(self.run_dir)
+        tls = self._tls()
         lock = self._lock(run_dir)
         # each tenant has two sockets, listeners and connections of its own
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -270,29 +313,48 @@ class NodeApp(JupyterApp):
         )
         manager.start()
         metrics = registry(manager)
-        stop_api = serve(admin_application(manager, metrics), str(run_dir / ADMIN_SOCKET), 0o600)
-        stop_metrics = self._serve_metrics(manager, metrics)
+        admin = admin_application(manager, metrics)
+        stops = [
+            serve(admin, str(run_dir / ADMIN_SOCKET), 0o600),
+            self._serve_at("api_address", admin, tls),
+            self._serve_at("metrics_address", metrics_application(manager, metrics)),
+        ]
         sampler = asyncio.create_task(self._sample(manager))
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
         self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
         await ended.wait()
         sampler.cancel()
-        stop_api()
-        stop_metrics()
+        for stop in stops:
+            stop()
         (run_dir / ADMIN_SOCKET).unlink(missing_ok=True)
         manager.stop()
         os.close(lock)
 
-    def _serve_metrics(self, manager: Manager, metrics: CollectorRegistry) -> Callable[[], None]:
-        if not self.metrics_address:
+    def _tls(self) -> ssl.SSLContext | None:
+        """For the API on the network; None: there is none."""
+        if not self.api_address:
+            return None
+        for trait in ("api_cert", "api_key", "api_ca"):
+            if not Path(getattr(self, trait) or "/nonexistent").is_file():
+                self.exit_with(
+                    f"api_address={self.api_address!r} needs {trait}, and {getattr(self, trait)!r} is no file: the API "
+                    "is served with certificates on both sides, or on the admin socket alone"
+                )
+        try:
+            return Tls(self.api_ca, self.api_cert, self.api_key).context(ssl.Purpose.CLIENT_AUTH)
+        except (ssl.SSLError, OSError) as error:
+            self.exit_with(f"api_cert, api_key and api_ca can't be used together: {error}")
+            raise
+
+    def _serve_at(self, trait: str, application: web.Application, tls: ssl.SSLContext | None = None) -> Stop:
+        where = getattr(self, trait)
+        if not where:
             return lambda: None
-        host, _, port = self.metrics_address.rpartition(":")
+        host, _, port = where.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            self.exit_with(
-                f"metrics_address={self.metrics_address!r} is no address and port: give one such as '127.0.0.1:9414'"
-            )
-        return serve_tcp(metrics_application(manager, metrics), host.strip("[]"), int(port))
+            self.exit_with(f"{trait}={where!r} is no address and port: give one such as '127.0.0.1:9414'")
+        return serve_tcp(application, host.strip("[]"), int(port), tls)
 
     async def _sample(self, manager: Manager) -> None:
         """Compute use, once a second, off the event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -222,12 +223,16 @@ def serve(application: web.Application, path: str, mode: int) -> Callable[[], No
     return server.stop
 
 
-def serve_tcp(application: web.Application, host: str, port: int) -> Callable[[], None]:
+def serve_tcp(
+    application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> Callable[[], None]:
     """Serve on an address; returns how to stop. Raises OSError."""
-    server = _server(application)
+    server = _server(application, tls)
     server.listen(port, host)
     return server.stop
 
 
-def _server(application: web.Application) -> HTTPServer:
-    return HTTPServer(application, max_body_size=_BODY_MAX, idle_connection_timeout=60, body_timeout=10)
+def _server(application: web.Application, tls: ssl.SSLContext | None = None) -> HTTPServer:
+    return HTTPServer(
+        application, max_body_size=_BODY_MAX, idle_connection_timeout=60, body_timeout=10, ssl_options=tls
+    )

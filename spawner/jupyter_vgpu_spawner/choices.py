@@ -116,9 +116,10 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
     if gpus and not any(space.is_meant(quota) for space, _ in spaces):
         return f"no GPU here is called {quota.model!r}"
     large = [gpu for space, gpu in spaces if space.could_fit(quota)]
-    best = max(large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
+    given = [gpu for gpu in large or gpus if not gpu["closed"]]
+    best = max(given or large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
     if best is None:
-        return "this node has no GPU"
+        return "there is no GPU here"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
     if quota.exclusive and large:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from docker import APIClient
+from docker.tls import TLSConfig
 from dockerspawner import DockerSpawner
 from jupyterhub.utils import maybe_future
 
 from .mixin import Json, VGPUMixin
+from .nodes import NodeConfig
 
 NATIVE = "/opt/vgpu"
 SLICE = "/run/vgpu/slice"
@@ -18,9 +26,46 @@ EMULATED = "/run/vgpu/emulated"
 class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
     """DockerSpawner whose containers get a slice of a GPU; every option of DockerSpawner works as before.
 
-    The node daemon runs on the Docker host. Use `c.DockerSpawner.remove = True`: a container that is kept
-    would come back with the environment and mounts of a slice that is gone.
+    The node daemon runs on the Docker host; with `vgpu_nodes` each node has its own engine. Use
+    `c.DockerSpawner.remove = True`: a container that is kept would come back with the environment and mounts of a slice
+    that is gone.
     """
+
+    has_engines: ClassVar[bool] = True
+
+    @property
+    def _place(self) -> NodeConfig | None:
+        """Where this server runs; None: on a node that the config has no more."""
+        return self.fleet.configs.get(self._node)
+
+    @property
+    def client(self) -> APIClient:
+        """The engine of this server's node."""
+        if self._place and self._place.docker:
+            return _engine(self._place, json.dumps(self.client_kwargs, sort_keys=True, default=str))
+        hubs_own: APIClient = super().client
+        return hubs_own
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """One for each engine: a node that does not answer keeps no other waiting."""
+        return _executor(self._place.docker) if self._place and self._place.docker else super().executor
+
+    async def poll(self) -> Any:
+        """Of a node that the config has no more nothing runs for this hub."""
+        return await super().poll() if self._place else 0
+
+    async def stop(self, now: bool = False) -> None:
+        """Nor is there anything to stop."""
+        if self._place:
+            await super().stop(now)
+        else:
+            await self.close_slice()
+
+    async def remove_object(self) -> None:
+        """Also one that runs: of a server that the hub had given up while its node was away."""
+        await self.stop_object()
+        await super().remove_object()
 
     @property
     def volume_binds(self) -> dict[str, dict[str, str]]:
@@ -54,18 +99,48 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
         return [*self.slice_prefix(), *await super().get_command()]
 
     async def create_object(self) -> Any:
-        if not (self._launch and self._launch["devices"]):
+        with self._for_now("extra_host_config", self._with_devices), self._for_now("host_ip", self._on_node):
             return await super().create_object()
+
+    @contextmanager
+    def _for_now(self, trait: str, change: Any) -> Iterator[None]:
+        """What the config says of all containers, changed for this one."""
+        configured = getattr(self, trait)
+        setattr(self, trait, change(configured))
+        try:
+            yield
+        finally:
+            setattr(self, trait, configured)
+
+    def _with_devices(self, configured: Any) -> Any:
+        if not (self._launch and self._launch["devices"]):
+            return configured
         devices = [f"{path}:{path}:rw" for path in self._launch["devices"]]
-        configured: Any = getattr(self, "extra_host_config")  # noqa: B009 (its type is traitlets' secret)
 
         async def with_devices(spawner: Any) -> Json:
             value = configured(spawner) if callable(configured) else configured
             config: Json = dict(await maybe_future(value))
             return config | {"devices": [*config.get("devices", []), *devices]}
 
-        self.extra_host_config = with_devices
-        try:
-            return await super().create_object()
-        finally:
-            self.extra_host_config = configured
+        return with_devices
+
+    def _on_node(self, configured: str) -> str:
+        return (self._place.ip if self._place else "") or configured
+
+
+class _NodeEngine(APIClient):
+    """Believes the node's own authority: with REQUESTS_CA_BUNDLE set, requests would believe that one's instead."""
+
+    trust_env = property(lambda _: False, lambda _, __: None)
+
+
+@lru_cache(maxsize=64)
+def _engine(node: NodeConfig, options: str) -> APIClient:
+    """options: DockerSpawner's `client_kwargs`, as JSON. Called off the event loop first: it asks the engine."""
+    tls = TLSConfig(client_cert=(node.cert, node.key), ca_cert=node.ca, verify=True) if node.ca else None
+    return _NodeEngine(**{"version": "auto", **json.loads(options), "base_url": node.docker, "tls": tls})
+
+
+@lru_cache(maxsize=64)
+def _executor(_url: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jupyter_vgpu.quotas import Policy
 from .choices import all_slices, slice_key
 from .idle import VARIABLE as IDLE_VARIABLE
 from .mixin import VGPUMixin
+from .nodes import NodeConfig, as_settings, parse_nodes
 from .service.settings import READ_SCOPE, WRITE_SCOPE, Settings
 
 SERVICE = "vgpu"
@@ -29,8 +30,8 @@ IDLE_SERVICE = "vgpu-idle"
 ADMIN_ROLE = "vgpu-admin"
 USER_ROLE = "user"
 ACCESS_SCOPE = f"access:services!service={SERVICE}"
-# What the service asks the hub for: users with groups, groups' properties, and to stop a server.
-_SERVICE_SCOPES = ["list:users", "read:users:groups", "list:groups", "read:groups", "delete:servers"]
+# What the service asks the hub for: users with groups and servers, groups' properties, and to stop a server.
+_SERVICE_SCOPES = ["list:users", "read:users:groups", "read:servers", "list:groups", "read:groups", "delete:servers"]
 # And for the queue: whose servers run, and to start one when its turn comes.
 _QUEUE_SCOPES = ["servers"]  # a narrower one for it is not in JupyterHub 5.5
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
@@ -71,8 +72,8 @@ def setup_vgpu(
 
     Raises:
         QuotaError: for a limit or slice that is none.
-        ValueError: for a spawner class without slices, a database that is said twice, minutes that are none, and where
-            it was called before.
+        ValueError: for a spawner class without slices, a node that is none, a database that is said twice, minutes that
+            are none, and where it was called before.
     """
     if any(service.get("name") == SERVICE for service in _list(c, "services")):
         raise ValueError(f"the hub's config has a service named {SERVICE!r} already: call setup_vgpu once")
@@ -109,7 +110,7 @@ def setup_vgpu(
         rule = IdleRule.after(gpu_idle_minutes, gpu_idle_action)
         c.VGPUMixin.gpu_idle_minutes, c.VGPUMixin.gpu_idle_action = gpu_idle_minutes, str(rule.action)
         if rule.action is Action.SERVER:
-            culler = _idle_culler(_trait(c, spawner, "vgpu_socket"), rule.seconds)
+            culler = _idle_culler(_nodes(c, spawner), rule.seconds)
             c.JupyterHub.services = [*_list(c, "services"), culler]
             roles.append({"name": IDLE_SERVICE, "services": [IDLE_SERVICE], "scopes": _IDLE_SCOPES})
     mine = _list(c, "load_roles")
@@ -129,7 +130,7 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
     slices = _trait(c, spawner, "gpu_slices") or []
     settings = Settings(
         db_url=_trait(c, spawner, "vgpu_db_url"),
-        socket=_trait(c, spawner, "vgpu_socket"),
+        nodes=as_settings(_nodes(c, spawner)),
         limits=_limits(c, spawner),
         slices=[slice_key(quota) for quota in all_slices(slices, Policy.HARD)],
         hours=_trait(c, spawner, "gpu_hours"),
@@ -151,11 +152,17 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
     }
 
 
-def _idle_culler(daemon: str, seconds: float) -> dict[str, Any]:
+def _nodes(c: Config, spawner: type[VGPUMixin]) -> tuple[NodeConfig, ...]:
+    """What is wrong with them is said now, not by each server."""
+    named, socket = _trait(c, spawner, "vgpu_nodes"), _trait(c, spawner, "vgpu_socket")
+    return parse_nodes(named or {}, socket, has_engines=spawner.has_engines)
+
+
+def _idle_culler(nodes: Iterable[NodeConfig], seconds: float) -> dict[str, Any]:
     every = max(1, round(min(60, seconds / 2)))
     config = Path(__file__).with_name("idle_culler_config.py")
     arguments = [f"--config={config}", f"--timeout={max(1, round(seconds))}", f"--cull-every={every}"]
-    values = json.dumps({"socket": daemon, "seconds": seconds})
+    values = json.dumps({"nodes": as_settings(nodes), "seconds": seconds})
     return {
         "name": IDLE_SERVICE,
         "command": [sys.executable, "-m", "jupyterhub_idle_culler", *arguments],

@@ -6,11 +6,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from jupyter_vgpu.client import Client, DaemonError, tenant_path
+from jupyter_vgpu.client import DaemonError, tenant_path
+
+from .fleet import Fleet
+from .nodes import NODE_KEY, ONLY, TENANT_KEY, NodeConfig
 
 log = logging.getLogger("vgpu.idle")
 
@@ -29,18 +32,20 @@ def is_idle(view: Mapping[str, Any], now: float, *, quiet: bool, seconds: float)
     return quiet or view["usage"]["memory"] > 0
 
 
-def arbiter(socket: str, seconds: float) -> Arbiter:
+def arbiter(nodes: Sequence[NodeConfig], seconds: float) -> Arbiter:
     """For `c.IdleCuller.cull_arbiter_hook`: ends servers whose slice is idle for so long, and no others.
 
     The culler's service needs the scope `admin:server_state`, for the state says which slice is the server's.
     """
-    client = Client(socket)
+    fleet = Fleet(nodes)
 
     async def decide(inactive: timedelta | None, inactive_limit: float, server: Mapping[str, Any]) -> bool:
-        tenant = (server.get("state") or {}).get("vgpu_tenant")
+        state = server.get("state") or {}
+        tenant = state.get(TENANT_KEY)
         if not tenant:
             return False  # no slice: that is for the hub's other cullers
         try:
+            client = fleet.client(fleet.known_as(state.get(NODE_KEY, ONLY)))
             view = await client.arequest("GET", tenant_path(tenant))
         except DaemonError as error:  # what can't be looked at is not ended
             log.warning("server %s is left alone: %s", server.get("url"), error)
@@ -53,4 +58,5 @@ def arbiter(socket: str, seconds: float) -> Arbiter:
 
 def arbiter_from_environment() -> Arbiter:
     """As `setup_vgpu` says."""
-    return arbiter(**json.loads(os.environ[VARIABLE]))
+    values = json.loads(os.environ[VARIABLE])
+    return arbiter([NodeConfig(**node) for node in values["nodes"]], values["seconds"])

@@ -21,6 +21,7 @@ from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, d
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
 from .hours import Window, why_spent
+from .nodes import NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry, Stage
 from .queueing import Queueing
 from .rules import DEFAULT_LABEL, USER_LABEL
@@ -44,6 +45,7 @@ class Offer:
 class VGPUMixin(Queueing):
     """Give each server a slice of a GPU. Goes before a Spawner class in the bases."""
 
+    _node: str = ONLY
     _tenant: str | None = None
     _launch: Json | None = None
 
@@ -114,7 +116,7 @@ class VGPUMixin(Queueing):
         models: list[str] = []
         mine: Entry | None = None
         try:
-            gpus = (await self.vgpu_client.arequest("GET", "/api/gpus"))["gpus"]
+            gpus = (await self.fleet.gpus()).gpus
             models = capacity(gpus)
             mine = await self._queue_entry()
             if offer.slices and not offer.why_none:
@@ -178,6 +180,7 @@ class VGPUMixin(Queueing):
     async def _open_slice(self) -> None:
         quota = await self.chosen_quota()
         await self.close_slice()
+        self._node = self.fleet.home
         if quota is None:
             return
         gpu = await self._check_turn(quota)
@@ -189,24 +192,14 @@ class VGPUMixin(Queueing):
         if gpu:
             body["gpu"] = gpu
         try:
-            tenant = await self._create(body | self.slice_owner())
+            await self.fleet.remove_all(self.tenant_name)  # what an earlier server left, whose end nobody saw
+            tenant = await self.fleet.place(quota, body | self.slice_owner(), Packing(self.vgpu_placement))
         except DaemonAway as error:
             self.log.error("%s", error)
             raise spawn_error(503, DAEMON_AWAY) from error
         except DaemonError as error:
             raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
-        self._tenant, self._launch = tenant["id"], tenant["launch"]
-
-    async def _create(self, body: Json) -> Json:
-        try:
-            created: Json = await self.vgpu_client.arequest("POST", "/api/tenants", body)
-        except DaemonError as error:
-            if error.status != 409 or "exists already" not in str(error):
-                raise
-            # what an earlier server of this name left, whose end nobody saw
-            await self.vgpu_client.arequest("DELETE", tenant_path(self.tenant_name))
-            created = await self.vgpu_client.arequest("POST", "/api/tenants", body)
-        return created
+        self._node, self._tenant, self._launch = tenant["node"], tenant["id"], tenant["launch"]
 
     def slice_owner(self) -> Json:
         """Fields that say who alone may enter the slice; a container's mount says it for itself."""
@@ -218,7 +211,7 @@ class VGPUMixin(Queueing):
         if tenant is None:
             return
         try:
-            await self.vgpu_client.arequest("DELETE", tenant_path(tenant))
+            await self.fleet.client(self._node).arequest("DELETE", tenant_path(tenant))
         except DaemonError as error:
             if error.status != 404:
                 self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)
@@ -243,11 +236,11 @@ class VGPUMixin(Queueing):
 
     def get_state(self) -> Json:
         state: Json = super().get_state()
-        return state | ({"vgpu_tenant": self._tenant} if self._tenant else {})
+        return state | {NODE_KEY: self._node} | ({TENANT_KEY: self._tenant} if self._tenant else {})
 
     def load_state(self, state: Json) -> None:
         super().load_state(state)
-        self._tenant = state.get("vgpu_tenant")
+        self._tenant, self._node = state.get(TENANT_KEY), self.fleet.known_as(state.get(NODE_KEY, ONLY))
 
     def get_env(self) -> dict[str, str]:
         """The server's environment, with what a program in the slice needs."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
-from traitlets import Bool, Unicode
+from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
 
-from jupyter_vgpu.client import Client, DaemonAway
+from jupyter_vgpu.client import DaemonAway
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quotas import Quota
 
 from .choices import describe, why_not
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, spawn_error
+from .fleet import Fleet, View, open_fleet
 from .limits import Limits
+from .nodes import Packing, parse_nodes
 from .queue_store import Entry, QueueStore, Stage, TooMany, promised
 from .turns import Line, Space, without
 
@@ -27,7 +30,7 @@ QUEUE_PATH = "services/vgpu/queue"
 
 
 class Queueing(Limits):
-    """The node daemon, and the queue in front of it."""
+    """The node daemons, and the queue in front of them."""
 
     vgpu_socket = Unicode(
         help="""
@@ -44,10 +47,57 @@ class Queueing(Limits):
     def _vgpu_socket_default(self) -> str:
         return str(default_run_dir() / ADMIN_SOCKET)
 
-    @property
-    def vgpu_client(self) -> Client:
-        """The node daemon."""
-        return Client(self.vgpu_socket)
+    vgpu_nodes = Dict(
+        help="""
+        The machines with GPUs, by name, where there are several.
+
+        Of each: `vgpud`, its daemon's admin socket or `https://host:port` (`NodeApp.api_address` there). For another
+        machine also `docker`, its Docker Engine's URL, `ip`, its address that the hub and its proxy reach, and
+        `ca`, `cert` and `key`, files of PEM that both are spoken to with. A server without a GPU runs on the first.
+        What is mounted into containers has to be on every node. Empty: `vgpu_socket` is the one node::
+
+            c.VGPUMixin.vgpu_nodes = {
+                "here": {"vgpud": "/run/vgpu/vgpud.sock"},
+                "b": {
+                    "vgpud": "https://10.0.0.7:9413", "docker": "tcp://10.0.0.7:2376", "ip": "10.0.0.7",
+                    "ca": "/etc/vgpu/ca.crt", "cert": "/etc/vgpu/hub.crt", "key": "/etc/vgpu/hub.key",
+                },
+            }
+
+        .. versionadded:: 0.1
+        """
+    ).tag(config=True)
+
+    vgpu_placement = Enum(
+        [str(packing) for packing in Packing],
+        default_value=str(Packing.SPREAD),
+        help="""
+        Which node a new slice goes to, where there are several.
+
+        `spread`: the one whose emptiest GPU has the most free memory. `binpack`: the first of `vgpu_nodes` with room.
+        Which of the node's GPUs it is, the node itself says (`NodeApp.placement`)::
+
+            c.VGPUMixin.vgpu_placement = "binpack"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    has_engines: ClassVar[bool] = False
+    """It can start servers on another machine."""
+
+    @validate("vgpu_nodes")
+    def _check_nodes(self, proposal: Any) -> Any:
+        try:
+            parse_nodes(proposal["value"], self.vgpu_socket, has_engines=self.has_engines)
+        except ValueError as error:
+            raise TraitError(str(error)) from error
+        return proposal["value"]
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The node daemons."""
+        return open_fleet(parse_nodes(self.vgpu_nodes, self.vgpu_socket, has_engines=self.has_engines))
 
     gpu_queue = Bool(
         False,
@@ -64,17 +114,15 @@ class Queueing(Limits):
     ).tag(config=True)
 
     async def _gpus(self) -> list[Json]:
-        gpus: list[Json] = (await self._ask_node("/api/gpus"))["gpus"]
-        return gpus
+        return (await self._look_for(self.fleet.gpus())).gpus
 
-    async def _ask_node(self, path: str) -> Json:
+    async def _look_for(self, looking: Awaitable[View]) -> View:
         """Raises HTTPError."""
         try:
-            answer: Json = await self.vgpu_client.arequest("GET", path)
+            return await looking
         except DaemonAway as error:
             self.log.error("%s", error)
             raise spawn_error(503, DAEMON_AWAY) from error
-        return answer
 
     @property
     def _queue(self) -> QueueStore | None:
@@ -103,7 +151,7 @@ class Queueing(Limits):
         others = [entry for entry in entries if entry is not mine]
         kept = bool(promised(others, ()))
         if kept:
-            names = {each["name"] for each in (await self._ask_node("/api/tenants"))["tenants"]}
+            names = (await self._look_for(self.fleet.tenants())).names
             spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in promised(others, names)])
         since = mine.waiting.since if mine and mine.stage == Stage.WAITING else math.inf
         ahead = [each.waiting for each in entries if each.stage == Stage.WAITING and each.waiting.since < since]

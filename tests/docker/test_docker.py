@@ -11,11 +11,11 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from support.node import Node, left_out, wait_until
+from support.node import Node, wait_until
 
 for folder in ("hub", "docker"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-from engine import Engine, available  # noqa: E402
+from engine import Engine  # noqa: E402
 from hub import Hub  # noqa: E402
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -37,15 +37,6 @@ c.Spawner.start_timeout = 120
 c.JupyterHub.hub_ip = "{gateway}"
 c.JupyterHub.hub_connect_ip = "{gateway}"
 """
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    if reason := available():
-        left_out(reason)
-    made = Engine()
-    yield made
-    made.stop()
 
 
 @pytest.fixture

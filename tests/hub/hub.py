@@ -56,7 +56,7 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = self.root / "jupyterhub_config.py"
         values = {"port": self.port, "port2": self.port + 2, "proxy": find_proxy(), "root": self.root}
-        self.config.write_text(CONFIG.format(**values, password=PASSWORD, socket=node.client.path) + extra)
+        self.config.write_text(CONFIG.format(**values, password=PASSWORD, socket=node.client.where) + extra)
         self.log = self.root / "hub.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()

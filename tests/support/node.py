@@ -123,7 +123,7 @@ class Node:
         """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(15)
-            connection.connect(str(self.client.path))
+            connection.connect(self.client.where)
             connection.sendall(request)
             if hang_up:
                 connection.shutdown(socket.SHUT_WR)

@@ -59,7 +59,7 @@ def test_what_is_there_stays() -> None:
     assert settings(c).db_url == "postgresql+psycopg://db/vgpu"
     assert settings(c).limits is not None
     assert (settings(c).limits["cores"], settings(c).hours) == (30, 7)  # type: ignore[index]
-    assert settings(c).socket == "/elsewhere/vgpud.sock"
+    assert [node["vgpud"] for node in settings(c).nodes] == ["/elsewhere/vgpud.sock"]
 
 
 def test_users_may_open_the_queues_page_and_what_they_may_besides_stays() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from jupyter_vgpu_spawner.idle import arbiter, is_idle
+from jupyter_vgpu_spawner.nodes import ONLY, NodeConfig
 
 NOW = 1_000_000.0
 
@@ -33,7 +34,7 @@ def test_what_is_idle_ends_and_what_works_does_not(tenant: dict[str, Any], quiet
 
 
 def test_what_can_not_be_looked_at_is_left_alone(tmp_path: Path) -> None:
-    decide = arbiter(str(tmp_path / "nobody.sock"), 600)
+    decide = arbiter([NodeConfig(ONLY, str(tmp_path / "nobody.sock"))], 600)
     away = timedelta(days=1)
     server = {"url": "/user/alice/", "state": {"vgpu_tenant": "t"}}
     assert not asyncio.run(decide(inactive=away, inactive_limit=600, server=server))

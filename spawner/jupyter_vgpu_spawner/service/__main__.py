@@ -13,8 +13,6 @@ from urllib.parse import urlparse
 
 from tornado.httpserver import HTTPServer
 
-from jupyter_vgpu.client import Client
-
 from ..database import Database, DatabaseError, MigrationError
 from .dispatcher import TICK_S, Dispatcher
 from .hub import HubApi
@@ -78,9 +76,9 @@ async def serve(hub: int) -> None:
     settings = Settings.from_environment()
     database = Database(settings.db_url)
     api = HubApi(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
-    node = Client(settings.socket)
-    manager = Manager(settings, database, node, api)
-    dispatcher = Dispatcher(database.queue, node, api, manager.recent) if settings.queue else None
+    fleet = settings.fleet
+    manager = Manager(settings, database, fleet, api)
+    dispatcher = Dispatcher(database.queue, fleet, api, manager.recent) if settings.queue else None
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
     pages = application(
         manager, dispatcher, prefix, os.environ["JUPYTERHUB_BASE_URL"] + "hub/", secrets.token_bytes(32)

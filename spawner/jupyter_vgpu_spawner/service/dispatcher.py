@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
-from jupyter_vgpu.client import Client
 from jupyter_vgpu.quotas import Quota
 
+from ..fleet import Fleet, View
 from ..limits import group_share
 from ..queue_store import Entry, QueueStore, Stage, promised
 from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat, without
@@ -49,28 +49,6 @@ class Standing:
     is_possible: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    gpus: list[Json] = field(default_factory=list)
-    tenants: list[Json] = field(default_factory=list)
-
-    @property
-    def spaces(self) -> list[Space]:
-        return [Space.from_json(gpu) for gpu in self.gpus]
-
-    @property
-    def names(self) -> set[str]:
-        return {tenant["name"] for tenant in self.tenants}
-
-    def running(self) -> list[Running]:
-        places = {gpu["uuid"]: at for at, gpu in enumerate(self.gpus)}
-        return [
-            Running(places[tenant["gpu"]["uuid"]], Quota.from_json(tenant["quota"]), _age(tenant))
-            for tenant in self.tenants
-            if tenant["gpu"]["uuid"] in places
-        ]
-
-
 class Dispatcher:
     """Raises DaemonError, HubError, DatabaseError.
 
@@ -78,9 +56,9 @@ class Dispatcher:
     """
 
     def __init__(
-        self, store: QueueStore, node: Client, hub: HubApi, recent: Recent[tuple[list[HubUser], dict[str, Any]]]
+        self, store: QueueStore, fleet: Fleet, hub: HubApi, recent: Recent[tuple[list[HubUser], dict[str, Any]]]
     ) -> None:
-        self._store, self._node, self._hub, self._recent = store, node, hub, recent
+        self._store, self._fleet, self._hub, self._recent = store, fleet, hub, recent
         self._alive: dict[str, Json] = {}  # slices of users, as last seen
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: dict[tuple[str, str], float] = {}
@@ -98,13 +76,20 @@ class Dispatcher:
         entries = await asyncio.to_thread(self._store.entries)
         if not any(user in (None, entry.waiting.user) for entry in entries):
             return []
-        node = await self._look()
-        order = await self._order(entries, node)
-        forecasts = await self._foretell(order, entries, node)
+        view = await self._fleet.look()
+        order = await self._order(entries, view)
+        forecasts = await self._foretell(order, entries, view)
         by_waiting = {entry.waiting: entry for entry in entries}
         found = [Standing(entry) for entry in entries if entry.stage != Stage.WAITING]
         for number, each in enumerate(order, 1):
-            found.append(Standing(by_waiting[each], number, forecasts.get(each), is_possible(each.quota, node.spaces)))
+            found.append(
+                Standing(
+                    by_waiting[each],
+                    number,
+                    forecasts.get(each),
+                    bool(view.away) or is_possible(each.quota, view.spaces),
+                )
+            )
         return [each for each in found if user in (None, each.entry.waiting.user)]
 
     async def servers(self, user: str) -> dict[str, bool]:
@@ -116,32 +101,24 @@ class Dispatcher:
         entries = await asyncio.to_thread(self._store.entries)
         return [entry.waiting.since for entry in entries if entry.stage == Stage.WAITING]
 
-    async def _look(self) -> _Node:
-        gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
-        return _Node(gpus, await self._tenants())
-
-    async def _tenants(self) -> list[Json]:
-        tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
-        return tenants
-
-    async def _order(self, entries: list[Entry], node: _Node) -> list[Waiting]:
+    async def _order(self, entries: list[Entry], view: View) -> list[Waiting]:
         users, properties = await self._recent.get()
         groups = {user.name: user.groups for user in users}
         shares = {name: group_share(values) for name, values in properties.items()}
-        held = [(user, Quota.from_json(tenant["quota"])) for tenant in node.tenants if (user := user_of(tenant))]
+        held = [(user, Quota.from_json(tenant["quota"])) for tenant in view.tenants if (user := user_of(tenant))]
         # who is called holds the room already
-        held += [(entry.waiting.user, entry.waiting.quota) for entry in promised(entries, node.names)]
+        held += [(entry.waiting.user, entry.waiting.quota) for entry in promised(entries, view.names)]
         waiting = [entry.waiting for entry in entries if entry.stage == Stage.WAITING]
         asked = {name: groups.get(name, ()) for name in {each.user for each in waiting} | {user for user, _ in held}}
-        return in_order(waiting, loads(held, asked, shares, node.spaces), time.time())
+        return in_order(waiting, loads(held, asked, shares, view.spaces), time.time())
 
-    async def _foretell(self, order: list[Waiting], entries: list[Entry], node: _Node) -> Mapping[Waiting, Forecast]:
+    async def _foretell(self, order: list[Waiting], entries: list[Entry], view: View) -> Mapping[Waiting, Forecast]:
         async with self._foretelling:  # one for all who look
             at, of, found = self._foretold
             if of == frozenset(order) and time.monotonic() - at < FORETELL_S:
                 return found
             lifetimes = await asyncio.to_thread(self._store.lifetimes)
-            found = await asyncio.to_thread(foretell, order, _free(node, entries), node.running(), lifetimes)
+            found = await asyncio.to_thread(foretell, order, _free(view, entries), _running(view), lifetimes)
             self._foretold = (time.monotonic(), frozenset(order), found)
             return found
 
@@ -154,14 +131,13 @@ class Dispatcher:
 
     async def tick(self) -> None:
         """Called every TICK_S seconds."""
-        tenants = await self._tenants()
-        names = {tenant["name"] for tenant in tenants}
-        await self._note_ends(tenants)
+        view = await self._fleet.tenants()
+        await self._note_ends(view)
         entries = await asyncio.to_thread(self._store.entries)
         known = {user.name for user in (await self._recent.get())[0]} if entries else set()
         for entry in entries:
             try:
-                await self._look_after(entry, names, known)
+                await self._look_after(entry, view.names, known)
             except HubError as error:  # the others are looked after
                 log.warning("looking after %s: %s", entry.name, error)
         # the node second: whose slice came meanwhile is in it, and holds no room twice
@@ -170,25 +146,27 @@ class Dispatcher:
         waits = {_wait_of(entry) for entry in entries}
         self._refused = {wait: count for wait, count in self._refused.items() if wait in waits}
         if entries:
-            await self._call(entries, await self._look())
+            await self._call(entries, await self._fleet.look())
 
-    async def _note_ends(self, tenants: list[Json]) -> None:
-        there = {tenant["id"]: tenant for tenant in tenants if user_of(tenant)}
+    async def _note_ends(self, view: View) -> None:
+        there = {tenant["id"]: tenant for tenant in view.tenants if user_of(tenant)}
+        # of a node that does not answer nothing has ended
+        there |= {key: tenant for key, tenant in self._alive.items() if tenant["node"] in view.away}
         for key, tenant in self._alive.items():
             if key not in there:
                 await asyncio.to_thread(self._store.note_lifetime, _age(tenant))
         self._alive = there
 
-    async def _call(self, entries: list[Entry], node: _Node) -> None:
+    async def _call(self, entries: list[Entry], view: View) -> None:
         waiting = {entry.waiting: entry for entry in entries if entry.stage == Stage.WAITING}
         called = [entry for entry in entries if entry.stage == Stage.CALLED]
         while waiting:  # one after the other: who is called counts for the group's load at once
-            order = await self._order([*waiting.values(), *called], node)
-            seated, _ = seat(order, _free(node, called))
+            order = await self._order([*waiting.values(), *called], view)
+            seated, _ = seat(order, _free(view, called))
             if not seated:
                 break
             each, at = seated[0]
-            entry, gpu = waiting.pop(each), node.spaces[at].uuid
+            entry, gpu = waiting.pop(each), view.spaces[at].uuid
             await self._move(entry, Stage.CALLED, gpu=gpu)
             called.append(replace(entry, stage=Stage.CALLED, gpu=gpu))
         for entry in await asyncio.to_thread(self._store.entries):
@@ -233,7 +211,13 @@ class Dispatcher:
         elif is_ready is None:
             self._asked.add(_call_of(entry))
             await self._hub.start(user, server, dict(entry.options))
-        elif is_ready and entry.name not in {tenant["name"] for tenant in await self._tenants()}:
+        elif is_ready:
+            await self._has_no_gpu(entry, was_asked)
+
+    async def _has_no_gpu(self, entry: Entry, was_asked: bool) -> None:
+        """Its server runs; if it does so without a slice, the user is told."""
+        view = await self._fleet.tenants()
+        if entry.name not in view.names and not view.away:
             if was_asked:
                 await self._move(entry, Stage.ENDED, _WITHOUT)
             elif not entry.words:
@@ -261,9 +245,18 @@ def _wait_of(entry: Entry) -> tuple[str, str, float]:
     return (*entry.key, entry.waiting.since)
 
 
-def _free(node: _Node, called: list[Entry]) -> list[Space]:
+def _free(view: View, called: list[Entry]) -> list[Space]:
     """What is left beside the room that is kept."""
-    return without(node.spaces, [(entry.gpu, entry.waiting.quota) for entry in promised(called, node.names)])
+    return without(view.spaces, [(entry.gpu, entry.waiting.quota) for entry in promised(called, view.names)])
+
+
+def _running(view: View) -> list[Running]:
+    places = {gpu["uuid"]: at for at, gpu in enumerate(view.gpus)}
+    return [
+        Running(places[tenant["gpu"]["uuid"]], Quota.from_json(tenant["quota"]), _age(tenant))
+        for tenant in view.tenants
+        if tenant["gpu"]["uuid"] in places
+    ]
 
 
 def _age(tenant: Json) -> float:

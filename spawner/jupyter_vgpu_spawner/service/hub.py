@@ -30,10 +30,11 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HubUser:
-    """As the hub has it."""
+    """As the hub has it. servers: names of those that run, or are on their way up or down; None: it does not say."""
 
     name: str
     groups: tuple[str, ...] = ()
+    servers: tuple[str, ...] | None = None
 
 
 class Recent(Generic[T]):
@@ -136,7 +137,8 @@ class HubApi:
 
 
 def _user(model: dict[str, Any]) -> HubUser:
-    return HubUser(model["name"], tuple(model.get("groups", ())))
+    servers = tuple(model["servers"]) if "servers" in model else None
+    return HubUser(model["name"], tuple(model.get("groups", ())), servers)
 
 
 def _words(error: HTTPClientError) -> str:

@@ -13,17 +13,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
-from jupyter_vgpu.client import MAINTENANCE_PATH, Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.client import MAINTENANCE_PATH, DaemonAway, DaemonError
 from jupyter_vgpu.hours import LABEL as HOURS_LABEL
 from jupyter_vgpu.hours import Balance, End
 from jupyter_vgpu.quotas import Quota, QuotaError, parse_cores, parse_memory, parse_policy
 
 from ..database import Change, Database, DatabaseError, Metered
+from ..fleet import Fleet
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
 from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
 from .hub import HubApi, HubError, HubUser, Recent
 from .meter import Meter, user_of
+from .orphans import Orphans
 from .settings import Settings
 
 log = logging.getLogger("vgpu.service")
@@ -58,9 +60,10 @@ class Person:
 class State:
     """Everything, as of one moment. troubles: what could not be had, in words. is_partial: users or hours lack."""
 
+    nodes: list[str] = field(default_factory=list)
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
-    maintenance: Json | None = None
+    maintenance: dict[str, Json] = field(default_factory=dict)
     people: list[Person] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     is_partial: bool = False
@@ -81,6 +84,10 @@ class _Seen:
     rules: Mapping[str, Rule] | None
     changes: int
 
+    @property
+    def servers(self) -> dict[str, tuple[str, ...] | None]:
+        return {user.name: user.servers for user in self.users.values()}
+
 
 def _grouped(tenants: Iterable[Json], key: Callable[[Json], str | None]) -> dict[str, list[Json]]:
     groups: dict[str, list[Json]] = {}
@@ -93,15 +100,16 @@ def _grouped(tenants: Iterable[Json], key: Callable[[Json], str | None]) -> dict
 class Manager:
     """Raises Refused, QuotaError, HubError, DatabaseError."""
 
-    def __init__(self, settings: Settings, database: Database, node: Client, hub: HubApi) -> None:
+    def __init__(self, settings: Settings, database: Database, fleet: Fleet, hub: HubApi) -> None:
         self.settings = settings
-        self._database, self._node, self._hub = database, node, hub
+        self._database, self._fleet, self._hub = database, fleet, hub
         self._bounds = settings.bounds
         self._meter = Meter()
         self._uncounted: dict[int, dict[str, Metered]] = {}
         self._forgot_in = 0  # the hour in which old hours were forgotten last
         # by tenant, as last seen: running slices follow changes of it; None: not known, and as it is is as it should be
         self._entitled: dict[str, Entitlement | None] = {}
+        self._orphans = Orphans()
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
         self._changes = 0  # of rules, so far
@@ -116,13 +124,13 @@ class Manager:
     async def node_state(self) -> State:
         """GPUs and slices alone: what changes from second to second."""
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_node(troubles)
-        return State(gpus, tenants, await self._maintenance(), [], troubles)
+        gpus, tenants = await self._look_at_nodes(troubles)
+        return State(self.nodes, gpus, tenants, await self._maintenance(), [], troubles)
 
     async def state(self) -> State:
         """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_node(troubles)
+        gpus, tenants = await self._look_at_nodes(troubles)
         known = len(troubles)
         users, groups = await self._look_at_hub(troubles)
         rules, metered = await self._look_at_database(troubles)
@@ -133,7 +141,7 @@ class Manager:
         held = _grouped(tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
         people.sort(key=lambda person: person.name)
-        return State(gpus, tenants, await self._maintenance(), people, troubles, partial)
+        return State(self.nodes, gpus, tenants, await self._maintenance(), people, troubles, partial)
 
     def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
         """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
@@ -148,21 +156,25 @@ class Manager:
                 wrong.append(f"group {name}: {error}")
         return wrong
 
-    async def _look_at_node(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
+    @property
+    def nodes(self) -> list[str]:
+        """Their names, as the config has them."""
+        return list(self._fleet.configs)
+
+    async def _look_at_nodes(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
         try:
-            gpus = (await self._node.arequest("GET", "/api/gpus"))["gpus"]
-            return gpus, (await self._node.arequest("GET", "/api/tenants"))["tenants"]
+            view = await self._fleet.look()
         except DaemonError as error:
             troubles.append(str(error))
             return [], []
+        troubles += [f"Node {name}: {words}" for name, words in view.away.items()]
+        return view.gpus, view.tenants
 
-    async def _maintenance(self) -> Json | None:
-        """None also where the node does not say."""
-        try:
-            said: Json | None = (await self._node.arequest("GET", MAINTENANCE_PATH))["maintenance"]
-        except DaemonError:
-            return None
-        return said
+    async def _maintenance(self) -> dict[str, Json]:
+        """What is said, by node; nothing also where a node does not say."""
+        answers = await self._fleet.every("GET", MAINTENANCE_PATH)
+        said = {name: answer["maintenance"] for name, answer in answers.items() if isinstance(answer, dict)}
+        return {name: each for name, each in said.items() if each}
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
@@ -227,7 +239,7 @@ class Manager:
             finally:
                 self._changes += 1  # after it: who has read the old rule meanwhile has the old number too
             troubles: list[str] = []
-            for tenant in (await self._look_at_node(troubles))[1]:
+            for tenant in (await self._look_at_nodes(troubles))[1]:
                 if user and user_of(tenant) == name:
                     try:
                         if self._entitled.get(tenant["id"]) is None:
@@ -245,13 +257,18 @@ class Manager:
 
     async def follow_all(self) -> None:
         """What changed elsewhere: groups, and quotas while a server was being started. Called now and then."""
-        tenants = [tenant for tenant in await self._tenants() if user_of(tenant)]
-        there = {tenant["id"] for tenant in tenants}
-        self._entitled = {key: value for key, value in self._entitled.items() if key in there}
-        self._stopping = {key: at for key, at in self._stopping.items() if key in there}
+        view = await self._fleet.tenants()
+        tenants = [tenant for tenant in view.tenants if user_of(tenant)]
+        if not view.away:  # what is on a node that does not answer may go on there
+            there = {tenant["id"] for tenant in tenants}
+            self._entitled = {key: value for key, value in self._entitled.items() if key in there}
+            self._stopping = {key: at for key, at in self._stopping.items() if key in there}
         if not tenants:
             return
         seen = await self._see()
+        for tenant in self._orphans.look(tenants, seen.servers, time.monotonic()):
+            log.warning("%s has no server any more: its slice is removed", tenant["name"])
+            await self._fleet.ask(tenant, "DELETE")
         for tenant in tenants:
             try:
                 await self._look_after(tenant, seen)
@@ -271,10 +288,6 @@ class Manager:
             log.exception("the users' quotas are read one by one")
             rules = None
         return _Seen({user.name: user for user in users}, groups, metered, rules, changes)
-
-    async def _tenants(self) -> list[Json]:
-        tenants: list[Json] = (await self._node.arequest("GET", "/api/tenants"))["tenants"]
-        return tenants
 
     async def _look_after(self, tenant: Json, seen: _Seen) -> None:
         user = seen.users.get(str(user_of(tenant)))
@@ -298,8 +311,7 @@ class Manager:
         """Who is in the slice sees it there."""
         label = balance.as_label(self.settings.warning, End(self.settings.end))
         if label != tenant["labels"].get(HOURS_LABEL, ""):
-            path = f"{tenant_path(tenant['id'])}/labels"
-            await self._node.arequest("PATCH", path, {HOURS_LABEL: label or None})
+            await self._fleet.ask(tenant, "PATCH", "/labels", {HOURS_LABEL: label or None})
 
     async def _stop_if_spent(self, tenant: Json, balance: Balance) -> None:
         asked = self._stopping.get(tenant["id"])
@@ -323,7 +335,7 @@ class Manager:
         quota = follow(held, before or after, after) if changed else None
         try:
             if quota:
-                await self._node.arequest("PATCH", tenant_path(tenant["id"]), quota.as_json())
+                await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
         except DaemonAway as error:
             return [f"{tenant['name']} stays at {held} for now: {error}"]  # and is tried again
         except DaemonError as error:
@@ -338,7 +350,7 @@ class Manager:
         if less == held:
             return []
         try:
-            await self._node.arequest("PATCH", tenant_path(tenant["id"]), less.as_json())
+            await self._fleet.ask(tenant, "PATCH", body=less.as_json())
         except DaemonError as error:
             return [f"{tenant['name']} could not be cut to {less}: {error}"]
         return [f"{tenant['name']} is cut to {less}"]
@@ -356,26 +368,39 @@ class Manager:
         async with self.noted(actor, name, "slice", str(old), str(wanted)):
             self._entitled.setdefault(tenant["id"], None)
             try:
-                resized: Json = await self._node.arequest("PATCH", tenant_path(tenant["id"]), values)
+                resized: Json = await self._fleet.ask(tenant, "PATCH", body=values)
             except DaemonError as error:
                 raise Refused(error.status, str(error)) from error
         return resized
 
-    async def set_maintenance(self, message: str, closed: bool, actor: str) -> None:
-        """Tell everybody who has a slice on the node; closed: it gives no new ones."""
+    async def set_maintenance(self, message: str, closed: bool, actor: str, node: str = "") -> None:
+        """Tell everybody who has a slice on a node, or on any; closed: and give no new ones there."""
         words = message.strip() + (" (no new slices)" if closed else "")
-        await self._maintain(actor, words, "PUT", {"message": message, "closed": closed})
+        await self._maintain(actor, words, node, "PUT", {"message": message, "closed": closed})
 
-    async def end_maintenance(self, actor: str) -> None:
+    async def end_maintenance(self, actor: str, node: str = "") -> None:
         """All is as usual again."""
-        await self._maintain(actor, "over", "DELETE", None)
+        await self._maintain(actor, "over", node, "DELETE", None)
 
-    async def _maintain(self, actor: str, words: str, method: str, body: Json | None) -> None:
-        async with self.noted(actor, "node", "maintenance", "", words):
+    async def _maintain(self, actor: str, words: str, node: str, method: str, body: Json | None) -> None:
+        if node and node not in self.nodes:
+            raise Refused(404, f"this hub has no node {node[:60]!r}; it has: {', '.join(self.nodes)}")
+        wrong: dict[str, Refused] = {}
+        for name in [node] if node else self.nodes:
             try:
-                await self._node.arequest(method, MAINTENANCE_PATH, body)
-            except DaemonError as error:
-                raise Refused(error.status, str(error)) from error
+                async with self.noted(actor, name, "maintenance", "", words):
+                    await self._ask(name, method, MAINTENANCE_PATH, body)
+            except Refused as error:
+                wrong[name] = error
+        if wrong:
+            said = "; ".join(f"{name}: {error}" if len(self.nodes) > 1 else str(error) for name, error in wrong.items())
+            raise Refused(max(error.status for error in wrong.values()), said)
+
+    async def _ask(self, node: str, method: str, path: str, body: Json | None) -> None:
+        try:
+            await self._fleet.client(node).arequest(method, path, body)
+        except DaemonError as error:
+            raise Refused(error.status, str(error)) from error
 
     async def stop(self, name: str, actor: str) -> None:
         """Stop the server of a slice, as the hub does it."""
@@ -399,7 +424,7 @@ class Manager:
 
     async def _tenant(self, name: str) -> Json:
         try:
-            tenant: Json = await self._node.arequest("GET", tenant_path(name))
+            tenant = await self._fleet.find(name)
         except DaemonError as error:
             raise Refused(error.status, str(error)) from error
         if user_of(tenant) is None:
@@ -410,7 +435,7 @@ class Manager:
 
     async def meter(self) -> None:
         """Count since the last call; called every METER_S seconds. What could not be written waits for the next."""
-        tenants = await self._tenants()
+        tenants = (await self._fleet.tenants()).tenants
         hour = hour_of(datetime.now(UTC))
         counted = self._uncounted.setdefault(hour, {})
         for user, more in self._meter.look(tenants, time.monotonic()).items():

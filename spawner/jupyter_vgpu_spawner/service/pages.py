@@ -163,17 +163,18 @@ class MaintenanceHandler(FormHandler):
     @web.authenticated
     async def post(self) -> None:
         message, closed = self.get_body_argument("message", ""), bool(self.get_body_argument("closed", ""))
-        over = bool(self.get_body_argument("over", ""))
+        over, node = bool(self.get_body_argument("over", "")), self.get_body_argument("node", "")
         try:
             if over:
-                await self.manager.end_maintenance(self.actor)
+                await self.manager.end_maintenance(self.actor, node)
             else:
-                await self.manager.set_maintenance(message, closed, self.actor)
+                await self.manager.set_maintenance(message, closed, self.actor, node)
         except Refused as error:
             self.set_status(error.status)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
-        await self.show(message="The maintenance is over." if over else "Everybody with a slice is told.")
+        where = f" on {node}" if node else ""
+        await self.show(f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told.")
 
 
 class StopHandler(FormHandler):

@@ -13,8 +13,10 @@ from sqlalchemy.engine import make_url
 
 from jupyter_vgpu.hours import End
 
+from ..fleet import Fleet
 from ..hours import Measure, Window
 from ..limits import bounds_of
+from ..nodes import NodeConfig
 from ..rules import Bounds
 
 VARIABLE = "JUPYTER_VGPU_SERVICE"
@@ -24,13 +26,13 @@ WRITE_SCOPE = "custom:vgpu:write"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """limits: arguments of `bounds_of`; None where the config computes them for each user, so that nobody else can.
+    """nodes: see `as_settings`. slices: keys of those that may be chosen; empty: the quota itself is the one.
 
-    slices: keys of those that may be chosen; empty: the quota itself is the one.
+    limits: arguments of `bounds_of`; None where the config computes them for each user, so that nobody else can.
     """
 
     db_url: str
-    socket: str
+    nodes: Sequence[Mapping[str, str]]
     limits: Mapping[str, Any] | None
     slices: Sequence[str] = ()
     hours: float | None = None
@@ -58,6 +60,11 @@ class Settings:
             os.fchmod(fd, 0o600)
             json.dump(values, file)
         return {VARIABLE: json.dumps({"file": str(path)})}
+
+    @property
+    def fleet(self) -> Fleet:
+        """The node daemons."""
+        return Fleet([NodeConfig(**node) for node in self.nodes])
 
     @property
     def bounds(self) -> Bounds | None:

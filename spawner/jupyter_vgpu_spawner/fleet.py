@@ -1,0 +1,179 @@
+"""All nodes of a hub as one: what they have together, and whom a slice's question goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.quotas import Quota
+
+from .choices import why_not
+from .nodes import ONLY, NodeConfig, Packing, in_turn
+from .turns import Space
+
+Json = dict[str, Any]
+log = logging.getLogger("vgpu.nodes")
+SLOW_S = 1.0
+REST_S = 5.0
+"""A node that kept the asker waiting is not asked again for so long: one that is down answers nobody, slowly."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the nodes have, as of one moment. Each GPU and tenant says its `node`. away: why who does not answer."""
+
+    gpus: list[Json] = field(default_factory=list)
+    tenants: list[Json] = field(default_factory=list)
+    away: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spaces(self) -> list[Space]:
+        return [Space.from_json(gpu) for gpu in self.gpus]
+
+    @property
+    def names(self) -> set[str]:
+        """Of the slices that there are."""
+        return {tenant["name"] for tenant in self.tenants}
+
+
+class Fleet:
+    """All nodes of a hub as one. Raises DaemonAway where none of them answers."""
+
+    def __init__(self, configs: Sequence[NodeConfig]) -> None:
+        self.configs = {config.name: config for config in configs}
+        self._clients = {config.name: config.client() for config in configs}
+        self._resting: dict[str, tuple[float, Exception]] = {}
+
+    @property
+    def home(self) -> str:
+        """The node of servers without a GPU: the first."""
+        return next(iter(self.configs))
+
+    def known_as(self, name: str) -> str:
+        """A node that was the only one, when it had no name, is the first now."""
+        return self.home if name == ONLY and ONLY not in self.configs else name
+
+    def client(self, name: str) -> Client:
+        """Raises DaemonError where the config has no such node any more."""
+        if name not in self._clients:
+            raise DaemonError(404, f"this hub has no node {name!r} any more; it has: {', '.join(self._clients)}")
+        return self._clients[name]
+
+    async def gpus(self) -> View:
+        return await self._look("gpus")
+
+    async def tenants(self) -> View:
+        return await self._look("tenants")
+
+    async def look(self) -> View:
+        return await self._look("gpus", "tenants")
+
+    async def find(self, key: str) -> Json:
+        """A tenant by name or id; of two of one name the newer. Raises DaemonError."""
+        answers = await self.every("GET", tenant_path(key))
+        found = [answer | {"node": name} for name, answer in answers.items() if isinstance(answer, dict)]
+        if not found:  # one that is away may have it
+            raise max(answers.values(), key=lambda error: int(error.status))
+        return max(found, key=lambda tenant: str(tenant["created"]))
+
+    async def place(self, quota: Quota, body: Json, packing: Packing) -> Json:
+        """A new tenant, on the first node that has room; the node itself has the last word. Raises DaemonError.
+
+        body: as vgpud's API has it; with a `gpu`, only there.
+        """
+        names = list(self.configs)
+        if len(names) > 1:
+            gpus = await self._meant(body)
+            names = in_turn(quota, gpus, names, packing)
+            if not names:
+                raise DaemonError(409, why_not(quota, gpus))
+        for name in names:
+            try:
+                made: Json = await self._ask(name, "POST", "/api/tenants", body)
+            except DaemonError as error:
+                if name == names[-1] or not (error.status == 409 or isinstance(error, DaemonAway)):
+                    raise
+                log.warning("no slice for %s on %s, the next is asked: %s", body["name"], name, error)
+            else:
+                break
+        return made | {"node": name}
+
+    async def _meant(self, body: Json) -> list[Json]:
+        gpus = (await self.gpus()).gpus
+        if "gpu" not in body:
+            return gpus
+        kept = [gpu for gpu in gpus if gpu["uuid"] == body["gpu"]]
+        if not kept:
+            raise DaemonError(409, f"GPU {body['gpu']}, which was kept for it, is not there now")
+        return kept
+
+    async def remove_all(self, key: str) -> None:
+        """Tenants of a name, wherever they are; there may be none."""
+
+        async def remove(name: str) -> None:
+            try:
+                await self._ask(name, "DELETE", tenant_path(key))
+            except DaemonError as error:
+                if error.status not in (404, 503):  # who is away is asked again by the service
+                    raise
+
+        await asyncio.gather(*(remove(name) for name in self._clients))
+
+    async def ask(self, tenant: Mapping[str, Any], method: str, what: str = "", body: Json | None = None) -> Any:
+        """Something of a tenant, on its own node. what: such as `/labels`. Raises DaemonError."""
+        return await self.client(tenant["node"]).arequest(method, tenant_path(tenant["id"]) + what, body)
+
+    async def every(self, method: str, path: str, body: Json | None = None) -> dict[str, Any]:
+        """The same of each node: answers by node, a DaemonError for one that did not do it."""
+        answers = await asyncio.gather(
+            *(self._ask(name, method, path, body) for name in self._clients), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, DaemonError):
+                raise answer
+        return dict(zip(self._clients, answers, strict=True))
+
+    async def _look(self, *whats: str) -> View:
+        view, first = View(), None
+        looks = await asyncio.gather(*(self._look_at(name, whats) for name in self._clients))
+        for name, found in zip(self._clients, looks, strict=True):
+            if isinstance(found, DaemonAway):
+                first = first or found
+                view.away[name] = str(found)
+                continue
+            for what, rows in zip(whats, found, strict=True):
+                getattr(view, what).extend(row | {"node": name} for row in rows)
+        if first and len(view.away) == len(self._clients):
+            raise first
+        return view
+
+    async def _look_at(self, name: str, whats: Iterable[str]) -> list[list[Json]] | DaemonAway:
+        try:
+            return [(await self._ask(name, "GET", f"/api/{what}"))[what] for what in whats]
+        except DaemonAway as error:
+            return error
+
+    async def _ask(self, name: str, method: str, path: str, body: Json | None = None) -> Any:
+        client, asked = self._clients[name], time.monotonic()
+        until, why = self._resting.get(name, (0.0, None))
+        if why and asked < until:
+            raise DaemonAway(client.where, why)
+        try:
+            return await client.arequest(method, path, body)
+        except DaemonAway as error:
+            now = time.monotonic()
+            if now - asked > SLOW_S:
+                self._resting[name] = (now + REST_S, error.why)
+            raise
+
+
+@lru_cache(maxsize=4)
+def open_fleet(configs: tuple[NodeConfig, ...]) -> Fleet:
+    """One for all spawners: who is away is remembered once."""
+    return Fleet(configs)

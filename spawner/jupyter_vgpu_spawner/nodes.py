@@ -1,0 +1,127 @@
+"""The machines with GPUs: where each one's daemon and Docker Engine are, and which is asked first for a slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyter_vgpu.client import Client, Tls
+from jupyter_vgpu.quotas import Quota
+
+from .turns import Space
+
+Json = dict[str, Any]
+ONLY = "node"
+"""What the one node is called where the config names none."""
+NODE_KEY, TENANT_KEY = "vgpu_node", "vgpu_tenant"
+"""Of a spawner's state: where the server runs, and which slice is its."""
+
+
+class Packing(StrEnum):
+    """Which node a slice goes to. `spread`: where the emptiest GPU has most free; `binpack`: the first with room."""
+
+    SPREAD = "spread"
+    BINPACK = "binpack"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One machine. vgpud: its daemon's socket, or `https://host:port`. docker: its Docker Engine; empty: the hub's own.
+
+    ca, cert, key: files of PEM for both, where they are on the network. ip: the node's own address, on which its
+    servers' ports are opened.
+    """
+
+    name: str
+    vgpud: str
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    docker: str = ""
+    ip: str = ""
+
+    @property
+    def is_remote(self) -> bool:
+        return self.vgpud.startswith("https://")
+
+    @property
+    def tls(self) -> Tls | None:
+        return Tls(self.ca, self.cert, self.key) if self.ca else None
+
+    def client(self) -> Client:
+        return Client(self.vgpud, tls=self.tls if self.is_remote else None)
+
+
+_KEYS = {"ca", "cert", "key"}
+
+
+def parse_nodes(values: Mapping[str, Any], socket: str, *, has_engines: bool) -> tuple[NodeConfig, ...]:
+    """Of the trait `vgpu_nodes`; where it is empty, the one node behind `socket`.
+
+    has_engines: the spawner can start servers on another machine. Raises ValueError.
+    """
+    if not values:
+        return (NodeConfig(ONLY, socket),)
+    return tuple(_parse(name, entry, has_engines) for name, entry in values.items())
+
+
+def _parse(name: str, entry: Any, has_engines: bool) -> NodeConfig:
+    known = {each.name for each in fields(NodeConfig)} - {"name"}
+    where = f"vgpu_nodes[{str(name)[:40]!r}]"
+    if not isinstance(name, str) or not name or len(name) > 60 or not name.isprintable():
+        raise ValueError(f"{where}: a node's name has 1 to 60 printable characters")
+    if not isinstance(entry, Mapping) or not entry.get("vgpud") or not set(entry) <= known:
+        raise ValueError(f"{where}={entry!r}: give 'vgpud', and perhaps {', '.join(sorted(known - {'vgpud'}))}")
+    if not all(isinstance(value, str) for value in entry.values()):
+        raise ValueError(f"{where}={entry!r}: every value is a text")
+    node = NodeConfig(name, **entry)
+    _check_way(where, node)
+    if node.is_remote and not has_engines:
+        raise ValueError(f"{where} is another machine, where this spawner starts no servers: take vgpu-docker")
+    if node.is_remote != bool(node.docker):
+        raise ValueError(
+            f"{where}: 'vgpud' and 'docker' are on one machine: give both on the network, or a socket and no 'docker'"
+        )
+    if node.docker and not node.ip:
+        raise ValueError(f"{where} lacks 'ip': the node's address, where the hub's proxy reaches its servers")
+    return node
+
+
+def _check_way(where: str, node: NodeConfig) -> None:
+    if "://" in node.vgpud:
+        parts = urlsplit(node.vgpud)
+        if not node.is_remote or not parts.hostname or not _port(node.vgpud):
+            raise ValueError(f"{where}: vgpud={node.vgpud!r} is neither a socket's path nor https://host:port")
+        if lacking := sorted(name for name in _KEYS if not getattr(node, name)):
+            raise ValueError(f"{where} lacks {', '.join(lacking)}: vgpud on the network speaks with certificates alone")
+    for name in _KEYS:
+        path = getattr(node, name)
+        if path and not Path(path).is_file():
+            raise ValueError(f"{where}: {name}={path!r} is no file")
+
+
+def _port(url: str) -> int | None:
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        return None
+
+
+def as_settings(nodes: Iterable[NodeConfig]) -> list[dict[str, str]]:
+    """For JSON; `NodeConfig(**each)` reads it."""
+    return [asdict(node) for node in nodes]
+
+
+def in_turn(quota: Quota, gpus: Iterable[Json], names: Iterable[str], packing: Packing) -> list[str]:
+    """The nodes with room for a slice, the one to ask first first. names: as the config has them. Pure."""
+    best: dict[str, int] = {}
+    for gpu in gpus:
+        space = Space.from_json(gpu)
+        if space.fits(quota):
+            best[gpu["node"]] = max(space.suits(quota), best.get(gpu["node"], space.suits(quota)))
+    order = [name for name in names if name in best]
+    return order if packing is Packing.BINPACK else sorted(order, key=lambda name: -best[name])
