@@ -126,7 +126,8 @@ class LabelsHandler(ApiHandler):
 
 class GpusHandler(ApiHandler):
     def get(self) -> None:
-        self.finish({"gpus": self.manager.describe_gpus()})
+        said = of_maintenance(self.manager.maintenance)
+        self.finish({"gpus": self.manager.describe_gpus(), "maintenance": said})
 
 
 class MaintenanceHandler(ApiHandler):

@@ -26,10 +26,14 @@ REST_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the nodes have, as of one moment. Each GPU and tenant says its `node`. away: why who does not answer."""
+    """What the nodes have, as of one moment. Each GPU and tenant says its `node`.
+
+    maintenance: what is said on a node, by node; with the GPUs. away: why who does not answer.
+    """
 
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
+    maintenance: dict[str, Json] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -147,17 +151,22 @@ class Fleet:
                 first = first or found
                 view.away[name] = str(found)
                 continue
-            for what, rows in zip(whats, found, strict=True):
-                getattr(view, what).extend(row | {"node": name} for row in rows)
+            for what in whats:
+                getattr(view, what).extend(row | {"node": name} for row in found[what])
+            if said := found.get("maintenance"):
+                view.maintenance[name] = said
         if first and len(view.away) == len(self._clients):
             raise first
         return view
 
-    async def _look_at(self, name: str, whats: Iterable[str]) -> list[list[Json]] | DaemonAway:
+    async def _look_at(self, name: str, whats: Iterable[str]) -> Json | DaemonAway:
+        found: Json = {}
         try:
-            return [(await self._ask(name, "GET", f"/api/{what}"))[what] for what in whats]
+            for what in whats:
+                found |= await self._ask(name, "GET", f"/api/{what}")
         except DaemonAway as error:
             return error
+        return found
 
     async def _ask(self, name: str, method: str, path: str, body: Json | None = None) -> Any:
         client, asked = self._clients[name], time.monotonic()

@@ -410,7 +410,7 @@ def test_a_daemon_that_is_away_leaves_the_page_and_a_killed_service_comes_back(
     hub: Hub, admin: Admin, shared_node: Node
 ) -> None:
     shared_node.kill()
-    assert "does not answer at" in admin.page()
+    wait_until(lambda: "does not answer at" in admin.page(), 5, "the page says who is away")
     assert "alice" in admin.page()
     shared_node.start()
     assert "does not answer at" not in admin.page()

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from ui import Demo, log_in, new_page, shot, violations
+from ui import PASSWORD, Demo, HubUser, log_in, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 GIB = 1 << 30
 
 
-def as_a_servers(user: str, memory: str, cores: int) -> dict[str, Any]:
-    """What the spawner asks of vgpud."""
-    most = {"memory": "8G", "cores": 100}
-    labels = {
-        "jupyterhub_user": user,
-        "jupyterhub_default": json.dumps({"memory": 4 * GIB, "cores": 50, "policy": "hard"}),
-    }
-    return {"name": f"{user}/", "memory": memory, "cores": cores, "ceiling": most, "labels": labels}
-
-
 @pytest.fixture(scope="module")
 def slices(demo: Demo) -> Iterator[None]:
-    """Two servers' slices, without the servers."""
-    for user, memory, cores in (("alice", "2G", 25), ("bob", "1G", 50)):
-        demo.daemon().request("POST", "/api/tenants", as_a_servers(user, memory, cores))
+    """Of two servers."""
+    users = [HubUser(demo.url, name, PASSWORD) for name in ("alice", "bob")]
+    for user, choice in zip(users, ("2GiB-50", "1GiB-25"), strict=True):
+        user.login()
+        user.spawn(choice)
     yield
-    for name in ("alice%2F", "bob%2F"):
-        demo.daemon().request("DELETE", f"/api/tenants/{name}")
+    for user in users:
+        user.stop()
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -49,11 +39,12 @@ def test_the_admin_sees_who_holds_what_and_it_follows_by_itself(admin: Page, dem
     expect(admin.get_by_role("img", name="Compute: 75 % of 100 % promised, 25 % free")).to_be_visible()
     bars = admin.locator("svg.vgpu-bar").first.locator(".vgpu-slice")
     assert [float(bar.get_attribute("width") or 0) for bar in bars.all()] == [250, 125]  # to scale
-    expect(admin.get_by_role("row", name="bob")).to_contain_text("bob/ on GPU 0: 0 B of 1 GiB, 0 % of 50 %")
+    expect(admin.get_by_role("row", name="bob")).to_contain_text("bob/ on GPU 0: 0 B of 1 GiB, 0 % of 25 %")
     shot(admin, "admin-dark" if admin.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "admin")
     demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "2G"})
     expect(admin.get_by_role("img", name="Memory: 4 GiB of 8 GiB promised, 4 GiB free")).to_be_visible(timeout=4000)
     demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "1G"})
+    expect(admin.get_by_role("img", name="Memory: 3 GiB of 8 GiB promised, 5 GiB free")).to_be_visible(timeout=4000)
 
 
 def test_the_pages_have_no_accessibility_violations(admin: Page, demo: Demo) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +180,28 @@ def test_a_changed_quota_is_seen_and_told_once(student: Student, lab: Page) -> N
         expect(status).to_have_attribute("data-level", "full")
     finally:
         student.daemon("PATCH", {"memory": "2G", "cores": 50})
+
+
+BUSY = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support.worker import load_spin, run_spin
+kernel, end = load_spin(), time.time() + 75
+while time.time() < end:
+    run_spin(kernel, 5)
+"""
+
+
+def test_who_uses_all_of_the_share_for_a_minute_is_told_why_it_is_slow(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 64)
+    busy = student.later("train.ipynb", BUSY + "print('done')")
+    words = "Your programs want more compute than the 50 % of your GPU slice, and are slowed down to it."
+    told = lab.locator(".Toastify__toast").filter(has_text=words)
+    lab.wait_for_timeout(45_000)
+    assert told.count() == 0  # a moment's peak is nothing to tell of
+    expect(told).to_have_count(1, timeout=30_000)
+    assert busy.result(60) == "done\n"
+    assert told.count() == 1
 
 
 def test_a_page_that_nobody_sees_asks_for_nothing(student: Student, lab: Page) -> None:

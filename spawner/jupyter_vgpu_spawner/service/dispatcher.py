@@ -17,8 +17,9 @@ from ..fleet import Fleet, View
 from ..limits import group_share
 from ..queue_store import Entry, QueueStore, Stage, promised
 from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat, without
-from .hub import HubApi, HubError, HubUser, Recent
+from .hub import HubApi, HubError, HubUser
 from .meter import user_of
+from .recent import Recent
 
 log = logging.getLogger("vgpu.service")
 

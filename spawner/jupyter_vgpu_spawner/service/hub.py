@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import math
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
-
-log = logging.getLogger("vgpu.service")
-T = TypeVar("T")
 
 PAGE = 200
 
@@ -35,38 +27,6 @@ class HubUser:
     name: str
     groups: tuple[str, ...] = ()
     servers: tuple[str, ...] | None = None
-
-
-class Recent(Generic[T]):
-    """What was asked for a moment ago. Older than `fresh` seconds it is asked for again behind the answer's back; older
-    than `stale` seconds it is not given any more."""
-
-    def __init__(self, ask: Callable[[], Awaitable[T]], fresh: float, stale: float) -> None:
-        self._ask, self._fresh, self._stale = ask, fresh, stale
-        self._last: tuple[float, T] | None = None
-        self._asking: asyncio.Task[T] | None = None
-
-    async def get(self) -> T:
-        """Raises what asking raises, where there is nothing recent."""
-        at, value = self._last or (-math.inf, None)
-        age = time.monotonic() - at
-        if age > self._fresh and self._asking is None:
-            self._asking = asyncio.create_task(self._refresh())
-            self._asking.add_done_callback(self._done)
-        if value is not None and age <= self._stale:
-            return value
-        assert self._asking is not None  # noqa: S101 (nothing is stale that is fresh)
-        return await asyncio.shield(self._asking)
-
-    async def _refresh(self) -> T:
-        value = await self._ask()
-        self._last = (time.monotonic(), value)
-        return value
-
-    def _done(self, task: asyncio.Task[T]) -> None:
-        self._asking = None
-        if not task.cancelled() and (error := task.exception()):
-            log.warning("asking the hub: %s", error)
 
 
 class HubApi:

@@ -6,11 +6,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.client import MAINTENANCE_PATH, DaemonAway, DaemonError
@@ -19,23 +19,29 @@ from jupyter_vgpu.hours import Balance, End
 from jupyter_vgpu.quotas import Quota, QuotaError, parse_cores, parse_memory, parse_policy
 
 from ..database import Change, Database, DatabaseError, Metered
-from ..fleet import Fleet
+from ..fleet import Fleet, View
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
 from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
-from .hub import HubApi, HubError, HubUser, Recent
+from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .orphans import Orphans
+from .recent import Recent
 from .settings import Settings
 
 log = logging.getLogger("vgpu.service")
+T = TypeVar("T")
+Pick = Callable[[list[HubUser]], list[HubUser]]
 
 METER_S = 10.0
 STOP_AGAIN_S = 300.0
 NEW_S = 60.0
+DATABASE_AWAY = "The database with the users' quotas and GPU-hours does not answer now."
 SERVICE_ACTOR = "the service, for GPU-hours"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
+NODES_FRESH_S, NODES_STALE_S = 1.0, 2.0
+"""Of a page: a thousand slices take the nodes a tenth of a second to tell of. What is changed here is seen at once."""
 TREND_DAYS = 7
 KEEP_HOURS = 5 * WEEK_HOURS
 
@@ -58,13 +64,17 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything, as of one moment. troubles: what could not be had, in words. is_partial: users or hours lack."""
+    """Everything, as of one moment; people: of `users` that there are those that were asked for.
+
+    troubles: what could not be had, in words. is_partial: users or hours lack.
+    """
 
     nodes: list[str] = field(default_factory=list)
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
     maintenance: dict[str, Json] = field(default_factory=dict)
     people: list[Person] = field(default_factory=list)
+    users: int = 0
     troubles: list[str] = field(default_factory=list)
     is_partial: bool = False
 
@@ -113,7 +123,8 @@ class Manager:
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
         self._changes = 0  # of rules, so far
-        self.recent = Recent(self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
+        self.recent = Recent("the hub", self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
+        self._looked = Recent("the nodes", fleet.look, NODES_FRESH_S, NODES_STALE_S)
 
     async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
         users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
@@ -122,26 +133,36 @@ class Manager:
     # --- looking ---
 
     async def node_state(self) -> State:
-        """GPUs and slices alone: what changes from second to second."""
+        """GPUs and slices alone, for a page: what changes from second to second."""
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_nodes(troubles)
-        return State(self.nodes, gpus, tenants, await self._maintenance(), [], troubles)
+        view = await self._look_at_nodes(troubles, self._looked.get)
+        return State(self.nodes, view.gpus, view.tenants, view.maintenance, troubles=troubles)
+
+    async def page_state(self, pick: Pick) -> State:
+        """What a page shows, with the users that `pick` takes of all; of the nodes as of some moments ago."""
+        return await self._state(self._looked.get, pick)
 
     async def state(self) -> State:
-        """What a page shows. A part that does not answer leaves its words, and the rest is shown."""
+        """Everything as it is now. A part that does not answer leaves its words, and the rest is told."""
+        return await self._state(self._fleet.look)
+
+    async def _state(self, look: Callable[[], Awaitable[View]], pick: Pick | None = None) -> State:
         troubles: list[str] = []
-        gpus, tenants = await self._look_at_nodes(troubles)
+        view = await self._look_at_nodes(troubles, look)
         known = len(troubles)
         users, groups = await self._look_at_hub(troubles)
-        rules, metered = await self._look_at_database(troubles)
+        rules = await self._ask_database(troubles, self._database.rules)
+        names = {user.name for user in users}
+        every = sorted([*users, *(HubUser(name) for name in rules if name not in names)], key=lambda user: user.name)
+        picked = pick(every) if pick else every
+        since = window_start(Window(self.settings.window), datetime.now(UTC))
+        whose = [user.name for user in picked] if pick else None
+        metered = await self._ask_database(troubles, self._database.metered, since, whose)
         partial = len(troubles) > known
         troubles += self._wrong_groups(groups)
-        names = {user.name for user in users}
-        gone = [HubUser(name) for name in rules if name not in names]
-        held = _grouped(tenants, user_of)
-        people = [self._person(user, groups, rules, metered, held, user.name in names) for user in [*users, *gone]]
-        people.sort(key=lambda person: person.name)
-        return State(self.nodes, gpus, tenants, await self._maintenance(), people, troubles, partial)
+        held = _grouped(view.tenants, user_of)
+        people = [self._person(user, groups, rules, metered, held, user.name in names) for user in picked]
+        return State(self.nodes, view.gpus, view.tenants, view.maintenance, people, len(every), troubles, partial)
 
     def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
         """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
@@ -161,20 +182,14 @@ class Manager:
         """Their names, as the config has them."""
         return list(self._fleet.configs)
 
-    async def _look_at_nodes(self, troubles: list[str]) -> tuple[list[Json], list[Json]]:
+    async def _look_at_nodes(self, troubles: list[str], look: Callable[[], Awaitable[View]]) -> View:
         try:
-            view = await self._fleet.look()
+            view = await look()
         except DaemonError as error:
             troubles.append(str(error))
-            return [], []
+            return View()
         troubles += [f"Node {name}: {words}" for name, words in view.away.items()]
-        return view.gpus, view.tenants
-
-    async def _maintenance(self) -> dict[str, Json]:
-        """What is said, by node; nothing also where a node does not say."""
-        answers = await self._fleet.every("GET", MAINTENANCE_PATH)
-        said = {name: answer["maintenance"] for name, answer in answers.items() if isinstance(answer, dict)}
-        return {name: each for name, each in said.items() if each}
+        return view
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
         try:
@@ -184,15 +199,16 @@ class Manager:
             return [], {}
         return users, groups
 
-    async def _look_at_database(self, troubles: list[str]) -> tuple[dict[str, Rule], dict[str, Metered]]:
-        since = window_start(Window(self.settings.window), datetime.now(UTC))
+    async def _ask_database(
+        self, troubles: list[str], ask: Callable[..., dict[str, T]], *arguments: Any
+    ) -> dict[str, T]:
         try:
-            rules = await asyncio.to_thread(self._database.rules)
-            return rules, await asyncio.to_thread(self._database.metered, since)
+            return await asyncio.to_thread(ask, *arguments)
         except DatabaseError as error:
             log.error("%s", error)
-            troubles.append("The database with the users' quotas and GPU-hours does not answer now.")
-            return {}, {}
+            if DATABASE_AWAY not in troubles:
+                troubles.append(DATABASE_AWAY)
+            return {}
 
     def _person(
         self,
@@ -239,7 +255,7 @@ class Manager:
             finally:
                 self._changes += 1  # after it: who has read the old rule meanwhile has the old number too
             troubles: list[str] = []
-            for tenant in (await self._look_at_nodes(troubles))[1]:
+            for tenant in (await self._look_at_nodes(troubles, self._fleet.tenants)).tenants:
                 if user and user_of(tenant) == name:
                     try:
                         if self._entitled.get(tenant["id"]) is None:
@@ -247,6 +263,7 @@ class Manager:
                         troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule))
                     except Refused as error:
                         troubles.append(str(error))
+            self._looked.forget()
             return troubles
 
     def _check_slices(self, rule: Rule) -> None:
@@ -421,6 +438,8 @@ class Manager:
         except (Refused, HubError):
             await asyncio.to_thread(self._database.note, actor, name, field, new, f"refused: {old}")
             raise
+        finally:
+            self._looked.forget()
 
     async def _tenant(self, name: str) -> Json:
         try:

@@ -18,10 +18,10 @@ from jupyter_vgpu.quotas import exact_bytes, format_bytes, format_percent
 from ..choices import describe
 from ..database import DatabaseError
 from ..rules import FIELDS, Rule
+from . import bars
 from .dispatcher import Standing
 from .handler import ServiceHandler, status_of
-from .hub import HubError
-from .manager import Person
+from .hub import HubError, HubUser
 from .settings import READ_SCOPE, WRITE_SCOPE
 from .words import format_duration, say_when
 
@@ -38,6 +38,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.filters |= {
+    "bar": bars.draw,
     "bytes": format_bytes,
     "exact": exact_bytes,
     "percent": format_percent,
@@ -78,16 +79,11 @@ class AdminHandler(PageHandler):
         await self.show()
 
     async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
-        state = await self.manager.state()
-        wanted = self.get_query_argument("q", "").strip()
-        people = [person for person in state.people if _is_wanted(person, wanted)]
-        pages = max(1, -(-len(people) // PAGE))
-        number = self.get_query_argument("page", "1")
-        at = min(max(1, int(number)), pages) if number.isdecimal() and len(number) < 9 else 1
+        part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
+        state = await self.manager.page_state(part.take)
         queue, queue_troubles = await self.queue()
-        here = people[(at - 1) * PAGE : at * PAGE]
         try:
-            trends = await self.manager.trends(person.name for person in here)
+            trends = await self.manager.trends(person.name for person in state.people)
         except DatabaseError:  # the state has said so
             trends = {}
         self.page(
@@ -95,13 +91,9 @@ class AdminHandler(PageHandler):
             state=state,
             queue=queue,
             now=time.time(),
-            found=len(people),
-            people=here,
+            part=part,
             trends=trends,
             most=max((max(days) for days in trends.values()), default=0),
-            at=at,
-            pages=pages,
-            q=wanted,
             message=message,
             troubles=[*troubles, *state.troubles, *queue_troubles],
             window=self.manager.settings.window,
@@ -117,8 +109,23 @@ class AdminHandler(PageHandler):
             return [], ["The queue is not known now."]
 
 
-def _is_wanted(person: Person, wanted: str) -> bool:
-    return not wanted or any(wanted.lower() in text.lower() for text in (person.name, *person.groups))
+class _Part:
+    """Which users a page shows. found: how many are wanted. at: the number of the page, of `pages`."""
+
+    def __init__(self, wanted: str, number: str) -> None:
+        self.wanted = wanted
+        self.found, self.pages = 0, 1
+        self.at = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
+
+    def take(self, users: list[HubUser]) -> list[HubUser]:
+        """Of all, those of this page."""
+        here = [user for user in users if self._is_wanted(user)]
+        self.found, self.pages = len(here), max(1, -(-len(here) // PAGE))
+        self.at = min(self.at, self.pages)
+        return here[(self.at - 1) * PAGE : self.at * PAGE]
+
+    def _is_wanted(self, user: HubUser) -> bool:
+        return not self.wanted or any(self.wanted.lower() in text.lower() for text in (user.name, *user.groups))
 
 
 class LiveHandler(PageHandler):
