@@ -122,7 +122,10 @@ class Client:
             raise DaemonAway(self.where, error) from error
         finally:
             connection.close()
-        answer = json.loads(data) if data else None
+        try:
+            answer = json.loads(data) if data else None
+        except ValueError as error:  # somebody else is there
+            raise DaemonAway(self.where, error) from error
         if status >= 400:
             message = answer.get("error") if isinstance(answer, dict) else None
             raise DaemonError(status, message or f"vgpud answered {status} to {method} {url}")

@@ -8,14 +8,14 @@ import logging
 import os
 import resource
 import signal
+import socket
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp
-from tornado import web
+from tornado.netutil import bind_sockets
 from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 
 from .. import __version__
@@ -31,7 +31,6 @@ from .placement import Strategy
 from .store import Store
 
 _SAMPLE_SECONDS = 1.0
-Stop = Callable[[], None]
 
 
 class NodeApp(JupyterApp):
@@ -285,6 +284,7 @@ class NodeApp(JupyterApp):
     async def _run(self) -> None:
         run_dir = Path(self.run_dir)
         tls = self._tls()
+        api_sockets, metrics_sockets = self._bind("api_address"), self._bind("metrics_address")
         lock = self._lock(run_dir)
         # each tenant has two sockets, listeners and connections of its own
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -316,8 +316,8 @@ class NodeApp(JupyterApp):
         admin = admin_application(manager, metrics)
         stops = [
             serve(admin, str(run_dir / ADMIN_SOCKET), 0o600),
-            self._serve_at("api_address", admin, tls),
-            self._serve_at("metrics_address", metrics_application(manager, metrics)),
+            serve_tcp(admin, api_sockets, tls),
+            serve_tcp(metrics_application(manager, metrics), metrics_sockets),
         ]
         sampler = asyncio.create_task(self._sample(manager))
         for gpu in gpus:
@@ -347,14 +347,19 @@ class NodeApp(JupyterApp):
             self.exit_with(f"api_cert, api_key and api_ca can't be used together: {error}")
             raise
 
-    def _serve_at(self, trait: str, application: web.Application, tls: ssl.SSLContext | None = None) -> Stop:
+    def _bind(self, trait: str) -> list[socket.socket]:
+        """Before anything is started that would have to be ended again."""
         where = getattr(self, trait)
         if not where:
-            return lambda: None
+            return []
         host, _, port = where.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             self.exit_with(f"{trait}={where!r} is no address and port: give one such as '127.0.0.1:9414'")
-        return serve_tcp(application, host.strip("[]"), int(port), tls)
+        try:
+            return bind_sockets(int(port), host.strip("[]"))
+        except OSError as error:
+            self.exit_with(f"can't serve at {trait}={where!r}: {error.strerror}; give an address of this machine")
+            raise
 
     async def _sample(self, manager: Manager) -> None:
         """Compute use, once a second, off the event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -225,11 +226,11 @@ def serve(application: web.Application, path: str, mode: int) -> Callable[[], No
 
 
 def serve_tcp(
-    application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+    application: web.Application, sockets: list[socket.socket], tls: ssl.SSLContext | None = None
 ) -> Callable[[], None]:
-    """Serve on an address; returns how to stop. Raises OSError."""
+    """Serve on addresses; returns how to stop."""
     server = _server(application, tls)
-    server.listen(port, host)
+    server.add_sockets(sockets)
     return server.stop
 
 

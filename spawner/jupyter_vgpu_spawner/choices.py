@@ -72,14 +72,19 @@ def _malformed(entry: Mapping[str, Any]) -> Quota:
     )
 
 
-def choices(slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], line: Line | None = None) -> list[Choice]:
-    """The lines of the form. gpus: as vgpud describes them. line: who waits; None where there is no queue."""
+def choices(
+    slices: Sequence[Quota], gpus: Sequence[Mapping[str, Any]], line: Line | None = None, away: bool = False
+) -> list[Choice]:
+    """The lines of the form. gpus: as vgpud describes them. line: who waits; None where there is no queue.
+
+    away: a node does not answer, and may have what lacks.
+    """
 
     def choice(quota: Quota) -> Choice:
-        reason = why_not(quota, gpus)
+        reason = why_not(quota, gpus, away)
         if line and not reason and line.must_wait(quota):
             reason = "others wait for a GPU before you"
-        can_wait = line is not None and bool(reason) and is_possible(quota, line.spaces)
+        can_wait = line is not None and bool(reason) and (away or is_possible(quota, line.spaces))
         return Choice(slice_key(quota), describe(quota), reason, can_wait)
 
     return [choice(quota) for quota in slices]
@@ -108,11 +113,13 @@ def describe(quota: Quota) -> str:
     return shares + burst + model + alone
 
 
-def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
-    """Empty when some GPU has room for the slice now, else the reason in words."""
+def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False) -> str:
+    """Empty when some GPU has room for the slice now, else the reason in words. away: a node does not answer."""
     spaces = [(Space.from_json(gpu), gpu) for gpu in gpus]
     if any(space.fits(quota) for space, _ in spaces):
         return ""
+    if away and not any(space.could_fit(quota) for space, _ in spaces):
+        return "a machine with GPUs does not answer now"
     if gpus and not any(space.is_meant(quota) for space, _ in spaces):
         return f"no GPU here is called {quota.model!r}"
     large = [gpu for space, gpu in spaces if space.could_fit(quota)]

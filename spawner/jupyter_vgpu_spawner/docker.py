@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from docker import APIClient
+from docker.errors import APIError
 from docker.tls import TLSConfig
 from dockerspawner import DockerSpawner
 from jupyterhub.utils import maybe_future
@@ -21,6 +23,7 @@ from .nodes import NodeConfig
 NATIVE = "/opt/vgpu"
 SLICE = "/run/vgpu/slice"
 EMULATED = "/run/vgpu/emulated"
+REMOVED_S = 30
 
 
 class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
@@ -63,9 +66,16 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
             await self.close_slice()
 
     async def remove_object(self) -> None:
-        """Also one that runs: of a server that the hub had given up while its node was away."""
-        await self.stop_object()
-        await super().remove_object()
+        """Also one that runs, of a server that the hub had given up while its node was away; and until it is gone."""
+        try:
+            await self.docker("remove_container", self.object_id, v=True, force=True)
+        except APIError as error:
+            if error.status_code not in (404, 409):  # gone, or Docker is at it
+                raise
+        for _ in range(REMOVED_S):
+            if await self.get_object() is None:
+                return
+            await asyncio.sleep(1)
 
     @property
     def volume_binds(self) -> dict[str, dict[str, str]]:

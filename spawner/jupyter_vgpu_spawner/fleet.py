@@ -15,6 +15,7 @@ from jupyter_vgpu.quotas import Quota
 
 from .choices import why_not
 from .nodes import ONLY, NodeConfig, Packing, in_turn
+from .rules import HUB_LABEL
 from .turns import Space
 
 Json = dict[str, Any]
@@ -93,13 +94,14 @@ class Fleet:
         """
         names = list(self.configs)
         if len(names) > 1:
-            gpus = await self._meant(body)
+            view = await self.gpus()
+            gpus = [gpu for gpu in view.gpus if body.get("gpu") in (None, gpu["uuid"])]
             names = in_turn(quota, gpus, names, packing)
             if not names:
-                raise DaemonError(409, why_not(quota, gpus))
+                raise DaemonError(409, why_not(quota, gpus, bool(view.away)))
         for name in names:
             try:
-                made: Json = await self._ask(name, "POST", "/api/tenants", body)
+                made: Json = await self.request(name, "POST", "/api/tenants", body)
             except DaemonError as error:
                 if name == names[-1] or not (error.status == 409 or isinstance(error, DaemonAway)):
                     raise
@@ -108,35 +110,30 @@ class Fleet:
                 break
         return made | {"node": name}
 
-    async def _meant(self, body: Json) -> list[Json]:
-        gpus = (await self.gpus()).gpus
-        if "gpu" not in body:
-            return gpus
-        kept = [gpu for gpu in gpus if gpu["uuid"] == body["gpu"]]
-        if not kept:
-            raise DaemonError(409, f"GPU {body['gpu']}, which was kept for it, is not there now")
-        return kept
+    async def remove_all(self, name: str, hub: str) -> None:
+        """Tenants of a name that this hub made, wherever they are; there may be none.
 
-    async def remove_all(self, key: str) -> None:
-        """Tenants of a name, wherever they are; there may be none."""
+        Of a node that is away, or that does not do it, the service removes them later.
+        """
+        for tenant in (await self.every("GET", tenant_path(name))).items():
+            await self._remove(*tenant, hub)
 
-        async def remove(name: str) -> None:
-            try:
-                await self._ask(name, "DELETE", tenant_path(key))
-            except DaemonError as error:
-                if error.status not in (404, 503):  # who is away is asked again by the service
-                    raise
-
-        await asyncio.gather(*(remove(name) for name in self._clients))
+    async def _remove(self, node: str, found: Json | DaemonError, hub: str) -> None:
+        if isinstance(found, DaemonError) or found["labels"].get(HUB_LABEL, hub) != hub:
+            return
+        try:
+            await self.request(node, "DELETE", tenant_path(found["id"]))
+        except DaemonError as error:
+            log.warning("the slice of %s on %s is not removed: %s", found["name"], node, error)
 
     async def ask(self, tenant: Mapping[str, Any], method: str, what: str = "", body: Json | None = None) -> Any:
         """Something of a tenant, on its own node. what: such as `/labels`. Raises DaemonError."""
-        return await self.client(tenant["node"]).arequest(method, tenant_path(tenant["id"]) + what, body)
+        return await self.request(tenant["node"], method, tenant_path(tenant["id"]) + what, body)
 
     async def every(self, method: str, path: str, body: Json | None = None) -> dict[str, Any]:
         """The same of each node: answers by node, a DaemonError for one that did not do it."""
         answers = await asyncio.gather(
-            *(self._ask(name, method, path, body) for name in self._clients), return_exceptions=True
+            *(self.request(name, method, path, body) for name in self._clients), return_exceptions=True
         )
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, DaemonError):
@@ -146,40 +143,53 @@ class Fleet:
     async def _look(self, *whats: str) -> View:
         view, first = View(), None
         looks = await asyncio.gather(*(self._look_at(name, whats) for name in self._clients))
+        seen: set[str] = set()
         for name, found in zip(self._clients, looks, strict=True):
-            if isinstance(found, DaemonAway):
+            if isinstance(found, DaemonError):
                 first = first or found
                 view.away[name] = str(found)
                 continue
             for what in whats:
-                getattr(view, what).extend(row | {"node": name} for row in found[what])
+                # one daemon that has two names in the config is there once
+                rows = [row | {"node": name} for row in found[what] if _key(row) not in seen]
+                seen |= {_key(row) for row in rows}
+                getattr(view, what).extend(rows)
             if said := found.get("maintenance"):
                 view.maintenance[name] = said
         if first and len(view.away) == len(self._clients):
             raise first
         return view
 
-    async def _look_at(self, name: str, whats: Iterable[str]) -> Json | DaemonAway:
+    async def _look_at(self, name: str, whats: Iterable[str]) -> Json | DaemonError:
         found: Json = {}
         try:
             for what in whats:
-                found |= await self._ask(name, "GET", f"/api/{what}")
-        except DaemonAway as error:
+                found |= await self.request(name, "GET", f"/api/{what}")
+        except DaemonError as error:
             return error
         return found
 
-    async def _ask(self, name: str, method: str, path: str, body: Json | None = None) -> Any:
-        client, asked = self._clients[name], time.monotonic()
+    async def request(self, name: str, method: str, path: str, body: Json | None = None) -> Any:
+        """Of one node. Raises DaemonError."""
+        client, asked = self.client(name), time.monotonic()
         until, why = self._resting.get(name, (0.0, None))
         if why and asked < until:
             raise DaemonAway(client.where, why)
+        if why:  # one looks whether it is back, and the others need not
+            self._resting[name] = (asked + REST_S, why)
         try:
-            return await client.arequest(method, path, body)
+            answer = await client.arequest(method, path, body)
         except DaemonAway as error:
             now = time.monotonic()
             if now - asked > SLOW_S:
                 self._resting[name] = (now + REST_S, error.why)
             raise
+        self._resting.pop(name, None)
+        return answer
+
+
+def _key(row: Json) -> str:
+    return str(row.get("uuid") or row["id"])
 
 
 @lru_cache(maxsize=4)

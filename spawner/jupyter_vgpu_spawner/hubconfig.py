@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -30,8 +31,10 @@ IDLE_SERVICE = "vgpu-idle"
 ADMIN_ROLE = "vgpu-admin"
 USER_ROLE = "user"
 ACCESS_SCOPE = f"access:services!service={SERVICE}"
-# What the service asks the hub for: users with groups and servers, groups' properties, and to stop a server.
-_SERVICE_SCOPES = ["list:users", "read:users:groups", "read:servers", "list:groups", "read:groups", "delete:servers"]
+# What the service asks the hub for: users with groups, groups' properties, and to stop a server.
+_SERVICE_SCOPES = ["list:users", "read:users:groups", "list:groups", "read:groups", "delete:servers"]
+# And to see which slices are servers': a slice that is nobody's is removed.
+_SERVICE_SCOPES += ["read:servers", "admin:server_state"]
 # And for the queue: whose servers run, and to start one when its turn comes.
 _QUEUE_SCOPES = ["servers"]  # a narrower one for it is not in JupyterHub 5.5
 _IDLE_SCOPES = ["list:users", "read:users:activity", "read:servers", "admin:server_state", "delete:servers"]
@@ -88,6 +91,9 @@ def setup_vgpu(
         c.VGPUMixin.vgpu_db_url = db_url or f"sqlite:///{Path.cwd() / 'vgpu.sqlite'}"
     if not _trait(c, spawner, "vgpu_socket"):
         c.VGPUMixin.vgpu_socket = str(default_run_dir() / ADMIN_SOCKET)
+    if not _trait(c, spawner, "vgpu_hub"):
+        where = f"{socket.gethostname()} {Path.cwd()} {_trait(c, spawner, 'vgpu_db_url')}"
+        c.VGPUMixin.vgpu_hub = hashlib.sha256(where.encode()).hexdigest()[:16]
     if not _is_set(c, spawner, "gpu_queue"):
         c.VGPUMixin.gpu_queue = True
     scopes = {
@@ -131,6 +137,7 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
     settings = Settings(
         db_url=_trait(c, spawner, "vgpu_db_url"),
         nodes=as_settings(_nodes(c, spawner)),
+        hub=_trait(c, spawner, "vgpu_hub"),
         limits=_limits(c, spawner),
         slices=[slice_key(quota) for quota in all_slices(slices, Policy.HARD)],
         hours=_trait(c, spawner, "gpu_hours"),
@@ -155,7 +162,12 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
 def _nodes(c: Config, spawner: type[VGPUMixin]) -> tuple[NodeConfig, ...]:
     """What is wrong with them is said now, not by each server."""
     named, socket = _trait(c, spawner, "vgpu_nodes"), _trait(c, spawner, "vgpu_socket")
-    return parse_nodes(named or {}, socket, has_engines=spawner.has_engines)
+    nodes = parse_nodes(named or {}, socket, has_engines=spawner.has_engines)
+    for node in nodes:
+        node.check_files()
+    if _get(c, "JupyterHub", "internal_ssl") and any(node.docker for node in nodes):
+        raise ValueError("internal_ssl brings its certificates to one machine: with others in vgpu_nodes leave it out")
+    return nodes
 
 
 def _idle_culler(nodes: Iterable[NodeConfig], seconds: float) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def arbiter(nodes: Sequence[NodeConfig], seconds: float) -> Arbiter:
         if not tenant:
             return False  # no slice: that is for the hub's other cullers
         try:
-            client = fleet.client(fleet.known_as(state.get(NODE_KEY, ONLY)))
-            view = await client.arequest("GET", tenant_path(tenant))
+            view = await fleet.request(fleet.known_as(state.get(NODE_KEY, ONLY)), "GET", tenant_path(tenant))
         except DaemonError as error:  # what can't be looked at is not ended
             log.warning("server %s is left alone: %s", server.get("url"), error)
             return False

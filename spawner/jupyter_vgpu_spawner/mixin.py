@@ -24,7 +24,7 @@ from .hours import Window, why_spent
 from .nodes import NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry, Stage
 from .queueing import Queueing
-from .rules import DEFAULT_LABEL, USER_LABEL
+from .rules import DEFAULT_LABEL, HUB_LABEL, USER_LABEL
 from .turns import is_possible
 
 Json = dict[str, Any]
@@ -116,11 +116,13 @@ class VGPUMixin(Queueing):
         models: list[str] = []
         mine: Entry | None = None
         try:
-            gpus = (await self.fleet.gpus()).gpus
+            view = await self.fleet.gpus()
+            gpus = view.gpus
             models = capacity(gpus)
             mine = await self._queue_entry()
             if offer.slices and not offer.why_none:
-                lines = choices(offer.slices, gpus, await self._line(gpus) if self._queue else None)
+                line = await self._line(gpus) if self._queue else None
+                lines = choices(offer.slices, gpus, line, bool(view.away))
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
             trouble = DAEMON_AWAY_FORM
@@ -160,12 +162,12 @@ class VGPUMixin(Queueing):
         return options | {FIELD: key}
 
     async def _check_room(self, quota: Quota, options: Json) -> None:
-        gpus = await self._gpus()
-        line = await self._line(gpus)
-        if self._queue and is_possible(quota, line.spaces):
+        view = await self._look_for(self.fleet.gpus())
+        line, away = await self._line(view.gpus), bool(view.away)
+        if self._queue and (away or is_possible(quota, line.spaces)):
             if line.must_wait(quota):
                 await self._wait_in_queue(quota, options)
-        elif reason := why_not(quota, gpus):
+        elif reason := why_not(quota, view.gpus, away):
             raise spawn_error(
                 409, f"No room for {describe(quota)} now; {reason}. Choose a smaller slice, or start without a GPU."
             )
@@ -181,18 +183,20 @@ class VGPUMixin(Queueing):
         quota = await self.chosen_quota()
         await self.close_slice()
         self._node = self.fleet.home
+        # what an earlier server left, whose end nobody saw
+        await self.fleet.remove_all(self.tenant_name, self.vgpu_hub)
         if quota is None:
             return
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
         labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
+        labels |= {HUB_LABEL: self.vgpu_hub} if self.vgpu_hub else {}
         if rule := self.idle_rule():
             labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
         if gpu:
             body["gpu"] = gpu
         try:
-            await self.fleet.remove_all(self.tenant_name)  # what an earlier server left, whose end nobody saw
             tenant = await self.fleet.place(quota, body | self.slice_owner(), Packing(self.vgpu_placement))
         except DaemonAway as error:
             self.log.error("%s", error)
@@ -211,7 +215,7 @@ class VGPUMixin(Queueing):
         if tenant is None:
             return
         try:
-            await self.fleet.client(self._node).arequest("DELETE", tenant_path(tenant))
+            await self.fleet.request(self._node, "DELETE", tenant_path(tenant))
         except DaemonError as error:
             if error.status != 404:
                 self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)
@@ -241,6 +245,8 @@ class VGPUMixin(Queueing):
     def load_state(self, state: Json) -> None:
         super().load_state(state)
         self._tenant, self._node = state.get(TENANT_KEY), self.fleet.known_as(state.get(NODE_KEY, ONLY))
+        if self._node not in self.fleet.configs:
+            self.log.error("%s is on node %r, which this hub has no more", self.tenant_name, self._node)
 
     def get_env(self) -> dict[str, str]:
         """The server's environment, with what a program in the slice needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -52,11 +53,18 @@ class NodeConfig:
     def tls(self) -> Tls | None:
         return Tls(self.ca, self.cert, self.key) if self.ca else None
 
+    def check_files(self) -> None:
+        """Raises ValueError for one that is not there. Later it may be, while it is renewed."""
+        for name in sorted(_FILES):
+            path = getattr(self, name)
+            if path and not Path(path).is_file():
+                raise ValueError(f"vgpu_nodes[{self.name!r}]: {name}={path!r} is no file")
+
     def client(self) -> Client:
         return Client(self.vgpud, tls=self.tls if self.is_remote else None)
 
 
-_KEYS = {"ca", "cert", "key"}
+_FILES = {"ca", "cert", "key"}
 
 
 def parse_nodes(values: Mapping[str, Any], socket: str, *, has_engines: bool) -> tuple[NodeConfig, ...]:
@@ -66,7 +74,12 @@ def parse_nodes(values: Mapping[str, Any], socket: str, *, has_engines: bool) ->
     """
     if not values:
         return (NodeConfig(ONLY, socket),)
-    return tuple(_parse(name, entry, has_engines) for name, entry in values.items())
+    nodes = tuple(_parse(name, entry, has_engines) for name, entry in values.items())
+    for where in ("vgpud", "docker"):
+        given = [getattr(node, where) for node in nodes if getattr(node, where)]
+        if twice := [each for each in given if given.count(each) > 1]:
+            raise ValueError(f"vgpu_nodes has {twice[0]!r} twice: one node has one name")
+    return nodes
 
 
 def _parse(name: str, entry: Any, has_engines: bool) -> NodeConfig:
@@ -96,12 +109,10 @@ def _check_way(where: str, node: NodeConfig) -> None:
         parts = urlsplit(node.vgpud)
         if not node.is_remote or not parts.hostname or not _port(node.vgpud):
             raise ValueError(f"{where}: vgpud={node.vgpud!r} is neither a socket's path nor https://host:port")
-        if lacking := sorted(name for name in _KEYS if not getattr(node, name)):
+        if lacking := sorted(name for name in _FILES if not getattr(node, name)):
             raise ValueError(f"{where} lacks {', '.join(lacking)}: vgpud on the network speaks with certificates alone")
-    for name in _KEYS:
-        path = getattr(node, name)
-        if path and not Path(path).is_file():
-            raise ValueError(f"{where}: {name}={path!r} is no file")
+    if node.docker and not re.fullmatch(r"(tcp|https)://[^/@]+:\d+", node.docker):
+        raise ValueError(f"{where}: docker={node.docker!r} is no engine on the network: give tcp://host:port")
 
 
 def _port(url: str) -> int | None:

@@ -68,6 +68,20 @@ class Queueing(Limits):
         """
     ).tag(config=True)
 
+    vgpu_hub = Unicode(
+        help="""
+        What tells this hub's slices from those that others made.
+
+        It is written on each slice; the service removes slices of this hub that no server is in any more, and no
+        others. `setup_vgpu` makes one of the machine, the directory and the database; a hub that changes these with
+        each start needs one of its own. Empty: none is removed::
+
+            c.VGPUMixin.vgpu_hub = "physics"
+
+        .. versionadded:: 0.1
+        """
+    ).tag(config=True)
+
     vgpu_placement = Enum(
         [str(packing) for packing in Packing],
         default_value=str(Packing.SPREAD),
@@ -112,9 +126,6 @@ class Queueing(Limits):
         .. versionadded:: 0.1
         """,
     ).tag(config=True)
-
-    async def _gpus(self) -> list[Json]:
-        return (await self._look_for(self.fleet.gpus())).gpus
 
     async def _look_for(self, looking: Awaitable[View]) -> View:
         """Raises HTTPError."""
@@ -182,7 +193,7 @@ class Queueing(Limits):
         """However the start was asked for: nobody overtakes those who wait. The GPU to take; None: any."""
         if not self._queue:
             return None
-        gpus = await self._gpus()
+        gpus = (await self._look_for(self.fleet.gpus())).gpus
         line = await self._line(gpus)
         if not why_not(quota, gpus) and line.must_wait(quota):
             raise spawn_error(

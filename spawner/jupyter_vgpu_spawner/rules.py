@@ -14,8 +14,9 @@ GROUP_PROPERTY = "vgpu"
 Number = TypeVar("Number", int, float)
 
 FIELDS = ("memory", "cores", "policy", "slices", "hours")
-USER_LABEL, DEFAULT_LABEL = "jupyterhub_user", "jupyterhub_default"
-"""What a spawner writes on its slices: whose it is, and what the config gives that user, as JSON of a quota."""
+USER_LABEL, DEFAULT_LABEL, HUB_LABEL = "jupyterhub_user", "jupyterhub_default", "jupyterhub_hub"
+"""What a spawner writes on its slices: whose it is, what the config gives that user, as JSON of a quota, and which hub
+made it."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000

@@ -28,25 +28,27 @@ class Machine:
 
     def __init__(self, image: str) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="vgpu-machine-"))
+        self._engine: subprocess.Popen[bytes] | None = None
         self._name = f"vgpu{os.getpid()}"
         network = f"10.231.{os.getpid() % 250}"
         self.gateway, self.ip = f"{network}.1", f"{network}.2"
         authority = Authority(self._directory / "ca")
         self.hub, own = authority.hub(), authority.node(self.ip)
-        self._connect()
         self._inside = ["nsenter", f"--net=/run/netns/{self._name}"]
-        self._start_engine(own)
         try:
+            self._connect()
+            self._start_engine(own)
             self.client: docker.DockerClient = wait_until(self._client, 60, "the other machine's engine")
             self._load(image)
+            self.node = self._start_node(own)
         except BaseException:  # nobody will stop it
-            self._engine.terminate()
+            self._end()
             raise
+
+    def _start_node(self, own: Tls) -> Node:
         files = {"cert": own.cert, "key": own.key, "ca": own.ca}
         api = [f"--api={self.ip}:{API_PORT}", *(f"--NodeApp.api_{name}={path}" for name, path in files.items())]
-        self.node = Node(
-            "--emulate", "--emulated-memory=16G", "--NodeApp.allow_shim_tier=False", *api, prefix=self._inside
-        )
+        return Node("--emulate", "--emulated-memory=16G", "--NodeApp.allow_shim_tier=False", *api, prefix=self._inside)
 
     @property
     def config(self) -> dict[str, str]:
@@ -81,6 +83,7 @@ class Machine:
 
     def _client(self) -> docker.DockerClient | None:
         log = self._directory / "dockerd.log"
+        assert self._engine
         assert self._engine.poll() is None, f"the other machine's engine ended:\n{log.read_text()[-3000:]}"
         try:
             return docker.DockerClient(base_url=f"unix://{self._directory}/docker.sock", timeout=120)
@@ -108,8 +111,12 @@ class Machine:
         for container in self.client.containers.list(all=True):
             container.remove(force=True)
         self.client.close()
-        self._engine.send_signal(signal.SIGTERM)
-        self._engine.wait(60)
+        self._end()
+
+    def _end(self) -> None:
+        if self._engine:
+            self._engine.send_signal(signal.SIGTERM)
+            self._engine.wait(60)
         with contextlib.suppress(subprocess.CalledProcessError):
             _ip("netns", "delete", self._name)
         shutil.rmtree(self._directory, ignore_errors=True)

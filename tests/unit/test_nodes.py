@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
 from typing import Any
 
+import jupyter_vgpu_spawner.fleet as fleet_module
 import pytest
 from jupyter_vgpu_spawner.docker import VGPUDockerSpawner
 from jupyter_vgpu_spawner.fleet import Fleet
@@ -15,7 +22,7 @@ from jupyter_vgpu_spawner.nodes import ONLY, NodeConfig, Packing, in_turn, parse
 from jupyter_vgpu_spawner.service.orphans import ORPHAN_S, Orphans
 from traitlets import TraitError
 
-from jupyter_vgpu.client import DaemonAway
+from jupyter_vgpu.client import DaemonAway, DaemonError
 from jupyter_vgpu.quotas import Quota
 
 GIB = 1 << 30
@@ -44,11 +51,13 @@ def test_without_names_the_socket_is_the_one_node(remote: dict[str, str]) -> Non
         ({"vgpud": "https://10.0.0.7"}, "neither a socket's path nor https"),
         ({"vgpud": "https://10.0.0.7:port"}, "neither a socket's path nor https"),
         ({"ca": ""}, "lacks ca"),
-        ({"key": "/nowhere/hub.key"}, "key='/nowhere/hub.key' is no file"),
         ({"docker": ""}, "are on one machine"),
         ({"vgpud": "/a.sock"}, "are on one machine"),
         ({"ip": ""}, "lacks 'ip'"),
         ({"ip": 7}, "every value is a text"),
+        ({"docker": "http://10.0.0.7:2375"}, "no engine on the network"),
+        ({"docker": "unix:///var/run/docker.sock"}, "no engine on the network"),
+        ({"docker": "tcp://10.0.0.7"}, "no engine on the network"),
     ],
 )
 def test_what_is_no_node_is_refused_in_words(remote: dict[str, str], change: dict[str, Any], words: str) -> None:
@@ -56,6 +65,19 @@ def test_what_is_no_node_is_refused_in_words(remote: dict[str, str], change: dic
         parse_nodes({"b": remote | change}, "", has_engines=True)
     with pytest.raises(TraitError, match=re.escape(words)):
         VGPUDockerSpawner(vgpu_nodes={"b": remote | change})
+
+
+def test_a_node_has_one_name(remote: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"has 'https://10.0.0.7:9413' twice"):
+        parse_nodes({"b": remote, "c": remote}, "", has_engines=True)
+
+
+def test_a_file_that_is_not_there_is_said_when_the_hub_starts_and_not_by_each_server(remote: dict[str, str]) -> None:
+    lacking = remote | {"key": "/nowhere/hub.key"}
+    (node,) = parse_nodes({"b": lacking}, "", has_engines=True)
+    with pytest.raises(ValueError, match="key='/nowhere/hub.key' is no file"):
+        node.check_files()
+    VGPUDockerSpawner(vgpu_nodes={"b": lacking})
 
 
 def test_local_processes_are_on_the_hubs_own_machine(remote: dict[str, str]) -> None:
@@ -99,27 +121,136 @@ def test_all_away_is_said_with_where(tmp_path: Path) -> None:
         asyncio.run(fleet.gpus())
 
 
-def tenant(name: str, made: str = "2026-01-01T00:00:00+00:00", key: str = "") -> dict[str, Any]:
-    return {"id": key or name, "name": name, "created": made, "labels": {}}
+def slice_of(name: str, key: str) -> dict[str, Any]:
+    return {"id": key, "name": name}
 
 
-def test_a_slice_without_a_server_is_an_orphan_after_a_while() -> None:
-    orphans, slices = Orphans(), [tenant("alice/"), tenant("bob/two"), tenant("eve/"), tenant("zoe/")]
-    servers = {"alice": ("",), "bob": ("",), "eve": None}  # of eve the hub does not say
-    assert orphans.look(slices, servers, 0) == []
-    assert orphans.look(slices, servers, ORPHAN_S - 1) == []
-    assert [each["name"] for each in orphans.look(slices, servers, ORPHAN_S)] == ["bob/two", "zoe/"]
-
-
-def test_a_server_that_was_seen_in_between_makes_it_none() -> None:
-    orphans, slices = Orphans(), [tenant("alice/")]
-    assert orphans.look(slices, {}, 0) == []
-    assert orphans.look(slices, {"alice": ("",)}, ORPHAN_S - 1) == []
-    assert orphans.look(slices, {}, ORPHAN_S + 1) == []
-
-
-def test_of_two_slices_of_one_server_the_newer_is_its() -> None:
-    old, new = tenant("alice/", key="old"), tenant("alice/", "2026-01-01T00:05:00+00:00", "new")
+def test_a_slice_that_no_server_calls_its_own_is_an_orphan_after_a_while() -> None:
     orphans = Orphans()
-    orphans.look([new, old], {"alice": ("",)}, 0)
-    assert orphans.look([new, old], {"alice": ("",)}, ORPHAN_S) == [old]
+    slices = [slice_of("alice/", "a"), slice_of("bob/", "old"), slice_of("bob/", "new"), slice_of("eve/", "e")]
+    held, unsure = {"a", "new"}, {"eve/"}  # eve's server is on its way; bob has another slice now, on another node
+    assert orphans.look(slices, held, unsure, 0) == []
+    assert orphans.look(slices, held, unsure, ORPHAN_S - 1) == []
+    assert orphans.look(slices, held, unsure, ORPHAN_S) == [slice_of("bob/", "old")]
+
+
+def test_a_slice_whose_server_was_seen_in_between_is_none() -> None:
+    orphans, slices = Orphans(), [slice_of("alice/", "a")]
+    assert orphans.look(slices, (), (), 0) == []
+    assert orphans.look(slices, ("a",), (), ORPHAN_S - 1) == []
+    assert orphans.look(slices, (), (), ORPHAN_S + 1) == []
+
+
+class Answering:
+    """Something that answers on a socket, and counts. answers: status and bytes, one for each question, the last again."""
+
+    def __init__(self, path: Path, *answers: tuple[int, bytes], seconds: float = 0) -> None:
+        asked = self.asked = []  # type: list[str]
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                asked.append(f"{self.command} {self.path}")
+                time.sleep(seconds)
+                status, body = answers[min(len(asked), len(answers)) - 1]
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = _answer  # noqa: N815 (as http.server calls them)
+
+            def address_string(self) -> str:
+                return "a client"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = UnixStreamServer(str(path), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def told(*gpus: dict[str, Any]) -> tuple[int, bytes]:
+    return 200, json.dumps({"gpus": gpus, "maintenance": None}).encode()
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Iterator[Callable[..., Answering]]:
+    made: list[Answering] = []
+
+    def make(name: str, *answers: tuple[int, bytes], seconds: float = 0) -> Answering:
+        made.append(Answering(tmp_path / name, *answers, seconds=seconds))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def fleet_of(tmp_path: Path, *names: str) -> Fleet:
+    return Fleet([NodeConfig(name, str(tmp_path / name)) for name in names])
+
+
+@pytest.mark.parametrize("wrong", [(500, b'{"error": "broken"}'), (200, b"<html>somebody else</html>")])
+def test_a_node_that_answers_wrongly_takes_no_other_with_it(
+    tmp_path: Path, answering: Callable[..., Answering], wrong: tuple[int, bytes]
+) -> None:
+    answering("a", told(gpu("a", 10)))
+    answering("b", wrong)
+    view = asyncio.run(fleet_of(tmp_path, "a", "b").gpus())
+    assert [each["node"] for each in view.gpus] == ["a"]
+    assert list(view.away) == ["b"]
+
+
+def test_one_daemon_with_two_names_is_there_once(tmp_path: Path, answering: Callable[..., Answering]) -> None:
+    same = told(gpu("a", 10))
+    answering("a", same)
+    answering("b", same)
+    assert [each["node"] for each in asyncio.run(fleet_of(tmp_path, "a", "b").gpus()).gpus] == ["a"]
+
+
+def test_who_keeps_the_asker_waiting_is_left_alone_for_a_while_and_then_asked_by_one(
+    tmp_path: Path, answering: Callable[..., Answering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "SLOW_S", 0.1)
+    monkeypatch.setattr(fleet_module, "REST_S", 0.5)
+    answering("a", told(gpu("a", 10)))
+    slow = answering("b", (200, b"not yet"), (200, b"not yet"), told(gpu("b", 10)), seconds=0.2)
+    fleet = fleet_of(tmp_path, "a", "b")
+
+    async def story() -> None:
+        assert list((await fleet.gpus()).away) == ["b"]
+        assert list((await fleet.gpus()).away) == ["b"]
+        assert len(slow.asked) == 1
+        await asyncio.sleep(0.6)
+        await asyncio.gather(*(fleet.gpus() for _ in range(5)))
+        assert len(slow.asked) == 2
+        await asyncio.sleep(0.6)
+        assert (await fleet.gpus()).away == {}
+
+    asyncio.run(story())
+
+
+def test_a_node_that_was_faster_taken_is_not_the_last_that_is_asked(
+    tmp_path: Path, answering: Callable[..., Answering]
+) -> None:
+    first = answering("a", told(gpu("a", 60)), (409, b'{"error": "no room"}'))
+    second = answering("b", told(gpu("b", 20)), (201, b'{"id": "t"}'))
+    quota = Quota(8 * GIB, 25)
+    made = asyncio.run(fleet_of(tmp_path, "a", "b").place(quota, {"name": "alice/"}, Packing.SPREAD))
+    assert made == {"id": "t", "node": "b"}
+    assert first.asked[1:] == second.asked[1:] == ["POST /api/tenants"]
+
+
+def test_where_no_node_has_room_the_words_say_what_is_free(tmp_path: Path, answering: Callable[..., Answering]) -> None:
+    less = gpu("a", 2) | {"memory": {"total": 80 * GIB, "reserved": 78 * GIB, "free": 2 * GIB}}
+    less["cores"] = {"total": 100.0, "reserved": 0.0, "free": 100.0}
+    answering("a", told(less))
+    quota, body = Quota(8 * GIB, 25), {"name": "alice/"}
+    with pytest.raises(DaemonError, match="2 GiB and 100 % of compute are free"):
+        asyncio.run(fleet_of(tmp_path, "a", "gone").place(quota, body, Packing.SPREAD))
+    with pytest.raises(DaemonError, match="a machine with GPUs does not answer now"):
+        asyncio.run(fleet_of(tmp_path, "a", "gone").place(Quota(90 * GIB, 25), body, Packing.SPREAD))

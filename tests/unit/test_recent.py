@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+import jupyter_vgpu_spawner.service.recent as recent_module
 import pytest
 from jupyter_vgpu_spawner.service.recent import Recent
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class Source:
@@ -22,19 +32,20 @@ class Source:
         return number
 
 
-async def _is_given_again_until_it_is_stale() -> None:
+async def _is_given_again_until_it_is_stale(clock: Clock) -> None:
     source = Source()
-    recent = Recent("it", source.ask, fresh=0.05, stale=0.2)
+    recent = Recent("it", source.ask, fresh=1, stale=3)
     assert [await recent.get(), await recent.get(), source.asked] == [1, 1, 1]
-    await asyncio.sleep(0.06)
+    clock.now += 2
     assert await recent.get() == 1  # and it is asked for behind the answer's back
-    await asyncio.sleep(0)
-    assert await recent.get() == 2
-    await asyncio.sleep(0.25)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [await recent.get(), source.asked] == [2, 2]
+    clock.now += 4
     assert await recent.get() == 3
 
 
-async def _what_is_forgotten_is_asked_for_anew_also_where_an_answer_is_on_its_way() -> None:
+async def _what_is_forgotten_is_asked_for_anew_also_where_an_answer_is_on_its_way(_: Clock) -> None:
     source = Source()
     recent = Recent("it", source.ask, fresh=10, stale=20)
     source.may_answer.clear()
@@ -49,7 +60,7 @@ async def _what_is_forgotten_is_asked_for_anew_also_where_an_answer_is_on_its_wa
     assert await recent.get() == 2
 
 
-async def _an_error_is_everybodys_and_not_kept() -> None:
+async def _an_error_is_everybodys_and_not_kept(_: Clock) -> None:
     answers = [OSError("away"), "back"]
 
     async def ask() -> str:
@@ -72,5 +83,9 @@ async def _an_error_is_everybodys_and_not_kept() -> None:
         _an_error_is_everybodys_and_not_kept,
     ],
 )
-def test_what_was_asked_a_moment_ago(story: object) -> None:
-    asyncio.run(story())  # type: ignore[operator]
+def test_what_was_asked_a_moment_ago(
+    story: Callable[[Clock], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(recent_module, "time", clock)
+    asyncio.run(story(clock))

@@ -217,8 +217,10 @@ class Dispatcher:
 
     async def _has_no_gpu(self, entry: Entry, was_asked: bool) -> None:
         """Its server runs; if it does so without a slice, the user is told."""
-        view = await self._fleet.tenants()
-        if entry.name not in view.names and not view.away:
+        view = await self._fleet.look()
+        # a node that does not answer may have it
+        is_unsure = bool(view.away) and entry.gpu not in {gpu["uuid"] for gpu in view.gpus}
+        if entry.name not in view.names and not is_unsure:
             if was_asked:
                 await self._move(entry, Stage.ENDED, _WITHOUT)
             elif not entry.words:

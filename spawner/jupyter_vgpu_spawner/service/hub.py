@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
+from ..nodes import TENANT_KEY
+
 PAGE = 200
 
 
@@ -22,11 +24,13 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HubUser:
-    """As the hub has it. servers: names of those that run, or are on their way up or down; None: it does not say."""
+    """As the hub has it. slices: ids that the user's servers say are theirs. unsure: names, as those of slices, of
+    servers that are on their way up or down, or of which the hub does not tell what they hold."""
 
     name: str
     groups: tuple[str, ...] = ()
-    servers: tuple[str, ...] | None = None
+    slices: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
 
 
 class HubApi:
@@ -97,8 +101,11 @@ class HubApi:
 
 
 def _user(model: dict[str, Any]) -> HubUser:
-    servers = tuple(model["servers"]) if "servers" in model else None
-    return HubUser(model["name"], tuple(model.get("groups", ())), servers)
+    servers = model.get("servers", {})
+    slices = tuple(each["state"].get(TENANT_KEY, "") for each in servers.values() if each.get("state"))
+    unsettled = [name for name, each in servers.items() if each["pending"] or not each.get("state")]
+    unsure = tuple(f"{model['name']}/{name}" for name in unsettled)
+    return HubUser(model["name"], tuple(model.get("groups", ())), slices, unsure)
 
 
 def _words(error: HTTPClientError) -> str:

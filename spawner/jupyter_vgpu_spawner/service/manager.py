@@ -22,7 +22,7 @@ from ..database import Change, Database, DatabaseError, Metered
 from ..fleet import Fleet, View
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
-from ..rules import DEFAULT_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
+from ..rules import DEFAULT_LABEL, HUB_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
 from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .orphans import Orphans
@@ -66,7 +66,7 @@ class Person:
 class State:
     """Everything, as of one moment; people: of `users` that there are those that were asked for.
 
-    troubles: what could not be had, in words. is_partial: users or hours lack.
+    troubles: what could not be had, in words; away: nodes that don't answer, and why. is_partial: users or hours lack.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -77,6 +77,7 @@ class State:
     users: int = 0
     troubles: list[str] = field(default_factory=list)
     is_partial: bool = False
+    away: dict[str, str] = field(default_factory=dict)
 
     @property
     def by_gpu(self) -> dict[str, list[Json]]:
@@ -93,10 +94,6 @@ class _Seen:
     metered: Mapping[str, Metered]
     rules: Mapping[str, Rule] | None
     changes: int
-
-    @property
-    def servers(self) -> dict[str, tuple[str, ...] | None]:
-        return {user.name: user.servers for user in self.users.values()}
 
 
 def _grouped(tenants: Iterable[Json], key: Callable[[Json], str | None]) -> dict[str, list[Json]]:
@@ -136,7 +133,7 @@ class Manager:
         """GPUs and slices alone, for a page: what changes from second to second."""
         troubles: list[str] = []
         view = await self._look_at_nodes(troubles, self._looked.get)
-        return State(self.nodes, view.gpus, view.tenants, view.maintenance, troubles=troubles)
+        return State(self.nodes, view.gpus, view.tenants, view.maintenance, troubles=troubles, away=view.away)
 
     async def page_state(self, pick: Pick) -> State:
         """What a page shows, with the users that `pick` takes of all; of the nodes as of some moments ago."""
@@ -162,7 +159,8 @@ class Manager:
         troubles += self._wrong_groups(groups)
         held = _grouped(view.tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in picked]
-        return State(self.nodes, view.gpus, view.tenants, view.maintenance, people, len(every), troubles, partial)
+        seen = (self.nodes, view.gpus, view.tenants, view.maintenance)
+        return State(*seen, people, len(every), troubles, partial, view.away)
 
     def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
         """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
@@ -188,7 +186,6 @@ class Manager:
         except DaemonError as error:
             troubles.append(str(error))
             return View()
-        troubles += [f"Node {name}: {words}" for name, words in view.away.items()]
         return view
 
     async def _look_at_hub(self, troubles: list[str]) -> tuple[list[HubUser], dict[str, Any]]:
@@ -283,15 +280,24 @@ class Manager:
         if not tenants:
             return
         seen = await self._see()
-        for tenant in self._orphans.look(tenants, seen.servers, time.monotonic()):
-            log.warning("%s has no server any more: its slice is removed", tenant["name"])
-            await self._fleet.ask(tenant, "DELETE")
+        await self._remove_orphans(tenants, seen)
         for tenant in tenants:
             try:
                 await self._look_after(tenant, seen)
             except Exception:  # the others are looked after
                 log.exception("looking after %s", tenant["name"])
             await asyncio.sleep(0)  # pages are answered in between
+
+    async def _remove_orphans(self, tenants: list[Json], seen: _Seen) -> None:
+        mine = [tenant for tenant in tenants if tenant["labels"].get(HUB_LABEL) == self.settings.hub]
+        held = {key for user in seen.users.values() for key in user.slices}
+        unsure = {name for user in seen.users.values() for name in user.unsure}
+        for tenant in self._orphans.look(mine, held, unsure, time.monotonic()):
+            log.warning("%s on %s has no server any more: its slice is removed", tenant["name"], tenant["node"])
+            try:
+                await self._fleet.ask(tenant, "DELETE")
+            except DaemonError as error:  # and is tried again
+                log.warning("the slice of %s on %s is not removed: %s", tenant["name"], tenant["node"], error)
 
     async def _see(self) -> _Seen:
         """For all tenants at once: asking for each would keep the hub busy with nothing else."""
@@ -390,32 +396,37 @@ class Manager:
                 raise Refused(error.status, str(error)) from error
         return resized
 
-    async def set_maintenance(self, message: str, closed: bool, actor: str, node: str = "") -> None:
-        """Tell everybody who has a slice on a node, or on any; closed: and give no new ones there."""
+    async def set_maintenance(self, message: str, closed: bool, actor: str, node: str = "") -> list[str]:
+        """Tell everybody who has a slice on a node, or on any; closed: and give no new ones there.
+
+        Returns where that was not done, in words. Raises Refused where nothing was.
+        """
         words = message.strip() + (" (no new slices)" if closed else "")
-        await self._maintain(actor, words, node, "PUT", {"message": message, "closed": closed})
+        return await self._maintain(actor, words, node, "PUT", {"message": message, "closed": closed})
 
-    async def end_maintenance(self, actor: str, node: str = "") -> None:
-        """All is as usual again."""
-        await self._maintain(actor, "over", node, "DELETE", None)
+    async def end_maintenance(self, actor: str, node: str = "") -> list[str]:
+        """All is as usual again. Returns and raises as set_maintenance does."""
+        return await self._maintain(actor, "over", node, "DELETE", None)
 
-    async def _maintain(self, actor: str, words: str, node: str, method: str, body: Json | None) -> None:
+    async def _maintain(self, actor: str, words: str, node: str, method: str, body: Json | None) -> list[str]:
         if node and node not in self.nodes:
             raise Refused(404, f"this hub has no node {node[:60]!r}; it has: {', '.join(self.nodes)}")
         wrong: dict[str, Refused] = {}
-        for name in [node] if node else self.nodes:
+        wanted = [node] if node else self.nodes
+        for name in wanted:
             try:
                 async with self.noted(actor, name, "maintenance", "", words):
                     await self._ask(name, method, MAINTENANCE_PATH, body)
             except Refused as error:
                 wrong[name] = error
-        if wrong:
-            said = "; ".join(f"{name}: {error}" if len(self.nodes) > 1 else str(error) for name, error in wrong.items())
-            raise Refused(max(error.status for error in wrong.values()), said)
+        said = [f"{name}: {error}" if len(self.nodes) > 1 else str(error) for name, error in wrong.items()]
+        if len(wrong) == len(wanted):
+            raise Refused(max(error.status for error in wrong.values()), "; ".join(said))
+        return said
 
     async def _ask(self, node: str, method: str, path: str, body: Json | None) -> None:
         try:
-            await self._fleet.client(node).arequest(method, path, body)
+            await self._fleet.request(node, method, path, body)
         except DaemonError as error:
             raise Refused(error.status, str(error)) from error
 

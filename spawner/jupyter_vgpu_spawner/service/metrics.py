@@ -33,7 +33,7 @@ class _StateCollector(Collector):
             if person.entitlement and person.entitlement.hours is not None:
                 allowed.add_metric([person.name], person.entitlement.hours)
         troubles = GaugeMetricFamily("jupyter_vgpu_troubles", "Parts that the service can't reach or read now")
-        troubles.add_metric([], len(self._state.troubles))
+        troubles.add_metric([], len(self._state.troubles) + len(self._state.away))
         yield from (slices, hours, allowed, troubles)
         if self._since is not None:
             waiting = GaugeMetricFamily("jupyter_vgpu_queue_servers", "Servers that wait for a GPU")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from jupyter_vgpu.api import Json
 
@@ -16,22 +16,13 @@ class Orphans:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
-    def look(self, tenants: Iterable[Json], servers: Mapping[str, Collection[str] | None], now: float) -> list[Json]:
-        """Those that are to be removed. now: seconds of a clock that only goes forward.
+    def look(self, slices: Iterable[Json], held: Collection[str], unsure: Collection[str], now: float) -> list[Json]:
+        """Those that are to be removed.
 
-        tenants: the slices of users, by the names that their servers' spawners gave. servers: names of a user's
-        servers, by user; None: not known. Who is not in it has none.
+        slices: that this hub made. held: ids of those that the hub's servers say are theirs. unsure: names of servers
+        that are on their way, or of which nothing is said; a slice of such a name may be theirs. now: seconds of a
+        clock that only goes forward.
         """
-        newest: dict[str, Json] = {}
-        every = list(tenants)
-        for tenant in sorted(every, key=lambda tenant: str(tenant["created"])):
-            newest[tenant["name"]] = tenant
-        lost = [tenant for tenant in every if tenant is not newest[tenant["name"]] or not _has_server(tenant, servers)]
-        self._since = {tenant["id"]: self._since.get(tenant["id"], now) for tenant in lost}
-        return [tenant for tenant in lost if now - self._since[tenant["id"]] >= ORPHAN_S]
-
-
-def _has_server(tenant: Json, servers: Mapping[str, Collection[str] | None]) -> bool:
-    user, _, server = tenant["name"].partition("/")
-    names = servers.get(user, ())
-    return names is None or server in names
+        lost = [each for each in slices if each["id"] not in held and each["name"] not in unsure]
+        self._since = {each["id"]: self._since.get(each["id"], now) for each in lost}
+        return [each for each in lost if now - self._since[each["id"]] >= ORPHAN_S]

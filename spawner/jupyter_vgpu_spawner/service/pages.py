@@ -173,15 +173,16 @@ class MaintenanceHandler(FormHandler):
         over, node = bool(self.get_body_argument("over", "")), self.get_body_argument("node", "")
         try:
             if over:
-                await self.manager.end_maintenance(self.actor, node)
+                troubles = await self.manager.end_maintenance(self.actor, node)
             else:
-                await self.manager.set_maintenance(message, closed, self.actor, node)
+                troubles = await self.manager.set_maintenance(message, closed, self.actor, node)
         except Refused as error:
             self.set_status(error.status)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
         where = f" on {node}" if node else ""
-        await self.show(f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told.")
+        told = f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told."
+        await self.show(told, [f"But not on {words}" for words in troubles])
 
 
 class StopHandler(FormHandler):

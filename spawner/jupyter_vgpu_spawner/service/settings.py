@@ -26,13 +26,15 @@ WRITE_SCOPE = "custom:vgpu:write"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """nodes: see `as_settings`. slices: keys of those that may be chosen; empty: the quota itself is the one.
+    """nodes: see `as_settings`. hub: see `vgpu_hub`.
 
     limits: arguments of `bounds_of`; None where the config computes them for each user, so that nobody else can.
+    slices: keys of those that may be chosen; empty: the quota itself is the one.
     """
 
     db_url: str
     nodes: Sequence[Mapping[str, str]]
+    hub: str
     limits: Mapping[str, Any] | None
     slices: Sequence[str] = ()
     hours: float | None = None
