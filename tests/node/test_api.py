@@ -103,7 +103,7 @@ def test_malformed_http_hurts_nobody(node: Node, data: bytes) -> None:
 
 def test_the_admin_socket_is_the_admins_and_a_tenants_is_for_one_answer(node: Node) -> None:
     tenant = node.tenant()
-    assert os.stat(node.client.path).st_mode & 0o077 == 0
+    assert os.stat(node.client.where).st_mode & 0o077 == 0
     inside = Client(f"{tenant['launch']['directory']}/vgpu.sock")
     assert inside.request("GET", "/api/slice")["id"] == tenant["id"]
     for method, url in [
@@ -193,7 +193,7 @@ def test_ending_the_daemon_ends_the_guard_when_no_slice_is_left(node: Node) -> N
     node.process.terminate()
     assert node.process.wait(15) == 0
     wait_until(lambda: not os.path.exists(f"/proc/{guard}"), 5, "the guard ended too")
-    assert not node.client.path.exists()
+    assert not os.path.exists(node.client.where)
 
 
 def test_a_daemon_that_finds_no_gpu_says_what_to_do(tmp_path: Any) -> None:
