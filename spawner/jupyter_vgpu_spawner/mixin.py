@@ -134,7 +134,7 @@ class VGPUMixin(Queueing):
         low = offer.balance.is_low(self.gpu_hours_warning)
         return str(form) + page.render(
             field=FIELD,
-            none=NO_GPU,
+            no_gpu=NO_GPU,
             lines=lines,
             selected=selected,
             trouble=trouble,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ def test_the_spawn_page_offers_what_is_allowed_and_shows_what_is_free(hub: Hub, 
     page = hub.user("alice").spawn_page()
     assert "in use by others: 1 GiB and 40 % of compute are free" in page
     assert page.count("disabled aria-describedby") == 2
+
+
+def test_what_the_form_sends_is_what_is_taken(hub: Hub, node: Node) -> None:
+    alice = hub.user("alice")
+    sent = re.findall(r'name="gpu_slice"[^>]* value="([^"]*)"', alice.spawn_page())
+    assert sent == ["1GiB-25", "2GiB-50", "4GiB-50", "none"]
+    alice.spawn(sent[-1])
+    assert tenants(node) == []
+    alice.stop()
 
 
 def test_a_server_lives_in_its_slice_and_the_slice_ends_with_it(hub: Hub, node: Node) -> None:
