@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 Json = dict[str, Any]
 
-MAINTENANCE_PATH = "/api/maintenance"
+MAINTENANCE_PATH, BOARDS_PATH = "/api/maintenance", "/api/boards"
 CONNECT_S = 3.0
 """So long another machine has to take a connection: one that is down does not say so."""
 
@@ -26,6 +26,11 @@ CONNECT_S = 3.0
 def tenant_path(key: str) -> str:
     """Of a tenant in the daemon's API, by id or name; a name may hold anything."""
     return f"/api/tenants/{quote(key, safe='')}"
+
+
+def board_path(key: str) -> str:
+    """Of a notice board, by id or name."""
+    return f"{BOARDS_PATH}/{quote(key, safe='')}"
 
 
 class DaemonError(RuntimeError):

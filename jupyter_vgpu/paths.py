@@ -9,6 +9,10 @@ ADMIN_SOCKET = "vgpud.sock"
 TENANT_SOCKET = "vgpu.sock"
 ENV_RUN_DIR = "VGPU_RUN_DIR"
 ENV_SLICE_DIR = "VGPU_SLICE_DIR"
+ENV_BOARD_DIR = "VGPU_BOARD_DIR"
+"""Where the notice board of a server without a slice is."""
+ENV_QUEUE_URL = "VGPU_QUEUE_URL"
+"""The queue's page, where the hub has one; without the host."""
 
 
 def default_run_dir() -> Path:

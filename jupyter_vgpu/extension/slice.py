@@ -6,15 +6,17 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from jupyter_server.utils import ensure_async
 
-from .. import hours
-from ..client import DaemonAway, DaemonError
+from .. import hours, turn
+from ..client import Client, DaemonAway, DaemonError
 from ..idle import Action, IdleRule
 from ..inside import NoSlice, slice_client
+from ..paths import ENV_BOARD_DIR, ENV_QUEUE_URL, TENANT_SOCKET
 from .attribution import Json, Owner, attribute, owner_of, owners_of_kernels
 from .explain import Involved, explain, involved
 from .rests import Rests
@@ -47,9 +49,8 @@ class Slice:
         except NoSlice:
             if "JUPYTERHUB_API_TOKEN" not in os.environ:
                 return nothing("not-under-hub", "This server was not started by a hub that shares GPUs.")
-            return nothing(
-                "no-slice", "This server was started without a GPU. To get one, stop it and choose a GPU slice."
-            )
+            without = "This server was started without a GPU. To get one, stop it and choose a GPU slice."
+            return nothing("no-slice", without) | await _notices()
         try:
             view: Json = await client.arequest("GET", "/api/slice")
         except DaemonAway:
@@ -71,6 +72,7 @@ class Slice:
             "holders": holders,
             "idle": self._idle(view, holders, now),
             "hours": hours.told(view["labels"]),
+            "queue": _queue(view["labels"]),
         }
 
     def _who(self, view: Json, owners: dict[int, Owner]) -> tuple[list[Json], list[Json]]:
@@ -122,6 +124,25 @@ class Slice:
         for name, terminal in terminals.items():
             owners[terminal.ptyproc.pid] = Owner("terminal", f"Terminal {name}", None, name)
         return owners
+
+
+async def _notices() -> Json:
+    """What the hub says to a server without a slice; empty where there is no board to say it on."""
+    board = os.environ.get(ENV_BOARD_DIR)
+    if not board:
+        return {}
+    try:
+        said: Json = await Client(Path(board) / TENANT_SOCKET, TIMEOUT_S).arequest("GET", "/api/notices")
+    except DaemonError:  # the daemon is away: nothing new is known
+        return {}
+    return {"queue": _queue(said["labels"])}
+
+
+def _queue(labels: Mapping[str, str]) -> Json | None:
+    """Where this user stands in the hub's queue; None: nowhere. url: of the queue's page."""
+    told = turn.told(labels)
+    url = os.environ.get("JUPYTERHUB_HOST", "") + os.environ.get(ENV_QUEUE_URL, "")
+    return told | {"url": url or None} if told else None
 
 
 def _kernel_pid(manager: Any, kernel: str) -> int | None:

@@ -22,9 +22,17 @@ from .. import __version__
 from ..client import Tls
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
 from ..quotas import QuotaError, parse_memory
+from .boards import Boards
 from .gpus import NoGpu, discover, emulate, label
 from .guard import GuardError
-from .handlers import admin_application, metrics_application, serve, serve_tcp, tenant_application
+from .handlers import (
+    admin_application,
+    board_application,
+    metrics_application,
+    serve,
+    serve_tcp,
+    tenant_application,
+)
 from .manager import Limits, Manager
 from .metrics import registry
 from .placement import Strategy
@@ -304,16 +312,21 @@ class NodeApp(JupyterApp):
             self.force_shim_tier,
             Strategy(self.placement),
         )
+        store = Store(Path(self.data_dir_path) / "vgpud.sqlite")
         manager = Manager(
             run_dir,
-            Store(Path(self.data_dir_path) / "vgpud.sqlite"),
+            store,
             gpus,
             limits,
             lambda tenant_id, path: serve(tenant_application(manager, tenant_id), str(path), 0o666),
         )
         manager.start()
+        boards = Boards(
+            run_dir, store, lambda board_id, path: serve(board_application(manager, boards, board_id), str(path), 0o666)
+        )
+        boards.start()
         metrics = registry(manager)
-        admin = admin_application(manager, metrics)
+        admin = admin_application(manager, boards, metrics)
         stops = [
             serve(admin, str(run_dir / ADMIN_SOCKET), 0o600),
             serve_tcp(admin, api_sockets, tls),
@@ -325,7 +338,7 @@ class NodeApp(JupyterApp):
         self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
         await ended.wait()
         sampler.cancel()
-        for stop in stops:
+        for stop in [*stops, boards.stop]:
             stop()
         (run_dir / ADMIN_SOCKET).unlink(missing_ok=True)
         manager.stop()

@@ -15,6 +15,7 @@ from tornado.netutil import bind_unix_socket
 
 from ..api import Json, Refused, json_object
 from ..quotas import Quota, QuotaError
+from .boards import Boards
 from .manager import Manager
 from .views import of_maintenance
 
@@ -125,6 +126,43 @@ class LabelsHandler(ApiHandler):
         self.finish(self.manager.label(key, json_object(self.request.body)))
 
 
+class _OfBoards(ApiHandler):
+    def initialize(self, manager: Manager, boards: Boards | None = None) -> None:
+        super().initialize(manager)
+        assert boards  # noqa: S101 (as the routes say)
+        self.boards = boards
+
+
+class BoardsHandler(_OfBoards):
+    """POST {name, labels}: a notice board for a server without a slice."""
+
+    def get(self) -> None:
+        self.finish({"boards": [self.boards.describe(board) for board in self.boards.boards.values()]})
+
+    def post(self) -> None:
+        data = self.body({"name": str, "labels": dict})
+        if "name" not in data:
+            raise Refused(400, "name is missing: a notice board has one")
+        self.set_status(201)
+        self.finish(self.boards.create(data["name"], data.get("labels", {})))
+
+
+class BoardHandler(_OfBoards):
+    def get(self, key: str) -> None:
+        self.finish(self.boards.describe(self.boards.find(key)))
+
+    def delete(self, key: str) -> None:
+        self.boards.remove(key)
+        self.set_status(204)
+
+
+class BoardLabelsHandler(_OfBoards):
+    """PATCH {name: text}; null takes a label away."""
+
+    def patch(self, key: str) -> None:
+        self.finish(self.boards.label(key, json_object(self.request.body)))
+
+
 class GpusHandler(ApiHandler):
     def get(self) -> None:
         said = of_maintenance(self.manager.maintenance)
@@ -178,14 +216,29 @@ class SliceHandler(ApiHandler):
         self.finish(self.manager.describe(self.manager.find(self.tenant_id)))
 
 
-def admin_application(manager: Manager, registry: CollectorRegistry) -> web.Application:
+class NoticesHandler(_OfBoards):
+    """What who looks at a board may know: what is said on it."""
+
+    def initialize(self, manager: Manager, boards: Boards | None = None, board_id: str = "") -> None:
+        super().initialize(manager, boards)
+        self.board_id = board_id
+
+    def get(self) -> None:
+        self.finish({"labels": dict(self.boards.find(self.board_id).labels)})
+
+
+def admin_application(manager: Manager, boards: Boards, registry: CollectorRegistry) -> web.Application:
     """Everything; its socket is for the node's admin alone."""
     MetricsHandler.registry = registry
     arguments = {"manager": manager}
+    of_boards = {"manager": manager, "boards": boards}
     routes: list[tuple[str, Callable[..., Any], Json]] = [
         (r"/api/tenants", TenantsHandler, arguments),
         (r"/api/tenants/([^/]+)/labels", LabelsHandler, arguments),
         (r"/api/tenants/(.+)", TenantHandler, arguments),
+        (r"/api/boards", BoardsHandler, of_boards),
+        (r"/api/boards/([^/]+)/labels", BoardLabelsHandler, of_boards),
+        (r"/api/boards/(.+)", BoardHandler, of_boards),
         (r"/api/gpus", GpusHandler, arguments),
         (r"/api/maintenance", MaintenanceHandler, arguments),
         (r"/api/health", HealthHandler, arguments),
@@ -205,6 +258,13 @@ def tenant_application(manager: Manager, tenant_id: str) -> web.Application:
     """One tenant's view of itself."""
     arguments = {"manager": manager}
     return _application([(r"/api/slice", SliceHandler, arguments | {"tenant_id": tenant_id})], arguments)
+
+
+def board_application(manager: Manager, boards: Boards, board_id: str) -> web.Application:
+    """What is said on one notice board."""
+    arguments = {"manager": manager}
+    of_board = {"manager": manager, "boards": boards, "board_id": board_id}
+    return _application([(r"/api/notices", NoticesHandler, of_board)], arguments)
 
 
 def _application(routes: list[tuple[str, Callable[..., Any], Json]], arguments: Json) -> web.Application:

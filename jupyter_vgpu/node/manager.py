@@ -22,6 +22,7 @@ from . import views
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
+from .labels import changed, check_labels, check_name
 from .live import Live
 from .page import PageState, SlicePage
 from .placement import NoRoom, Room, Strategy, place
@@ -31,9 +32,7 @@ from .store import Maintenance, Store, Tenant, timestamp
 
 log = logging.getLogger("vgpud")
 
-NAME_MAX = 200
 MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
-LABELS_MAX, LABEL_LENGTH = 16, 255
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -172,9 +171,8 @@ class Manager:
         _check_ceiling(quota, ceiling)
         if self.maintenance and self.maintenance.closed:
             raise Refused(409, f"this node gives no new slices now: {self.maintenance.message}")
-        if not name or len(name) > NAME_MAX or not name.isprintable():
-            raise Refused(400, f"name={name[:40]!r} can't name a tenant: give 1 to {NAME_MAX} printable characters")
-        _check_labels(labels or {})
+        check_name(name)
+        check_labels(labels or {})
         if any(tenant.name == name for tenant in self._promised()):
             raise Refused(409, f"tenant {name!r} exists already: remove it first, or choose another name")
         try:
@@ -227,8 +225,7 @@ class Manager:
     def label(self, key: str, changes: Mapping[str, str | None]) -> Json:
         """Add or change what its maker says of it; None takes a label away."""
         tenant = self.find(key)
-        labels = {name: text for name, text in {**tenant.labels, **changes}.items() if text is not None}
-        _check_labels(labels)
+        labels = changed(tenant.labels, changes)
         self._store.set_labels(tenant.id, labels)
         self.tenants[tenant.id] = replace(tenant, labels=labels)
         return self.describe(self.tenants[tenant.id])
@@ -405,13 +402,6 @@ class Manager:
 
         rooms = {room.uuid: room for room in self.rooms()}
         return [views.of_gpu(gpu, rooms[gpu.uuid], here(gpu), self.maintenance) for gpu in self.gpus]
-
-
-def _check_labels(labels: Mapping[str, object]) -> None:
-    """Raises Refused."""
-    texts = [*labels, *labels.values()]
-    if len(labels) > LABELS_MAX or not all(isinstance(text, str) and len(text) <= LABEL_LENGTH for text in texts):
-        raise Refused(400, f"labels: give up to {LABELS_MAX} texts by name, of up to {LABEL_LENGTH} characters each")
 
 
 def _check_ceiling(quota: Quota, ceiling: Quota | None) -> None:

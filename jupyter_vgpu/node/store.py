@@ -35,6 +35,16 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class Board:
+    """Of a server without a slice. labels: what is said on it."""
+
+    id: str
+    name: str
+    created: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Maintenance:
     """What the admin tells everybody on the node. closed: no new slices meanwhile. since: seconds since 1970."""
 
@@ -82,6 +92,15 @@ class _Row(_Base):
         )
 
 
+class _BoardRow(_Base):
+    __tablename__ = "boards"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    created: Mapped[str] = mapped_column(String(32))
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+
+
 class _MaintenanceRow(_Base):
     """One row, or none."""
 
@@ -94,7 +113,7 @@ class _MaintenanceRow(_Base):
 
 
 class Store:
-    """Tenants, and the node's maintenance. Each change is one transaction, on disk when the call returns."""
+    """Tenants, notice boards, and maintenance. Each change is one transaction, on disk when the call returns."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,6 +171,23 @@ class Store:
     def remove(self, tenant_id: str) -> None:
         with Session(self._engine) as session, session.begin():
             session.delete(session.get_one(_Row, tenant_id))
+
+    def boards(self) -> list[Board]:
+        with Session(self._engine) as session:
+            rows = session.scalars(select(_BoardRow))
+            return [Board(row.id, row.name, row.created, row.labels) for row in rows]
+
+    def add_board(self, board: Board) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(_BoardRow(id=board.id, name=board.name, created=board.created, labels=dict(board.labels)))
+
+    def set_board_labels(self, board_id: str, labels: Mapping[str, str]) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.get_one(_BoardRow, board_id).labels = dict(labels)
+
+    def remove_board(self, board_id: str) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.delete(session.get_one(_BoardRow, board_id))
 
     def maintenance(self) -> Maintenance | None:
         """None: the node is as usual."""

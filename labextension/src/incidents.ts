@@ -3,6 +3,7 @@ import {
   IIdle,
   IMaintenance,
   IOwner,
+  IQueue,
   IQuota,
   IRefusal,
   IRest,
@@ -19,7 +20,8 @@ export type Incident =
   | { kind: 'ended'; name: string; seconds: number }
   | { kind: 'hours'; hours: IHours }
   | { kind: 'maintenance'; maintenance: IMaintenance | null }
-  | { kind: 'slowed'; cores: number };
+  | { kind: 'slowed'; cores: number }
+  | { kind: 'queue'; queue: IQueue | null };
 
 /** Before the first answer it may have happened while the page was loading. */
 const NEWS_S = 30;
@@ -130,6 +132,24 @@ export class Slowness {
   private _cores: number | null = null;
   private _since = -Infinity;
   private _told = -Infinity;
+}
+
+/** Whoever waits knows it; that the turn has come, has passed or that nothing came of it is told. Null: it is over. */
+export function turnOf(
+  before: IQueue | null,
+  after: IQueue | null
+): Incident[] {
+  const isTold = (queue: IQueue | null): boolean =>
+    queue !== null && queue.stage !== 'waiting';
+  const isSame =
+    before?.server === after?.server &&
+    before?.stage === after?.stage &&
+    before?.until === after?.until &&
+    before?.words === after?.words;
+  if (isSame || !(isTold(before) || isTold(after))) {
+    return [];
+  }
+  return [{ kind: 'queue', queue: isTold(after) ? after : null }];
 }
 
 /** Compare two answers. `known`: the last one that told of a slice, null when there was none. */

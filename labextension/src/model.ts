@@ -4,14 +4,15 @@ import { VDomModel } from '@jupyterlab/ui-components';
 import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { compare, Incident, Slowness } from './incidents';
-import { fetchUsage, ISlice, Usage } from './request';
+import { compare, Incident, Slowness, turnOf } from './incidents';
+import { fetchUsage, IQueue, ISlice, Usage } from './request';
 import { localise } from './words';
 
 /** While only the status bar is looked at it is asked for half as often. */
 const BAR_FACTOR = 2;
-/** A server without a slice gets none while it runs. */
+/** A server without a slice gets none while it runs; it may be told of its user's turn. */
 const NEVER_MS = 60000;
+const NEWS_MS = 5000;
 const BACKOFF_MAX_MS = 30000;
 /** What was in use is kept for so long. */
 export const HISTORY_S = 120;
@@ -107,7 +108,8 @@ export class SliceModel extends VDomModel {
     const reason = this._usage?.kind === 'none' ? this._usage.reason : null;
     const never = reason === 'no-slice' || reason === 'not-under-hub';
     const wanted = this._shown ? this._panelMs : BAR_FACTOR * this._panelMs;
-    const interval = never ? NEVER_MS : wanted;
+    const rests = this._usage?.queue === undefined ? NEVER_MS : NEWS_MS;
+    const interval = never ? rests : wanted;
     if (interval !== this._poll.frequency.interval) {
       this._poll.frequency = { ...this._poll.frequency, interval };
     }
@@ -116,6 +118,10 @@ export class SliceModel extends VDomModel {
   private _take(usage: Usage): void {
     const now = Date.now() / 1000;
     const incidents = compare(this._known, usage);
+    if (usage.queue !== undefined) {
+      incidents.push(...turnOf(this._queue, usage.queue));
+      this._queue = usage.queue;
+    }
     this._usage = usage;
     this._setPace();
     if (usage.kind === 'slice') {
@@ -138,6 +144,7 @@ export class SliceModel extends VDomModel {
   private _panelMs = 1000;
   private _usage: Usage | null = null;
   private _known: ISlice | null = null;
+  private _queue: IQueue | null = null;
   private _history: ISample[] = [];
   private _slowness = new Slowness();
   private _warnAt = 0.8;

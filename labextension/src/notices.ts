@@ -4,7 +4,7 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { Actions } from './actions';
 import { identity, Incident } from './incidents';
 import { SliceModel } from './model';
-import { IRefusal } from './request';
+import { IQueue, IRefusal } from './request';
 import { incidentText, wayText } from './words';
 
 const CALM_MS = 15000;
@@ -36,6 +36,8 @@ export class Notices {
     const text = incidentText(incident, this._trans);
     if (incident.kind === 'refused') {
       this._tellRefusal(incident.refusal, text);
+    } else if (incident.kind === 'queue') {
+      this._tellTurn(incident.queue, text);
     } else if (incident.kind === 'hours' || incident.kind === 'maintenance') {
       this._tellState(incident, text);
     } else if (incident.kind === 'rests' || incident.kind === 'ended') {
@@ -62,6 +64,28 @@ export class Notices {
       ? Notification.info(message, { autoClose: CALM_MS })
       : Notification.warning(message, { autoClose: false });
     this._states.set(incident.kind, id);
+  }
+
+  private _tellTurn(queue: IQueue | null, message: string): void {
+    const last = this._states.get('queue');
+    if (last !== undefined) {
+      Notification.dismiss(last);
+    }
+    if (queue) {
+      const { url } = queue;
+      const actions = url
+        ? [
+            {
+              label: this._trans.__('To the Queue'),
+              callback: () => {
+                window.open(url, '_blank', 'noopener');
+              }
+            }
+          ]
+        : [];
+      const id = Notification.warning(message, { actions, autoClose: false });
+      this._states.set('queue', id);
+    }
   }
 
   private _tellRefusal(refusal: IRefusal, message: string): void {

@@ -6,13 +6,14 @@ import { formatBytes, formatPercent } from './format';
 import { Holders, IRowActions } from './holders';
 import { levelOf } from './level';
 import { HISTORY_S, ISample, SliceModel } from './model';
-import { INone, IRefusal, ISlice } from './request';
+import { INone, IQueue, IRefusal, ISlice } from './request';
 import { Trend } from './trend';
 import {
   adviceText,
   hoursText,
   maintenanceText,
   noneText,
+  queueText,
   refusalText,
   tierText,
   wayText
@@ -84,7 +85,27 @@ function Nothing(props: {
     <div className="jp-vgpu-Note">
       <h2>{titles[none.reason]}</h2>
       <p>{noneText(none, trans)}</p>
+      <Queue queue={none.queue ?? null} trans={trans} />
     </div>
+  );
+}
+
+function Queue(props: {
+  queue: IQueue | null;
+  trans: TranslationBundle;
+}): React.ReactElement | null {
+  const { queue, trans } = props;
+  return (
+    queue && (
+      <p role="status" className="jp-vgpu-Queue">
+        {queueText(queue, trans)}{' '}
+        {queue.url && (
+          <a href={queue.url} target="_blank" rel="noreferrer">
+            {trans.__('To the Queue')}
+          </a>
+        )}
+      </p>
+    )
   );
 }
 
@@ -105,6 +126,7 @@ function Slice(props: {
           {maintenanceText(slice.maintenance, trans)}
         </p>
       )}
+      <Queue queue={slice.queue} trans={trans} />
       <Usage
         label={trans.__('Memory')}
         value={usage.memory}

@@ -92,6 +92,23 @@ export interface IMaintenance {
   since: number;
 }
 
+/** Where a server of this user stands in the hub's queue for a GPU. */
+export interface IQueue {
+  /** Which one; the default one's name is empty. */
+  server: string;
+  /** Called: its room is kept. Ended: it got no GPU, and the words say why. */
+  stage: 'waiting' | 'called' | 'ended';
+  /** 1 is next. */
+  number: number;
+  /** Half of such waits are shorter; null: that can't be told. */
+  minutes: number | null;
+  /** So long its room is kept while it runs without a GPU; null: it is being started, or waits. */
+  until: number | null;
+  words: string;
+  /** The queue's page. */
+  url: string | null;
+}
+
 /** The server's slice. */
 export interface ISlice {
   kind: 'slice';
@@ -109,6 +126,8 @@ export interface ISlice {
   hours: IHours | null;
   /** Null: all is as usual. */
   maintenance: IMaintenance | null;
+  /** Null: nothing of this user waits. */
+  queue: IQueue | null;
   /** Processes that use the GPU without the shim, where that is what holds them. */
   outside: number[];
 }
@@ -118,6 +137,8 @@ export interface INone {
   kind: 'none';
   reason: 'no-slice' | 'not-under-hub' | 'daemon-away' | 'server-away';
   message: string;
+  /** As in a slice; undefined: nobody tells this server of it. */
+  queue?: IQueue | null;
 }
 
 export type Usage = ISlice | INone;

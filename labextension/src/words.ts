@@ -8,6 +8,7 @@ import {
   IMaintenance,
   INone,
   IOwner,
+  IQueue,
   IQuota,
   IRefusal,
   IRest,
@@ -174,7 +175,45 @@ export function incidentText(
         'Your programs want more compute than the %1 of your GPU slice, and are slowed down to it.',
         formatPercent(incident.cores)
       );
+    case 'queue':
+      return incident.queue ? queueText(incident.queue, trans) : '';
   }
+}
+
+/** Where a server of this user stands in the queue. */
+export function queueText(queue: IQueue, trans: TranslationBundle): string {
+  switch (queue.stage) {
+    case 'waiting':
+      return waitText(queue, trans);
+    case 'called':
+      return calledText(queue, trans);
+    case 'ended':
+      return trans.__('You got no GPU: %1', queue.words);
+  }
+}
+
+function waitText(queue: IQueue, trans: TranslationBundle): string {
+  const place = trans.__(
+    'You are number %1 in the queue for a GPU.',
+    queue.number
+  );
+  return queue.minutes === null
+    ? place
+    : `${place} ${trans.__('As likely as not it is your turn within %1.', formatTime(60 * queue.minutes, trans))}`;
+}
+
+function calledText(queue: IQueue, trans: TranslationBundle): string {
+  if (queue.until === null) {
+    return trans.__('It is your turn for a GPU: the server is being started.');
+  }
+  const until = new Date(queue.until * 1000).toLocaleTimeString([], {
+    hour: '2-digit',
+    minute: '2-digit'
+  });
+  return trans.__(
+    'A GPU is kept for you until %1. Save your work and stop your server: it starts again with the GPU.',
+    until
+  );
 }
 
 /** What the admin says. */

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { compare, Slowness } from '../src/incidents';
-import { IHours, IIdle, IRefusal, ISlice } from '../src/request';
+import { compare, Slowness, turnOf } from '../src/incidents';
+import { IHours, IIdle, IQueue, IRefusal, ISlice } from '../src/request';
 
 const NOW = 1000;
 const TRAIN = {
@@ -44,6 +44,7 @@ function slice(
     idle: null,
     hours: null,
     maintenance: null,
+    queue: null,
     outside: []
   };
 }
@@ -182,4 +183,29 @@ test('compute that is used up for a minute is told of once', () => {
 test('no slice, nothing to tell', () => {
   const none = { kind: 'none', reason: 'daemon-away', message: '' } as const;
   assert.deepEqual(compare(slice(), none), []);
+});
+
+test('who waits knows it; that it is the turn, and that it is over, is told once', () => {
+  const waiting: IQueue = {
+    server: '',
+    stage: 'waiting',
+    number: 2,
+    minutes: 10,
+    until: null,
+    words: '',
+    url: null
+  };
+  const called: IQueue = { ...waiting, stage: 'called', number: 0 };
+  const kept = { ...called, until: 2000 };
+  const ended: IQueue = { ...called, stage: 'ended', words: 'no' };
+  const over = { kind: 'queue', queue: null };
+  assert.deepEqual(turnOf(null, waiting), []);
+  assert.deepEqual(turnOf(waiting, { ...waiting, number: 1 }), []);
+  assert.deepEqual(turnOf(waiting, null), []);
+  assert.deepEqual(turnOf(waiting, called), [{ kind: 'queue', queue: called }]);
+  assert.deepEqual(turnOf(called, called), []);
+  assert.deepEqual(turnOf(called, kept), [{ kind: 'queue', queue: kept }]);
+  assert.deepEqual(turnOf(kept, ended), [{ kind: 'queue', queue: ended }]);
+  assert.deepEqual(turnOf(kept, waiting), [over]);
+  assert.deepEqual(turnOf(ended, null), [over]);
 });

@@ -22,6 +22,7 @@ from .nodes import NodeConfig
 
 NATIVE = "/opt/vgpu"
 SLICE = "/run/vgpu/slice"
+BOARD = "/run/vgpu/board"
 EMULATED = "/run/vgpu/emulated"
 REMOVED_S = 30
 
@@ -87,7 +88,12 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
             if device := self._launch["emulated_device"]:
                 # the emulated card's device node, so to speak: programs write to it as to /dev/nvidia0
                 binds[device] = {"bind": f"{EMULATED}/{Path(device).name}", "mode": "rw"}
+        if self._board_dir:
+            binds[self._board_dir] = {"bind": BOARD, "mode": "ro"}
         return binds
+
+    def board_directory(self) -> str:
+        return BOARD
 
     def slice_environment(self) -> dict[str, str]:
         environment = super().slice_environment()

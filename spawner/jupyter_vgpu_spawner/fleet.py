@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError, board_path, tenant_path
 from jupyter_vgpu.quotas import Quota
 
 from .choices import why_not
@@ -29,11 +29,13 @@ REST_S = 5.0
 class View:
     """What the nodes have, as of one moment. Each GPU and tenant says its `node`.
 
-    maintenance: what is said on a node, by node; with the GPUs. away: why who does not answer.
+    boards: of servers without a slice. maintenance: what is said on a node, by node; with the GPUs. away: why who does
+    not answer.
     """
 
     gpus: list[Json] = field(default_factory=list)
     tenants: list[Json] = field(default_factory=list)
+    boards: list[Json] = field(default_factory=list)
     maintenance: dict[str, Json] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
 
@@ -78,6 +80,10 @@ class Fleet:
 
     async def look(self) -> View:
         return await self._look("gpus", "tenants")
+
+    async def servers(self) -> View:
+        """Tenants, and boards of who has no slice."""
+        return await self._look("tenants", "boards")
 
     async def find(self, key: str) -> Json:
         """A tenant by name or id; of two of one name the newer. Raises DaemonError."""
@@ -127,8 +133,9 @@ class Fleet:
             log.warning("the slice of %s on %s is not removed: %s", found["name"], node, error)
 
     async def ask(self, tenant: Mapping[str, Any], method: str, what: str = "", body: Json | None = None) -> Any:
-        """Something of a tenant, on its own node. what: such as `/labels`. Raises DaemonError."""
-        return await self.request(tenant["node"], method, tenant_path(tenant["id"]) + what, body)
+        """Something of a tenant, or of a board, on its own node. what: such as `/labels`. Raises DaemonError."""
+        path = tenant_path if "quota" in tenant else board_path
+        return await self.request(tenant["node"], method, path(tenant["id"]) + what, body)
 
     async def every(self, method: str, path: str, body: Json | None = None) -> dict[str, Any]:
         """The same of each node: answers by node, a DaemonError for one that did not do it."""

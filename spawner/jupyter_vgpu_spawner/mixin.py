@@ -12,17 +12,19 @@ from jupyterhub.utils import maybe_future
 from tornado import web
 from traitlets import default
 
-from jupyter_vgpu.client import DaemonAway, DaemonError, tenant_path
+from jupyter_vgpu.client import BOARDS_PATH, DaemonAway, DaemonError, board_path, tenant_path
 from jupyter_vgpu.hours import Balance
 from jupyter_vgpu.idle import LABEL as IDLE_LABEL
+from jupyter_vgpu.paths import ENV_BOARD_DIR, ENV_QUEUE_URL
 from jupyter_vgpu.quotas import Quota, QuotaError
+from jupyter_vgpu.turn import Stage
 
 from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
 from .hours import Window, why_spent
-from .nodes import NODE_KEY, ONLY, TENANT_KEY, Packing
-from .queue_store import Entry, Stage
+from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
+from .queue_store import Entry
 from .queueing import Queueing
 from .rules import DEFAULT_LABEL, HUB_LABEL, USER_LABEL
 from .turns import is_possible
@@ -48,6 +50,8 @@ class VGPUMixin(Queueing):
     _node: str = ONLY
     _tenant: str | None = None
     _launch: Json | None = None
+    _board: str | None = None
+    _board_dir: str = ""
 
     # --- quota ---
 
@@ -185,12 +189,13 @@ class VGPUMixin(Queueing):
         self._node = self.fleet.home
         # what an earlier server left, whose end nobody saw
         await self.fleet.remove_all(self.tenant_name, self.vgpu_hub)
+        labels = {USER_LABEL: self.user.name} | ({HUB_LABEL: self.vgpu_hub} if self.vgpu_hub else {})
         if quota is None:
+            await self._open_board(labels)
             return
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
-        labels = {USER_LABEL: self.user.name, DEFAULT_LABEL: json.dumps(bounds.default.as_json())}
-        labels |= {HUB_LABEL: self.vgpu_hub} if self.vgpu_hub else {}
+        labels[DEFAULT_LABEL] = json.dumps(bounds.default.as_json())
         if rule := self.idle_rule():
             labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
@@ -205,20 +210,34 @@ class VGPUMixin(Queueing):
             raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
         self._node, self._tenant, self._launch = tenant["node"], tenant["id"], tenant["launch"]
 
+    async def _open_board(self, labels: Json) -> None:
+        """A server without a GPU hears by its notice board when its user's turn in the queue comes."""
+        if not self._queue:
+            return
+        try:
+            board = await self.fleet.request(
+                self._node, "POST", BOARDS_PATH, {"name": self.tenant_name, "labels": labels}
+            )
+        except DaemonError as error:  # it works without one
+            self.log.warning("no notice board for %s: %s", self.tenant_name, error)
+            return
+        self._board, self._board_dir = board["id"], board["directory"]
+
     def slice_owner(self) -> Json:
         """Fields that say who alone may enter the slice; a container's mount says it for itself."""
         return {}
 
     async def close_slice(self) -> None:
-        """Remove the tenant, if there is one. Safe to call again."""
+        """Remove the tenant, if there is one, or the notice board. Safe to call again."""
         tenant, self._tenant, self._launch = self._tenant, None, None
-        if tenant is None:
-            return
-        try:
-            await self.fleet.request(self._node, "DELETE", tenant_path(tenant))
-        except DaemonError as error:
-            if error.status != 404:
-                self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)
+        board, self._board, self._board_dir = self._board, None, ""
+        paths = [tenant_path(tenant)] if tenant else [board_path(board)] if board else []
+        for path in paths:
+            try:
+                await self.fleet.request(self._node, "DELETE", path)
+            except DaemonError as error:
+                if error.status != 404:
+                    self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)
 
     async def start(self) -> Any:
         """Open the slice, then start the server in it; a server that does not start leaves no slice."""
@@ -240,18 +259,28 @@ class VGPUMixin(Queueing):
 
     def get_state(self) -> Json:
         state: Json = super().get_state()
-        return state | {NODE_KEY: self._node} | ({TENANT_KEY: self._tenant} if self._tenant else {})
+        held = {TENANT_KEY: self._tenant, BOARD_KEY: self._board}
+        return state | {NODE_KEY: self._node} | {key: held_id for key, held_id in held.items() if held_id}
 
     def load_state(self, state: Json) -> None:
         super().load_state(state)
-        self._tenant, self._node = state.get(TENANT_KEY), self.fleet.known_as(state.get(NODE_KEY, ONLY))
+        self._tenant, self._board = state.get(TENANT_KEY), state.get(BOARD_KEY)
+        self._node = self.fleet.known_as(state.get(NODE_KEY, ONLY))
         if self._node not in self.fleet.configs:
             self.log.error("%s is on node %r, which this hub has no more", self.tenant_name, self._node)
 
     def get_env(self) -> dict[str, str]:
-        """The server's environment, with what a program in the slice needs."""
+        """The server's environment, with what a program in the slice needs, or who has none."""
         env: dict[str, str] = super().get_env()
+        if self._queue:
+            env[ENV_QUEUE_URL] = self._queue_url
+        if self._board_dir:
+            env[ENV_BOARD_DIR] = self.board_directory()
         return env | self.slice_environment() if self._launch else env
+
+    def board_directory(self) -> str:
+        """The notice board's, on the server's side."""
+        return self._board_dir
 
     def slice_environment(self) -> dict[str, str]:
         """What the launcher and the shim look at. Paths are those of the server's side."""

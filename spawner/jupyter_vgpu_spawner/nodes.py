@@ -18,8 +18,8 @@ from .turns import Space
 Json = dict[str, Any]
 ONLY = "node"
 """What the one node is called where the config names none."""
-NODE_KEY, TENANT_KEY = "vgpu_node", "vgpu_tenant"
-"""Of a spawner's state: where the server runs, and which slice is its."""
+NODE_KEY, TENANT_KEY, BOARD_KEY = "vgpu_node", "vgpu_tenant", "vgpu_board"
+"""Of a spawner's state: where the server runs, and which slice, or which notice board, is its."""
 
 
 class Packing(StrEnum):

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Engine, delete, func, select, update
@@ -14,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.turn import Stage
 
 from .tables import TEXT_MAX, LifetimeRow, QueueRow
 from .turns import Waiting
@@ -26,14 +26,6 @@ log = logging.getLogger("vgpu.queue")
 
 class TooMany(Exception):
     """The user has as many servers in the queue as may be; the message is for the user."""
-
-
-class Stage(StrEnum):
-    """`waiting`; `called`: its turn is now, and its room is kept; `ended`: without a GPU, the words say why."""
-
-    WAITING = "waiting"
-    CALLED = "called"
-    ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)

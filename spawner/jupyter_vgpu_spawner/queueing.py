@@ -14,6 +14,7 @@ from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
 from jupyter_vgpu.client import DaemonAway
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.turn import Stage
 
 from .choices import describe, why_not
 from .database import DatabaseError
@@ -21,7 +22,7 @@ from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, spawn_error
 from .fleet import Fleet, View, open_fleet
 from .limits import Limits
 from .nodes import Packing, parse_nodes
-from .queue_store import Entry, QueueStore, Stage, TooMany, promised
+from .queue_store import Entry, QueueStore, TooMany, promised
 from .turns import Line, Space, without
 
 Json = dict[str, Any]

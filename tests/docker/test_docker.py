@@ -16,7 +16,8 @@ from support.node import Node, wait_until
 for folder in ("hub", "docker"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 from engine import Engine  # noqa: E402
-from hub import Hub  # noqa: E402
+from hub import Hub, with_service  # noqa: E402
+from test_queue import choose  # noqa: E402
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -39,16 +40,37 @@ c.JupyterHub.hub_connect_ip = "{gateway}"
 """
 
 
+QUEUE = """
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, db_url="sqlite:///{root}/vgpu.sqlite")
+"""
+
+
 @pytest.fixture
 def hub(node: Node, engine: Engine) -> Iterator[Hub]:
+    made = Hub(node, config(node, engine))
+    yield made
+    stop(made, engine)
+
+
+@pytest.fixture
+def hub_with_queue(node: Node, engine: Engine) -> Iterator[Hub]:
+    made = with_service(node, config(node, engine) + QUEUE)
+    yield made
+    stop(made, engine)
+
+
+def config(node: Node, engine: Engine) -> str:
     shared = node.root / "shared"
     shared.mkdir()
     (shared / "data.txt").write_text("from the admin")
     network = engine.client.networks.get("bridge").attrs["IPAM"]["Config"][0]
     # an engine that has not used its bridge yet names the subnet only; the bridge has its first address
     gateway = network.get("Gateway") or str(next(ip_network(network["Subnet"]).hosts()))
-    made = Hub(node, CONFIG.format(image=engine.image(), shared=shared, gateway=gateway))
-    yield made
+    return CONFIG.format(image=engine.image(), shared=shared, gateway=gateway)
+
+
+def stop(made: Hub, engine: Engine) -> None:
     made.stop()
     for container in containers(engine):
         engine.client.api.remove_container(container, force=True)
@@ -106,6 +128,26 @@ def test_two_users_at_once_each_held_to_their_own_slice(hub: Hub, node: Node, en
     bob.stop()
     assert node.client.request("GET", "/api/tenants")["tenants"] == []
     wait_until(lambda: not containers(engine), 20, "the containers are gone")
+
+
+def test_a_container_without_a_gpu_hears_when_its_turn_comes(node: Node, hub_with_queue: Hub) -> None:
+    full = node.tenant("8G", 100, "somebody")
+    alice = hub_with_queue.user("alice")
+    choose(alice, "1GiB-25")
+    alice.spawn("none", 180)
+    kernel = alice.open_notebook("work.ipynb")["kernel"]["id"]
+    look = (
+        "import os; print(os.listdir('/run/vgpu'), os.path.exists('/opt/vgpu'), os.access('/run/vgpu/board', os.W_OK))"
+    )
+    assert alice.execute(kernel, look) == "['board'] False False\n"
+    wait_until(lambda: (alice.get("vgpu/slice").get("queue") or {}).get("number") == 1, 20, "she reads her place")
+    node.client.request("DELETE", f"/api/tenants/{full['id']}")
+    wait_until(lambda: alice.get("vgpu/slice")["queue"]["until"], 30, "and that it is her turn")
+    alice.stop()
+    assert node.client.request("GET", "/api/boards") == {"boards": []}
+    wait_until(lambda: alice.model()["servers"].get("", {}).get("ready"), 120, "it starts again by itself")
+    assert node.show("alice%2F")["quota"]["memory"] == GIB
+    alice.stop()
 
 
 def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub: Hub, node: Node) -> None:

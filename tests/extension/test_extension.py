@@ -11,6 +11,8 @@ import pytest
 from support.node import Node, Worker
 from tornado.httpclient import HTTPClientError
 
+from jupyter_vgpu.turn import LABEL, Stage, Turn
+
 MIB = 1 << 20
 
 Fetch = Callable[..., Awaitable[Any]]
@@ -34,6 +36,27 @@ async def test_without_a_hub_it_says_so(jp_fetch: Fetch, monkeypatch: pytest.Mon
     assert (view["kind"], view["reason"]) == ("none", "not-under-hub")
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "t")
     assert (await slice_view(jp_fetch))["reason"] == "no-slice"
+
+
+async def test_a_server_without_a_gpu_hears_of_its_users_turn(
+    jp_fetch: Fetch, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VGPU_SLICE_DIR", raising=False)
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "t")
+    turn = Turn("", Stage.WAITING, 2, 10)
+    board = node.client.request("POST", "/api/boards", {"name": "a/", "labels": {LABEL: turn.as_label()}})
+    assert "queue" not in await slice_view(jp_fetch)
+    monkeypatch.setenv("VGPU_BOARD_DIR", board["directory"])
+    monkeypatch.setenv("VGPU_QUEUE_URL", "/services/vgpu/queue")
+    told = await slice_view(jp_fetch)
+    assert (told["kind"], told["reason"], told["queue"]["number"]) == ("none", "no-slice", 2)
+    assert told["queue"]["url"] == "/services/vgpu/queue"
+    node.client.request("PATCH", f"/api/boards/{board['id']}/labels", {LABEL: None})
+    assert (await slice_view(jp_fetch))["queue"] is None
+    node.kill()
+    away = await slice_view(jp_fetch)
+    assert (away["reason"], "queue" in away) == ("no-slice", False)  # nothing new is known
+    node.start()
 
 
 async def test_the_slice_with_its_processes(jp_fetch: Fetch, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from support.jupyter import TOKEN, JupyterServer
 from support.node import Node, Worker
 
 from jupyter_vgpu.hours import LABEL, Balance, End
+from jupyter_vgpu.turn import LABEL as TURN_LABEL
+from jupyter_vgpu.turn import Stage, Turn
 
 MIB = 1 << 20
 
@@ -23,7 +25,8 @@ def server(node: Node) -> Iterator[JupyterServer]:
     """A slice of which everything can be told."""
     hours = Balance(9, 10).as_label(0.8, End.STOP)
     idle = json.dumps({"seconds": 600, "action": "kernel"})
-    labels = {LABEL: hours, "jupyterhub_idle": idle}
+    turn = Turn("gpu", Stage.WAITING, 2, 10).as_label()
+    labels = {LABEL: hours, "jupyterhub_idle": idle, TURN_LABEL: turn}
     tenant = node.tenant("1G", 25, labels=labels, model="vGPU", exclusive=True)
     node.client.request("PUT", "/api/maintenance", {"message": "Restart at 18:00", "closed": True})
     worker = Worker(node, tenant)
@@ -33,7 +36,7 @@ def server(node: Node) -> Iterator[JupyterServer]:
     try:
         made.open_notebook("a.ipynb")
         view = made.get("vgpu/slice").json()
-        assert all(view[part] for part in ("hours", "idle", "maintenance", "holders"))
+        assert all(view[part] for part in ("hours", "idle", "maintenance", "holders", "queue"))
         assert view["refusals"]["recent"][0]["holders"]
         assert (view["quota"]["model"], view["quota"]["exclusive"]) == ("vGPU", True)
         yield made

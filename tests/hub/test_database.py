@@ -15,13 +15,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from jupyter_vgpu_spawner.database import Database, DatabaseError, Metered, MigrationError
-from jupyter_vgpu_spawner.queue_store import LIFETIMES_KEPT, SERVERS_MAX, Stage, TooMany
+from jupyter_vgpu_spawner.queue_store import LIFETIMES_KEPT, SERVERS_MAX, TooMany
 from jupyter_vgpu_spawner.rules import Rule
 from jupyter_vgpu_spawner.tables import Base
 from sqlalchemy import create_engine, text
 from support.postgres import Postgres
 
 from jupyter_vgpu.quotas import Policy, Quota
+from jupyter_vgpu.turn import Stage
 
 GIB = 1 << 30
 RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)

@@ -18,6 +18,7 @@ from support.node import Node, wait_until
 sys.path.insert(0, str(Path(__file__).parent))
 from hub import Admin, Hub, with_service
 from hubclient import HubUser
+from jupyter_vgpu_spawner.service.dispatcher import CALL_S
 from test_service import service_pid
 
 GIB = 1 << 30
@@ -98,6 +99,11 @@ def page_of(user: HubUser) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", answer.text))
 
 
+def in_lab(user: HubUser) -> Any:
+    """What the user's server tells JupyterLab of the queue."""
+    return user.get("vgpu/slice").get("queue")
+
+
 def leave(user: HubUser, server: str = "") -> requests.Response:
     url = f"{user.url}/services/vgpu/queue"
     found = re.search(r'data-xsrf="([^"]+)"', user.session.get(url, timeout=30).text)
@@ -166,15 +172,47 @@ def test_a_server_without_a_gpu_is_a_way_on_meanwhile(
     alice = hub.user("alice")
     choose(alice, "4GiB-50")
     alice.spawn("none")
+    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()  # the server's own login
     assert "You are number 1 of those who wait" in page_of(alice)
+    wait_until(lambda: in_lab(alice), 20, "JupyterLab knows, too")
+    told = in_lab(alice)
+    assert told
+    assert (told["stage"], told["number"], told["url"]) == ("waiting", 1, "/services/vgpu/queue")
     remove(shared_node, other)
     wait_until(lambda: "stop it, and it starts again with one" in page_of(alice), 20, "she is told")
+    wait_until(lambda: (in_lab(alice) or {}).get("until"), 20, "in JupyterLab, too")
+    assert in_lab(alice)["until"] == pytest.approx(time.time() + CALL_S, abs=60)
     assert alice.model()["servers"][""]["ready"]  # nobody takes her work away
     bob = hub.user("bob")
     choose(bob, "4GiB-50")  # there is room for both
     wait_until(lambda: has_slice(bob, shared_node, 4 * GIB), 40, "bob's server")
     alice.stop()
     wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "hers starts again, and has what was kept for her")
+    assert shared_node.client.request("GET", "/api/boards") == {"boards": []}
+    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()
+    wait_until(lambda: alice.get("vgpu/slice")["queue"] is None, 20, "and nothing is left to tell")
+
+
+def test_a_board_outlives_hub_and_daemon_and_goes_with_its_server(
+    hub: Hub, shared_node: Node, admin: Admin, other: dict[str, Any]
+) -> None:
+    alice = hub.user("alice")
+    choose(alice, "4GiB-50")
+    alice.spawn("none")
+    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()
+    (board,) = shared_node.client.request("GET", "/api/boards")["boards"]
+    hub.crash()
+    shared_node.kill()
+    shared_node.start()
+    hub.start()
+    alice = hub.user("alice")
+    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()
+    wait_until(lambda: (in_lab(alice) or {}).get("number") == 1, 30, "it is told again")
+    assert [each["id"] for each in shared_node.client.request("GET", "/api/boards")["boards"]] == [board["id"]]
+    assert leave(alice).status_code == 200
+    wait_until(lambda: in_lab(alice) is None, 20, "she waits no more, and reads so")
+    alice.stop()
+    assert shared_node.client.request("GET", "/api/boards") == {"boards": []}
 
 
 def test_a_server_that_can_not_start_says_why(hub: Hub, shared_node: Node, admin: Admin, other: dict[str, Any]) -> None:

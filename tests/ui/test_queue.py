@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from student import panel_of
 from ui import Demo, log_in, new_page, shot, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -84,6 +85,37 @@ def test_when_the_turn_comes_the_page_goes_to_the_server(browser: Browser, demo:
     expect(page.get_by_text("You are number 1 of those who wait")).to_be_visible()
     demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
     page.wait_for_url("**/user/bob/**", timeout=90_000)
+    stop_server(page, demo)
+    page.context.close()
+
+
+def test_who_works_without_a_gpu_meanwhile_is_told_in_jupyterlab(
+    browser: Browser, demo: Demo, full: dict[str, Any]
+) -> None:
+    page = new_page(browser)
+    wait_in_queue(page, demo, "alice")
+    page.get_by_role("link", name="start without a GPU meanwhile").click()
+    page.get_by_role("radio", name="No GPU").check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/user/alice/**", timeout=90_000)
+    page.get_by_role("tab", name="GPU slice").click()
+    panel = panel_of(page)
+    expect(panel).to_contain_text("This server was started without a GPU.")
+    expect(panel).to_contain_text("You are number 1 in the queue for a GPU.", timeout=20_000)
+    assert violations(page, "#jupyter-vgpu-panel") == []
+    demo.daemon().request("DELETE", f"/api/tenants/{full['id']}")
+    told = page.locator(".Toastify__toast").filter(has_text="A GPU is kept for you until")
+    expect(told).to_contain_text("Save your work and stop your server: it starts again with the GPU.", timeout=30_000)
+    expect(told).to_have_count(1)
+    page.wait_for_timeout(1000)  # it slides in
+    shot(page, "panel-turn")
+    with page.context.expect_page() as opened:
+        told.get_by_role("button", name="To the Queue").click()
+    expect(opened.value.get_by_text("It is your turn.")).to_be_visible()
+    opened.value.get_by_role("button", name="Leave the queue").click()
+    expect(opened.value.get_by_text("You wait no more.")).to_be_visible()
+    expect(panel).not_to_contain_text("A GPU is kept for you", timeout=20_000)
+    expect(told).to_have_count(0)
     stop_server(page, demo)
     page.context.close()
 

@@ -17,6 +17,7 @@ from ..database import Database, DatabaseError, MigrationError
 from .dispatcher import TICK_S, Dispatcher
 from .hub import HubApi
 from .manager import METER_S, Manager
+from .news import News
 from .routes import application
 from .settings import Settings
 
@@ -97,7 +98,9 @@ async def serve(hub: int) -> None:
             _repeat("running slices don't follow their quotas now", manager.follow_all, METER_S),
         ]
         if dispatcher:
+            news = News(dispatcher, fleet)
             works.append(_repeat("the queue stands still now", dispatcher.tick, TICK_S))
+            works.append(_repeat("who waits is not told in JupyterLab now", news.tell, TICK_S))
         await asyncio.gather(*works)
 
     _watch(hub, ends)

@@ -12,10 +12,11 @@ from typing import Any
 
 from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.turn import Stage
 
 from ..fleet import Fleet, View
 from ..limits import group_share
-from ..queue_store import Entry, QueueStore, Stage, promised
+from ..queue_store import Entry, QueueStore, promised
 from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_possible, loads, seat, without
 from .hub import HubApi, HubError, HubUser
 from .meter import user_of

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
-from ..nodes import TENANT_KEY
+from ..nodes import BOARD_KEY, TENANT_KEY
 
 PAGE = 200
 
@@ -24,8 +24,11 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HubUser:
-    """As the hub has it. slices: ids that the user's servers say are theirs. unsure: names, as those of slices, of
-    servers that are on their way up or down, or of which the hub does not tell what they hold."""
+    """As the hub has it. slices: ids, those of notice boards too, that the user's servers say are theirs.
+
+    unsure: names, as those of slices, of servers that are on their way up or down, or of which the hub does not tell
+    what they hold.
+    """
 
     name: str
     groups: tuple[str, ...] = ()
@@ -102,7 +105,8 @@ class HubApi:
 
 def _user(model: dict[str, Any]) -> HubUser:
     servers = model.get("servers", {})
-    slices = tuple(each["state"].get(TENANT_KEY, "") for each in servers.values() if each.get("state"))
+    states = [each["state"] for each in servers.values() if each.get("state")]
+    slices = tuple(state[key] for state in states for key in (TENANT_KEY, BOARD_KEY) if key in state)
     unsettled = [name for name, each in servers.items() if each["pending"] or not each.get("state")]
     unsure = tuple(f"{model['name']}/{name}" for name in unsettled)
     return HubUser(model["name"], tuple(model.get("groups", ())), slices, unsure)

@@ -271,16 +271,16 @@ class Manager:
 
     async def follow_all(self) -> None:
         """What changed elsewhere: groups, and quotas while a server was being started. Called now and then."""
-        view = await self._fleet.tenants()
+        view = await self._fleet.servers()
         tenants = [tenant for tenant in view.tenants if user_of(tenant)]
         if not view.away:  # what is on a node that does not answer may go on there
             there = {tenant["id"] for tenant in tenants}
             self._entitled = {key: value for key, value in self._entitled.items() if key in there}
             self._stopping = {key: at for key, at in self._stopping.items() if key in there}
-        if not tenants:
+        if not tenants and not view.boards:
             return
         seen = await self._see()
-        await self._remove_orphans(tenants, seen)
+        await self._remove_orphans([*tenants, *view.boards], seen)
         for tenant in tenants:
             try:
                 await self._look_after(tenant, seen)
@@ -288,8 +288,8 @@ class Manager:
                 log.exception("looking after %s", tenant["name"])
             await asyncio.sleep(0)  # pages are answered in between
 
-    async def _remove_orphans(self, tenants: list[Json], seen: _Seen) -> None:
-        mine = [tenant for tenant in tenants if tenant["labels"].get(HUB_LABEL) == self.settings.hub]
+    async def _remove_orphans(self, held_by_some: list[Json], seen: _Seen) -> None:
+        mine = [tenant for tenant in held_by_some if tenant["labels"].get(HUB_LABEL) == self.settings.hub]
         held = {key for user in seen.users.values() for key in user.slices}
         unsure = {name for user in seen.users.values() for name in user.unsure}
         for tenant in self._orphans.look(mine, held, unsure, time.monotonic()):
