@@ -44,7 +44,7 @@ test-python: $(STAMPS)/test $(STAMPS)/system native labextension
 # The hub's tests once more on the oldest JupyterHub that is supported: an environment that lies over the other.
 test-older-hub: $(STAMPS)/older-hub $(STAMPS)/test native labextension
 	$(OLDER)/bin/python -c 'import jupyterhub; assert jupyterhub.__version__.startswith("5.5"), jupyterhub'
-	$(OLDER)/bin/python -m pytest tests/hub/test_hub.py tests/hub/test_nodes.py tests/hub/test_queue.py tests/hub/test_service.py $(PYTEST_ARGS)
+	$(OLDER)/bin/python -m pytest tests/hub/test_hub.py tests/hub/test_nodes.py tests/hub/test_queue.py tests/hub/test_service.py tests/hub/test_several_servers.py $(PYTEST_ARGS)
 
 # The vendor's headers: a symbol in them that the shim's tables do not have fails this.
 CUDA_HEADERS = $(shell echo $(VENV)/lib/python*/site-packages/nvidia/*/include | tr ' ' ';')

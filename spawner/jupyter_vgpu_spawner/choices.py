@@ -147,3 +147,11 @@ def pick(key: object, slices: Sequence[Quota]) -> Quota | None:
     allowed = ", ".join([*(slice_key(quota) for quota in slices), NO_GPU])
     shown = repr(key) if len(repr(key)) <= 40 else repr(key)[:37] + "..."
     raise QuotaError(f"GPU slice {shown} is not one of yours: choose from {allowed}")
+
+
+def why_too_many(others: Sequence[str], most: int) -> str:
+    """Why a server gets no slice beside a user's others that have one; empty: it may. others: their names."""
+    if len(others) < most:
+        return ""
+    names = ", ".join(repr(name) if name else "the default one" for name in others)
+    return f"you may have {most} server{'s' if most > 1 else ''} with a GPU at once, and have {names}: stop one first"

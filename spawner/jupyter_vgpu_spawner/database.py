@@ -140,6 +140,7 @@ class Database:
                         policy=None if rule.policy is None else str(rule.policy),
                         slices=None if rule.slices is None else list(rule.slices),
                         hours=rule.hours,
+                        gpus=rule.gpus,
                     )
                 )
             session.add_all(_row(change) for change in changes)

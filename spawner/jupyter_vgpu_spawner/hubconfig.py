@@ -45,6 +45,8 @@ _LIMITS = {
     "mem_ceiling": "gpu_mem_ceiling",
     "core_ceiling": "gpu_core_ceiling",
     "policy_ceiling": "gpu_policy_ceiling",
+    "gpus": "gpu_count_limit",
+    "most_gpus": "gpu_count_ceiling",
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyterhub.traitlets import ByteSpecification, Callable
 from jupyterhub.utils import maybe_future
-from traitlets import Dict, Enum, Float, List, Unicode, Union
+from traitlets import Dict, Enum, Float, Integer, List, Unicode, Union
 from traitlets.config import Configurable
 
 from jupyter_vgpu.hours import Balance, End
@@ -19,7 +19,7 @@ from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_me
 
 from .database import Database, Metered
 from .hours import Measure, Window, window_start
-from .rules import GROUP_PROPERTY, NO_MEMORY, Bounds, Entitlement, Rule, entitle, of_groups
+from .rules import GROUP_PROPERTY, MAX_GPUS, NO_MEMORY, Bounds, Entitlement, Rule, entitle, of_groups, parse_gpus
 
 if TYPE_CHECKING:
     from jupyterhub.spawner import Spawner as _Base
@@ -108,6 +108,37 @@ class Limits(_Base):
         May be a callable that takes the spawner::
 
             c.VGPUMixin.gpu_policy = "burst"
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_count_limit = Union(
+        [Callable(), Integer()],
+        default_value=1,
+        help="""
+        How many servers of a user may have a slice of a GPU at once.
+
+        The other limits are each server's; with named servers this is what keeps a user from having them several
+        times. Further servers can be started without a GPU. 0: no GPU. May be a callable that takes the spawner::
+
+            c.VGPUMixin.gpu_count_limit = 2
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
+    gpu_count_ceiling = Integer(
+        default_value=None,
+        allow_none=True,
+        min=0,
+        max=MAX_GPUS,
+        help="""
+        The most servers with a slice at once that a group or an admin can give anybody.
+
+        What is above is cut to it. None: `gpu_count_limit`, so that only less can be given::
+
+            c.VGPUMixin.gpu_count_ceiling = 4
 
         .. versionadded:: 0.1
         """,
@@ -323,6 +354,8 @@ class Limits(_Base):
             mem_ceiling=self.gpu_mem_ceiling,
             core_ceiling=self.gpu_core_ceiling,
             policy_ceiling=self.gpu_policy_ceiling,
+            gpus=await self._resolve(self.gpu_count_limit),
+            most_gpus=self.gpu_count_ceiling,
             hours=self.gpu_hours,
         )
 
@@ -358,6 +391,8 @@ def bounds_of(
     mem_ceiling: Any = None,
     core_ceiling: Any = None,
     policy_ceiling: Any = None,
+    gpus: Any = 1,
+    most_gpus: Any = None,
     hours: float | None = None,
 ) -> Bounds:
     """Bounds of the traits' values; a ceiling of None is the limit itself. Raises QuotaError."""
@@ -367,4 +402,5 @@ def bounds_of(
         parse_cores(core_ceiling) if core_ceiling is not None else default.cores,
         Policy(policy_ceiling or policy),
     )
-    return Bounds(default, ceiling, hours)
+    count = parse_gpus(gpus)
+    return Bounds(default, ceiling, hours, count, count if most_gpus is None else parse_gpus(most_gpus))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.utils import maybe_future
@@ -19,7 +21,19 @@ from jupyter_vgpu.paths import ENV_BOARD_DIR, ENV_QUEUE_URL
 from jupyter_vgpu.quotas import Quota, QuotaError
 from jupyter_vgpu.turn import Stage
 
-from .choices import FIELD, NO_GPU, Choice, allowed_slices, capacity, choices, describe, pick, slice_key, why_not
+from .choices import (
+    FIELD,
+    NO_GPU,
+    Choice,
+    allowed_slices,
+    capacity,
+    choices,
+    describe,
+    pick,
+    slice_key,
+    why_not,
+    why_too_many,
+)
 from .database import DatabaseError
 from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
 from .hours import Window, why_spent
@@ -33,6 +47,14 @@ Json = dict[str, Any]
 _templates = Environment(
     loader=PackageLoader("jupyter_vgpu_spawner"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
+
+
+_starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+
+def _one_at_a_time(user: str) -> asyncio.Lock:
+    """Held while a server of this user gets its slice."""
+    return _starting.setdefault(user, asyncio.Lock())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +88,13 @@ class VGPUMixin(Queueing):
             self.log.error("quota of %s: %s", self.user.name, error)
             raise spawn_error(503, DATABASE_AWAY) from error
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
-        window = Window(self.gpu_hours_window)
-        return Offer(slices, balance, why_spent(balance, window, datetime.now(UTC)))
+        spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
+        return Offer(slices, balance, spent or why_too_many(self._others_with_gpu(), entitlement.gpus))
+
+    def _others_with_gpu(self) -> list[str]:
+        """Names of this user's other servers that have a slice; the default one's is empty."""
+        others = getattr(self.user, "spawners", {}).items()
+        return sorted(name for name, each in others if each is not self and getattr(each, "_tenant", None))
 
     async def chosen_quota(self) -> Quota | None:
         """What this server gets: the user's choice among what is allowed. None: no GPU.
@@ -184,6 +211,10 @@ class VGPUMixin(Queueing):
         return f"{self.user.name}/{self.name}"
 
     async def _open_slice(self) -> None:
+        async with _one_at_a_time(self.user.name):  # else two servers at once would each be the only one
+            await self._open_slice_alone()
+
+    async def _open_slice_alone(self) -> None:
         quota = await self.chosen_quota()
         await self.close_slice()
         self._node = self.fleet.home

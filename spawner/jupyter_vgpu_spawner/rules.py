@@ -13,13 +13,14 @@ GROUP_PROPERTY = "vgpu"
 """Key of a rule among a hub group's properties."""
 Number = TypeVar("Number", int, float)
 
-FIELDS = ("memory", "cores", "policy", "slices", "hours")
+FIELDS = ("memory", "cores", "policy", "gpus", "slices", "hours")
 USER_LABEL, DEFAULT_LABEL, HUB_LABEL = "jupyterhub_user", "jupyterhub_default", "jupyterhub_hub"
 """What a spawner writes on its slices: whose it is, what the config gives that user, as JSON of a quota, and which hub
 made it."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000
+MAX_GPUS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Rule:
     """What a group or a user is given; None: nothing is said, and what stands before holds.
 
     memory: bytes, 0 for no GPU. cores: percent. slices: keys of the slices that may be chosen (see `slice_key`).
-    hours: GPU-hours in a window, where an hour of the whole GPU is one.
+    hours: GPU-hours in a window, where an hour of the whole GPU is one. gpus: servers with a slice at once, 0 for none.
     """
 
     memory: int | None = None
@@ -35,6 +36,7 @@ class Rule:
     policy: Policy | None = None
     slices: tuple[str, ...] | None = None
     hours: float | None = None
+    gpus: int | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Rule:
@@ -46,6 +48,7 @@ class Rule:
             "memory": _parse_memory,
             "cores": parse_cores,
             "policy": parse_policy,
+            "gpus": parse_gpus,
             "slices": _parse_slices,
             "hours": _parse_hours,
         }
@@ -65,6 +68,19 @@ def _parse_memory(value: object) -> int:
     if str(value).strip().lower() in ("0", "none"):
         return NO_MEMORY
     return parse_memory(value)
+
+
+def parse_gpus(value: object) -> int:
+    """How many servers may have a slice at once. Raises QuotaError."""
+    try:
+        gpus = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else -1
+    except ValueError:
+        gpus = -1
+    if not 0 <= gpus <= MAX_GPUS:
+        raise QuotaError(
+            f"gpus={str(value)[:40]!r} is no number of servers with a GPU at once: give one from 0 to {MAX_GPUS}"
+        )
+    return gpus
 
 
 def _parse_slices(value: object) -> tuple[str, ...]:
@@ -95,6 +111,7 @@ def of_groups(rules: Iterable[Rule]) -> Rule:
             memory=_most(merged.memory, rule.memory),
             cores=_most(merged.cores, rule.cores),
             policy=Policy.BURST if Policy.BURST in (merged.policy, rule.policy) else rule.policy or merged.policy,
+            gpus=_most(merged.gpus, rule.gpus),
             slices=_union(merged.slices, rule.slices),
             hours=_most(merged.hours, rule.hours),
         )
@@ -117,6 +134,7 @@ def _union(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> tuple[
 class Entitlement:
     """What somebody may have in the end. quota None: no GPU. slices None: any that fits. hours None: no end.
 
+    gpus: servers with a slice at once.
     sources: where each field comes from: `default`, `group`, `user` or `ceiling`.
     """
 
@@ -124,15 +142,21 @@ class Entitlement:
     slices: tuple[str, ...] | None
     hours: float | None
     sources: Mapping[str, str]
+    gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The config's part: what everybody has, and what nobody passes. Of no memory: no GPU."""
+    """The config's part: what everybody has, and what nobody passes. Of no memory: no GPU.
+
+    gpus, most_gpus: servers with a slice at once, by default and at most.
+    """
 
     default: Quota
     ceiling: Quota
     hours: float | None = None
+    gpus: int = 1
+    most_gpus: int = 1
 
 
 def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
@@ -149,13 +173,16 @@ def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
         cores, sources["cores"] = ceiling.cores, "ceiling"
     if policy is Policy.BURST and ceiling.policy is Policy.HARD:
         policy, sources["policy"] = Policy.HARD, "ceiling"
-    quota = Quota(memory, cores, policy) if memory else None
-    return Entitlement(quota, said.slices, said.hours, sources)
+    gpus = said.gpus or 0
+    if gpus > bounds.most_gpus:
+        gpus, sources["gpus"] = bounds.most_gpus, "ceiling"
+    quota = Quota(memory, cores, policy) if memory and gpus else None
+    return Entitlement(quota, said.slices, said.hours, sources, gpus)
 
 
 def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]]:
     first = bounds.default
-    said = Rule(first.memory, first.cores, first.policy, hours=bounds.hours)
+    said = Rule(first.memory, first.cores, first.policy, hours=bounds.hours, gpus=bounds.gpus)
     sources = dict.fromkeys(FIELDS, "default")
     for source, rule in (("group", group), ("user", user)):
         for name in FIELDS:

@@ -28,10 +28,12 @@ class RuleRow(Base):
     policy: Mapped[str | None] = mapped_column(String(16))
     slices: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     hours: Mapped[float | None] = mapped_column(Float)
+    gpus: Mapped[int | None]
 
     def rule(self) -> Rule:
         policy = None if self.policy is None else Policy(self.policy)
-        return Rule(self.memory, self.cores, policy, None if self.slices is None else tuple(self.slices), self.hours)
+        slices = None if self.slices is None else tuple(self.slices)
+        return Rule(self.memory, self.cores, policy, slices, self.hours, self.gpus)
 
 
 class ChangeRow(Base):

@@ -25,7 +25,7 @@ from jupyter_vgpu.quotas import Policy, Quota
 from jupyter_vgpu.turn import Stage
 
 GIB = 1 << 30
-RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20)
+RULE = Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"), 20, 3)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -106,9 +106,11 @@ def test_migrations_go_up_and_down_with_data(url: str) -> None:
     database.upgrade()
     assert database.rule("alice") == Rule(memory=2 * GIB, cores=25)
     database.set_rule("alice", RULE, "root")
+    database.set_rule("bob", Rule(gpus=2), "root")
     database.downgrade("0001")
     database.upgrade()
-    assert database.rule("alice") == Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"))  # hours had no place
+    # hours and gpus had no place
+    assert database.rules() == {"alice": Rule(8 * GIB, 37.5, Policy.BURST, ("1GiB-25", "2GiB-50"))}
     assert database.changes()
     database.downgrade("base")
     with pytest.raises(DatabaseError):

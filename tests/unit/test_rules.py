@@ -26,6 +26,7 @@ def rules() -> st.SearchStrategy[Rule]:
         st.none() | st.sampled_from(Policy),
         st.none() | st.lists(st.sampled_from(["1GiB-25", "2GiB-50"]), min_size=1, unique=True).map(tuple),
         st.none() | st.floats(0, 100),
+        st.none() | st.integers(0, 64),
     )
 
 
@@ -49,6 +50,9 @@ def test_several_groups_give_the_most_that_one_of_them_gives() -> None:
 @given(rules(), rules(), quotas(), quotas())
 def test_nothing_passes_the_ceiling(group: Rule, user: Rule, default: Quota, ceiling: Quota) -> None:
     got = entitle(Bounds(default, ceiling), group, user).quota
+    count = entitle(Bounds(default, ceiling, gpus=1, most_gpus=2), group, user)
+    assert count.gpus <= 2
+    assert (count.quota is None) >= (count.gpus == 0)
     if got:
         assert got.memory <= ceiling.memory
         assert got.cores <= ceiling.cores
@@ -66,6 +70,15 @@ def test_no_memory_is_no_gpu_and_a_rule_may_give_or_take_one() -> None:
     assert entitle(nobody, NOTHING, NOTHING).quota is None
     assert entitle(nobody, Rule(memory=GIB), NOTHING).quota == Quota(GIB, 25)
     assert entitle(nobody, Rule(memory=GIB), Rule.parse({"memory": "none"})).quota is None
+
+
+def test_how_many_servers_have_a_gpu_is_said_like_the_rest() -> None:
+    bounds = Bounds(BOUNDS.default, BOUNDS.ceiling, gpus=1, most_gpus=3)
+    assert entitle(bounds, NOTHING, NOTHING).gpus == 1
+    assert entitle(bounds, of_groups([Rule(gpus=2), Rule(gpus=1)]), NOTHING).gpus == 2
+    cut = entitle(bounds, Rule(gpus=2), Rule.parse({"gpus": "9"}))
+    assert (cut.gpus, cut.sources["gpus"]) == (3, "ceiling")
+    assert entitle(bounds, Rule(gpus=2), Rule(gpus=0)).quota is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +120,12 @@ def test_a_rule_is_written_and_read_without_loss(rule: Rule) -> None:
         ({"hours": "nan"}, "give one from 0 to"),
         ({"slices": 7}, "give keys"),
         ({"slices": []}, "leave it out for all slices"),
-        ({"memroy": "4G"}, "give some of memory, cores, policy, slices, hours"),
+        ({"gpus": -1}, "give one from 0 to 64"),
+        ({"gpus": 65}, "give one from 0 to 64"),
+        ({"gpus": "many"}, "'many' is no number of servers with a GPU at once"),
+        ({"gpus": True}, "is no number of servers"),
+        ({"gpus": 1.5}, "is no number of servers"),
+        ({"memroy": "4G"}, "give some of memory, cores, policy, gpus, slices, hours"),
     ],
 )
 def test_nonsense_is_refused_in_words(values: dict[str, object], words: str) -> None:

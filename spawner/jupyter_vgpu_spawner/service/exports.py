@@ -66,16 +66,19 @@ class UsersCsvHandler(CsvHandler):
             )
             for person in state.people
         ]
-        head = ("user", "groups", "memory", "cores", "policy", "hours", "servers", "hours_held", "hours_used")
+        head = ("user", "groups", "memory", "cores", "policy", "gpus", "hours", "servers", "hours_held", "hours_used")
         self.csv("vgpu-users.csv", [head, *rows])
 
 
 def _quota_cells(person: Person) -> tuple[object, ...]:
     entitlement = person.entitlement
     if entitlement is None:
-        return (person.rule.memory, person.rule.cores, person.rule.policy, person.rule.hours)
+        return (person.rule.memory, person.rule.cores, person.rule.policy, person.rule.gpus, person.rule.hours)
     quota = entitlement.quota
-    return (*((quota.memory, quota.cores, quota.policy) if quota else (0, 0, "")), entitlement.hours)
+    return (
+        *((quota.memory, quota.cores, quota.policy, entitlement.gpus) if quota else (0, 0, "", 0)),
+        entitlement.hours,
+    )
 
 
 class MetricsHandler(TextHandler):

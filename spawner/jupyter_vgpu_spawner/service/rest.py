@@ -41,6 +41,7 @@ def _person(person: Person) -> Json:
         "groups": list(person.groups),
         "rule": person.rule.as_json(),
         "quota": entitlement.quota.as_json() if entitlement and entitlement.quota else None,
+        "gpus": entitlement.gpus if entitlement else person.rule.gpus,
         "hours": {
             "allowed": entitlement.hours if entitlement else person.rule.hours,
             "held": person.spent.held,
@@ -51,7 +52,7 @@ def _person(person: Person) -> Json:
 
 
 class QuotaHandler(ApiHandler):
-    """PUT: {memory, cores, policy, slices, hours}, each or none; what is not in it is not said. DELETE: nothing is."""
+    """PUT: a rule's fields, each or none; what is not in it is not said. DELETE: nothing is."""
 
     scopes = (READ_SCOPE, WRITE_SCOPE)
 
