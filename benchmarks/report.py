@@ -22,6 +22,7 @@ SECTIONS = {
     "latency.": "A short kernel beside a saturating neighbour",
     "overhead.": "Cost",
     "shim.": "Tier `shim`: the same without the guard",
+    "together.": "Slices that share a GPU by MPS, beside slices that take turns",
     "fault.": "Faults and changes",
     "attack.": "Hostile tenants",
     "guard.": "Without a GPU: the guard itself",

@@ -12,6 +12,8 @@ from typing import Any
 MIN_MEMORY = 64 << 20
 MAX_MEMORY = 1 << 50
 MODEL_MAX = 64
+MPS = "MPS"
+"""What a GPU is called that NVIDIA's Multi-Process Service shares; it is for slices that ask for it alone."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
@@ -100,10 +102,18 @@ class Quota:
 def is_called(model: str, names: Iterable[str]) -> bool:
     """Is a GPU of these names (its model, and its labels) what `model` asks for? Whole words of a name will do.
 
-    `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any.
+    `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any but those of MPS.
     """
+    called = list(names)
+    if MPS in called:
+        return is_mps(model)
     wanted = re.compile(rf"(?<!\w){re.escape(model)}(?!\w)", re.IGNORECASE)
-    return not model or any(wanted.search(name) for name in names)
+    return not model or any(wanted.search(name) for name in called)
+
+
+def is_mps(model: str) -> bool:
+    """Is a GPU asked for that MPS shares?"""
+    return model.upper() == MPS
 
 
 def has_room(quota: Quota, names: Iterable[str], slices: int, memory_free: int, cores_free: float) -> bool:

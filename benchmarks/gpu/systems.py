@@ -85,8 +85,10 @@ class Slices:
         self.node.stop()
 
     @contextmanager
-    def tenant(self, cores: float, memory: str = "16G", policy: str = "hard", name: str = "a") -> Iterator[Tenant]:
-        made = self.node.tenant(memory, cores, name, policy=policy)
+    def tenant(
+        self, cores: float, memory: str = "16G", policy: str = "hard", name: str = "a", **more: str
+    ) -> Iterator[Tenant]:
+        made = self.node.tenant(memory, cores, name, policy=policy, **more)
         try:
             yield Tenant(self.node, made)
         finally:

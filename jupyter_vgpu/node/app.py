@@ -16,14 +16,14 @@ from typing import Any
 
 from jupyter_core.application import JupyterApp
 from tornado.netutil import bind_sockets
-from traitlets import Bool, Dict, Enum, Float, Int, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
 from .. import __version__
 from ..client import Tls
 from ..paths import ADMIN_SOCKET, default_data_dir, default_run_dir
 from ..quotas import QuotaError, parse_memory
 from .boards import Boards
-from .gpus import NoGpu, discover, emulate, label
+from .gpus import NoGpu, discover, emulate, label, share_by_mps
 from .guard import GuardError
 from .handlers import (
     admin_application,
@@ -35,10 +35,12 @@ from .handlers import (
 )
 from .manager import Limits, Manager
 from .metrics import registry
+from .mps import MpsError
 from .placement import Strategy
 from .store import Store
 
 _SAMPLE_SECONDS = 1.0
+_MPS_SECONDS = 5.0
 
 
 class NodeApp(JupyterApp):
@@ -133,6 +135,19 @@ class NodeApp(JupyterApp):
 
             c.NodeApp.gpu_labels = {"0": ["teaching"], "1": ["research"]}
         """
+    ).tag(config=True)
+    mps_gpus = List(
+        Unicode(),
+        help="""
+        GPUs that slices share at the same time, by NVIDIA's Multi-Process Service, by index or UUID.
+
+        Programs of several slices run side by side there, each on its part of the GPU, instead of in turns; what keeps
+        them to their slices is the shim and MPS, not the guard, and a fault in one may end the others'. So such a GPU
+        is for slices that ask for the model `MPS` alone, which are offered to users that a group or an admin names
+        them for (`slices`). Containers there share the host's IPC::
+
+            c.NodeApp.mps_gpus = ["1"]
+        """,
     ).tag(config=True)
     metrics_address = Unicode(
         help="""
@@ -266,7 +281,7 @@ class NodeApp(JupyterApp):
         logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
         try:
             asyncio.run(self._run())
-        except (NoGpu, GuardError, QuotaError) as error:
+        except (NoGpu, GuardError, MpsError, QuotaError) as error:
             self.exit_with(str(error))
         except OSError as error:
             where = error.filename or f"{self.run_dir} or {self.data_dir_path}"
@@ -299,7 +314,7 @@ class NodeApp(JupyterApp):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if self.emulate:
             emulate(run_dir / "emulated", parse_memory(self.emulated_memory, "--emulated-memory"), self.emulated_gpus)
-        gpus = label(discover(), self.gpu_labels)
+        gpus = share_by_mps(label(discover(), self.gpu_labels), self.mps_gpus)
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -333,11 +348,13 @@ class NodeApp(JupyterApp):
             serve_tcp(metrics_application(manager, metrics), metrics_sockets),
         ]
         sampler = asyncio.create_task(self._sample(manager))
+        looker = asyncio.create_task(self._look_at_mps(manager))
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
         self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
         await ended.wait()
         sampler.cancel()
+        looker.cancel()
         for stop in [*stops, boards.stop]:
             stop()
         (run_dir / ADMIN_SOCKET).unlink(missing_ok=True)
@@ -373,6 +390,11 @@ class NodeApp(JupyterApp):
         except OSError as error:
             self.exit_with(f"can't serve at {trait}={where!r}: {error.strerror}; give an address of this machine")
             raise
+
+    async def _look_at_mps(self, manager: Manager) -> None:
+        while manager.mps.is_wanted:
+            await asyncio.sleep(_MPS_SECONDS)
+            await asyncio.to_thread(manager.mps.look)
 
     async def _sample(self, manager: Manager) -> None:
         """Compute use, once a second, off the event loop."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pynvml
 
 from ..native import native_dir
-from ..quotas import QuotaError, parse_model
+from ..quotas import MPS, QuotaError, is_mps, parse_model
 
 ENV_EMULATED_DIR = "VGPU_EMULATED_DIR"
 ENV_EMULATED_MEMORY = "VGPU_EMULATED_MEMORY"
@@ -21,7 +21,7 @@ ENV_EMULATED_GPUS = "VGPU_EMULATED_GPUS"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. memory: bytes that programs can have. where: what the guard opens."""
+    """One GPU. memory: bytes that programs can have. where: what the guard opens. mps: slices share it by MPS."""
 
     index: int
     uuid: str
@@ -31,6 +31,7 @@ class Gpu:
     emulated: bool
     devices: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    mps: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,14 +75,31 @@ def discover() -> list[Gpu]:
 def label(gpus: Iterable[Gpu], given: Mapping[str, Sequence[str]]) -> list[Gpu]:
     """The same GPUs with the admin's labels, by index or UUID. Raises QuotaError."""
     every, labels = list(gpus), {str(key): names for key, names in given.items()}
-    known = {key for gpu in every for key in (str(gpu.index), gpu.uuid)}
+    _check_known(every, labels, "gpu_labels")
     for key, names in labels.items():
-        if key not in known:
-            has = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in every)
-            raise QuotaError(f"gpu_labels names GPU {key!r}, which this node has not; it has: {has}")
         if not isinstance(names, list | tuple) or not all(parse_model(name) for name in names):
             raise QuotaError(f"gpu_labels[{key!r}]={names!r} is no list of labels: give one such as ['teaching']")
+        if any(is_mps(name) for name in names):
+            raise QuotaError(f"gpu_labels[{key!r}]={names!r} has {MPS!r}, which mps_gpus gives: take another name")
     return [replace(gpu, labels=(*labels.get(str(gpu.index), ()), *labels.get(gpu.uuid, ()))) for gpu in every]
+
+
+def share_by_mps(gpus: Iterable[Gpu], given: Sequence[str]) -> list[Gpu]:
+    """The same GPUs; those of `given`, by index or UUID, are shared by MPS. Raises QuotaError."""
+    every, keys = list(gpus), {str(key) for key in given}
+    _check_known(every, keys, "mps_gpus")
+    if keys and any(gpu.emulated for gpu in every):
+        raise QuotaError("mps_gpus needs NVIDIA's Multi-Process Service, and emulated GPUs have none: leave one out")
+    shared = {gpu.uuid for gpu in every if {str(gpu.index), gpu.uuid} & keys}
+    return [replace(gpu, mps=True, labels=(MPS, *gpu.labels)) if gpu.uuid in shared else gpu for gpu in every]
+
+
+def _check_known(gpus: Sequence[Gpu], keys: Iterable[str], trait: str) -> None:
+    known = {key for gpu in gpus for key in (str(gpu.index), gpu.uuid)}
+    for key in keys:
+        if key not in known:
+            has = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
+            raise QuotaError(f"{trait} names GPU {key!r}, which this node has not; it has: {has}")
 
 
 def _describe(index: int) -> Gpu:
@@ -114,6 +132,15 @@ def processes(index: int) -> set[int]:
         with contextlib.suppress(pynvml.NVMLError):
             found |= {int(row.pid) for row in ask(pynvml.nvmlDeviceGetHandleByIndex(index))}
     return found
+
+
+def mps_clients(index: int) -> set[int] | None:
+    """Who is on the GPU by way of MPS; None: the driver does not tell."""
+    try:
+        rows = pynvml.nvmlDeviceGetMPSComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return None
+    return {int(row.pid) for row in rows}
 
 
 def utilisation(index: int, since_us: int) -> dict[int, int]:

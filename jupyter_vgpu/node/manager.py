@@ -17,13 +17,14 @@ from pathlib import Path
 from ..api import Json, Refused
 from ..native import layout
 from ..paths import TENANT_SOCKET
-from ..quotas import Quota, share_now
+from ..quotas import Quota, is_mps, share_now
 from . import views
 from .gpus import Gpu
 from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer
 from .labels import changed, check_labels, check_name
 from .live import Live
+from .mps import Mps
 from .page import PageState, SlicePage
 from .placement import NoRoom, Room, Strategy, place
 from .samples import Samples
@@ -60,6 +61,7 @@ class Manager:
         serve_tenant: Callable[[str, Path], Callable[[], None]],
     ) -> None:
         self.gpus = gpus
+        self.mps = Mps(run_dir, gpus)
         self.limits = limits
         self.started = time.time()
         self._store = store
@@ -80,6 +82,7 @@ class Manager:
     # --- life of the daemon ---
 
     def start(self) -> None:
+        self.mps.start()
         adopted = self.guard.start()
         self._guarded_slots = {slot for slot, _ in adopted}
         stored = list(self._store.tenants())
@@ -113,6 +116,7 @@ class Manager:
             self.guard.leave()
         else:
             self.guard.stop()
+            self.mps.stop()
         self._store.close()
 
     def _guard_revived(self) -> None:
@@ -196,7 +200,8 @@ class Manager:
             raise
         log.info("tenant %s: %s on GPU %d", name, quota, room.index)
         placed = next(each for each in self.gpus if each.uuid == room.uuid)
-        return self.describe(tenant) | {"launch": views.of_launch(placed, self.directory(tenant))}
+        mps = self.mps if placed.mps else None
+        return self.describe(tenant) | {"launch": views.of_launch(placed, self.directory(tenant), quota, mps)}
 
     def resize(self, key: str, quota: Quota) -> Json:
         """In force at once. A quota below what is held refuses new memory and kills nothing."""
@@ -204,6 +209,10 @@ class Manager:
         if quota.where != tenant.quota.where:
             raise Refused(409, f"{tenant.name} stays where it is: model and exclusive are for a new slice")
         _check_ceiling(quota, tenant.ceiling)
+        if is_mps(quota.model) and (quota.cores, quota.policy) != (tenant.quota.cores, tenant.quota.policy):
+            raise Refused(
+                409, f"{tenant.name} is under MPS, where compute is fixed when a server starts: change memory"
+            )
         others = [t.quota for t in self._promised() if t.gpu == tenant.gpu and t.id != tenant.id]
         room = next((room for room in self.rooms() if room.uuid == tenant.gpu), None)
         if room is None:
@@ -281,11 +290,11 @@ class Manager:
             allowance=lambda: self._allowance(self.tenants[tenant.id]),
             left_over=self.samples.left_over,
             set_managed=lambda pid, size: self.guard.set_managed(tenant.slot, pid, size),
-            probe=self._probe,
+            probe=lambda pid: self._probe(tenant, pid),
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=lambda symbol: self._note_unknown(live, symbol),
             note_refused=live.refusals.tell,
-            allow_shim=self.limits.allow_shim_tier,
+            allow_shim=self.limits.allow_shim_tier or is_mps(tenant.quota.model),
             guarded=tenant.slot in self._guarded_slots,
             owner=tenant.owner,
         )
@@ -293,7 +302,9 @@ class Manager:
         if tenant.until_pid:
             self._watch(tenant, live)
 
-    def _probe(self, pid: int) -> str | None:
+    def _probe(self, tenant: Tenant, pid: int) -> str | None:
+        if is_mps(tenant.quota.model):  # its server and its clients have objects in common, which the guard refuses
+            return "this GPU is shared by MPS"
         return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
 
     def _watch(self, tenant: Tenant, live: Live) -> None:
@@ -379,6 +390,8 @@ class Manager:
 
     def _allowance(self, tenant: Tenant) -> Allowance:
         memory, limit = self._memory_limits(tenant.quota.memory)
+        if is_mps(tenant.quota.model) and self.samples.is_held_by_mps(tenant):
+            return Allowance(memory, limit, 100)
         at_work = [
             other.quota.cores
             for other in self.tenants.values()

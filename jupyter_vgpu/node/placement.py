@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quotas import Quota, format_bytes, format_percent, has_room, is_called
+from ..quotas import MPS, Quota, format_bytes, format_percent, has_room, is_called
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ def place(
         known = ", ".join(room.uuid for room in rooms) or "none"
         raise NoRoom(f"this node has no GPU {wanted}; it has: {known}")
     meant = [room for room in candidates if room.is_meant(quota)]
+    if not meant and not quota.model:
+        raise NoRoom(f"all GPUs of this node are shared by MPS: ask for the model {MPS!r}")
     if not meant:
         known = ", ".join(sorted({name for room in candidates for name in room.names}))
         raise NoRoom(f"this node has no GPU called {quota.model!r}; it has: {known}")

@@ -32,6 +32,7 @@ class Samples:
         self._gpus, self._guard, self._tenants, self._live, self._directory = gpus, guard, tenants, live, directory
         self._usage: dict[int, dict[int, int]] = {}
         self._on_gpu: dict[int, set[int]] = {}  # processes by GPU, as the driver says
+        self._by_mps: dict[int, set[int] | None] = {}  # of them, those that are there by way of MPS
         self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
         self._cores: dict[str, int] = {}
 
@@ -40,6 +41,7 @@ class Samples:
         self._usage = {gpu.index: gpu_module.utilisation(gpu.index, since_us) for gpu in self._gpus}
         if any(live.shim for live in list(self._live.values())):
             self._on_gpu = {gpu.index: gpu_module.processes(gpu.index) for gpu in self._gpus}
+            self._by_mps = {gpu.index: gpu_module.mps_clients(gpu.index) for gpu in self._gpus if gpu.mps}
 
     def publish(self) -> None:
         """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
@@ -101,10 +103,19 @@ class Samples:
         """Bytes of all GPUs that a process is on."""
         return sum(self._guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
 
+    def is_held_by_mps(self, tenant: Tenant) -> bool:
+        """All of its processes are on the GPU by way of MPS, which gives each its part of it."""
+        index = self._index(tenant)
+        clients, rows = self._by_mps.get(index, set()), self._live[tenant.id].page.read().processes
+        there = {row.pid for row in rows} & self._on_gpu.get(index, set())
+        return clients is None or there <= clients
+
     def busy(self, tenant: Tenant) -> dict[int, int]:
         """Percent of its GPU's compute by process, others' too; nothing where that is not in this node any more."""
-        index = next((gpu.index for gpu in self._gpus if gpu.uuid == tenant.gpu), -1)
-        return self._usage.get(index, {})
+        return self._usage.get(self._index(tenant), {})
+
+    def _index(self, tenant: Tenant) -> int:
+        return next((gpu.index for gpu in self._gpus if gpu.uuid == tenant.gpu), -1)
 
     def cores(self, tenant: Tenant) -> int:
         """Percent of its GPU's compute that a tenant uses."""

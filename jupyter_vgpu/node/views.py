@@ -9,9 +9,11 @@ from pathlib import Path
 
 from ..api import Json
 from ..native import layout, native_dir
+from ..quotas import Quota
 from . import gpus as gpu_module
 from .gpus import Gpu
 from .live import Live
+from .mps import Mps
 from .page import PageState, ProcessRow
 from .placement import Room
 from .refusal_watch import holder_of
@@ -43,6 +45,7 @@ def of_tenant(
             "index": gpu.index if gpu else None,
             "name": gpu.name if gpu else "not in this node any more",
             "emulated": gpu.emulated if gpu else False,
+            "mps": gpu.mps if gpu else False,
         },
         "quota": tenant.quota.as_json(),
         "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,
@@ -87,9 +90,14 @@ def _activity(row: ProcessRow, percent: int) -> Json:
     return {"cores": percent, "busy": busy, "last_active": time.time() if percent else last or None}
 
 
-def of_launch(gpu: Gpu, directory: Path) -> Json:
-    """How to start a program in a slice: prefix, environment, and for containers devices and mounts."""
+def of_launch(gpu: Gpu, directory: Path, quota: Quota, mps: Mps | None) -> Json:
+    """How to start a program in a slice: prefix, environment, and for containers devices and mounts.
+
+    mps: the service that shares this GPU; None: it is shared in turns.
+    """
     environment = {layout()["env_dir"]: str(directory), "CUDA_VISIBLE_DEVICES": gpu.uuid}
+    if mps:
+        environment |= mps.environment(quota)
     if gpu.emulated:
         environment[gpu_module.ENV_EMULATED_DIR] = str(Path(gpu.where).parent)
     return {
@@ -97,6 +105,7 @@ def of_launch(gpu: Gpu, directory: Path) -> Json:
         "native": str(native_dir()),
         "environment": environment,
         "devices": list(gpu.devices),
+        "mps": str(mps.directory) if mps else None,
         "emulated_device": gpu.where if gpu.emulated else None,
     }
 

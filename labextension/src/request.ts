@@ -115,7 +115,7 @@ export interface ISlice {
   /** By the server's clock, in seconds since 1970: so are all times in here. */
   now: number;
   tier: 'guard' | 'shim' | 'none';
-  gpu: { name: string; emulated: boolean };
+  gpu: { name: string; emulated: boolean; mps?: boolean };
   quota: IQuota;
   usage: { memory: number; memory_over_by: number; cores: number };
   refusals: { count: number; recent: IRefusal[] };

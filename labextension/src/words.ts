@@ -327,6 +327,11 @@ function heldText(slice: ISlice, trans: TranslationBundle): string {
     case 'guard':
       return trans.__('Held by the guard: %1.', policy);
     case 'shim':
+      if (slice.gpu.mps) {
+        return trans.__(
+          'Others run on this GPU at the same time (MPS): memory is held by the shim, compute by MPS. A fault in one program may end others.'
+        );
+      }
       return trans.__(
         'Held by the shim, for programs that use CUDA as usual: %1.',
         policy

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quotas import FIELDS, Policy, Quota, QuotaError, format_bytes, format_percent
+from jupyter_vgpu.quotas import FIELDS, Policy, Quota, QuotaError, format_bytes, format_percent, is_mps
 
 from .turns import Line, Space, is_possible
 
@@ -56,13 +56,16 @@ def allowed_slices(
     But not that where all slices of the config ask for a model or to be alone: it would be on any GPU. One that is
     exclusive takes all of a GPU's compute, so it is for who may have that.
 
-    keys: only these, where they are given. Raises QuotaError when the config holds something that is no slice.
+    keys: only these, where they are given; a slice under MPS is offered to nobody else, for it is for who is trusted.
+    Raises QuotaError when the config holds something that is no slice.
     """
     every = all_slices(slices, quota.policy)
     fitting = [each for each in every if each.memory <= quota.memory and each.cores_kept <= quota.cores]
     anywhere = not every or any(not each.model and not each.exclusive for each in every)
     offered = fitting or ([quota] if anywhere else [])
-    return offered if keys is None else [each for each in offered if slice_key(each) in keys]
+    if keys is None:
+        return [each for each in offered if not is_mps(each.model)]
+    return [each for each in offered if slice_key(each) in keys]
 
 
 def _malformed(entry: Mapping[str, Any]) -> Quota:
@@ -108,6 +111,8 @@ def describe(quota: Quota) -> str:
     """`4 GiB of GPU memory, 25 % of its compute`."""
     burst = ", and more while the GPU is idle" if quota.policy is Policy.BURST else ""
     model = f", on {quota.model}" if quota.model else ""
+    if is_mps(quota.model):
+        model = ", at the same time as others (MPS)"
     alone = ", with nobody else on it" if quota.exclusive else ""
     shares = f"{format_bytes(quota.memory)} of GPU memory, {format_percent(quota.cores)} of its compute"
     return shares + burst + model + alone
@@ -121,7 +126,7 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
     if away and not any(space.could_fit(quota) for space, _ in spaces):
         return "a machine with GPUs does not answer now"
     if gpus and not any(space.is_meant(quota) for space, _ in spaces):
-        return f"no GPU here is called {quota.model!r}"
+        return f"no GPU here is called {quota.model!r}" if quota.model else "all GPUs here are shared by MPS"
     large = [gpu for space, gpu in spaces if space.could_fit(quota)]
     given = [gpu for gpu in large or gpus if not gpu["closed"]]
     best = max(given or large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)

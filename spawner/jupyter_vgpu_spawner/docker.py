@@ -24,6 +24,7 @@ NATIVE = "/opt/vgpu"
 SLICE = "/run/vgpu/slice"
 BOARD = "/run/vgpu/board"
 EMULATED = "/run/vgpu/emulated"
+MPS = "/run/vgpu/mps"
 REMOVED_S = 30
 
 
@@ -85,6 +86,8 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
         if self._launch:
             binds[self._launch["native"]] = {"bind": NATIVE, "mode": "ro"}
             binds[self._launch["directory"]] = {"bind": SLICE, "mode": "ro"}
+            if pipes := self._launch["mps"]:
+                binds[pipes] = {"bind": MPS, "mode": "rw"}
             if device := self._launch["emulated_device"]:
                 # the emulated card's device node, so to speak: programs write to it as to /dev/nvidia0
                 binds[device] = {"bind": f"{EMULATED}/{Path(device).name}", "mode": "rw"}
@@ -103,6 +106,8 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
         # for hosts whose containers get the driver's libraries from NVIDIA's runtime
         environment |= {"NVIDIA_VISIBLE_DEVICES": uuid, "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
         environment["VGPU_SLICE_DIR"] = SLICE
+        if self._launch["mps"]:
+            environment["CUDA_MPS_PIPE_DIRECTORY"] = MPS
         if self._launch["emulated_device"]:
             environment["VGPU_EMULATED_DIR"] = EMULATED
         return environment
@@ -132,11 +137,13 @@ class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
         if not (self._launch and self._launch["devices"]):
             return configured
         devices = [f"{path}:{path}:rw" for path in self._launch["devices"]]
+        # a client in another IPC namespace than the service's waits for ever, and ends the others' programs
+        ipc = {"ipc_mode": "host"} if self._launch["mps"] else {}
 
         async def with_devices(spawner: Any) -> Json:
             value = configured(spawner) if callable(configured) else configured
             config: Json = dict(await maybe_future(value))
-            return config | {"devices": [*config.get("devices", []), *devices]}
+            return config | {"devices": [*config.get("devices", []), *devices]} | ipc
 
         return with_devices
 

@@ -310,3 +310,15 @@ def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
         )
         assert done.returncode == 1
         assert words in done.stderr
+
+
+def test_mps_is_for_gpus_that_are_there_and_real(tmp_path: Any) -> None:
+    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
+    for option, words in (
+        ("--NodeApp.mps_gpus=['7']", "mps_gpus names GPU '7', which this node has not; it has: 0 (GPU-"),
+        ("--NodeApp.mps_gpus=['0']", "mps_gpus needs NVIDIA's Multi-Process Service, and emulated GPUs have none"),
+        ("--NodeApp.gpu_labels={'0': ['mps']}", "has 'MPS', which mps_gpus gives: take another name"),
+    ):
+        done = subprocess.run([*command, option], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert words in done.stderr

@@ -147,3 +147,22 @@ def test_a_choice_carries_the_policy_of_the_config() -> None:
     picked = pick("2GiB-10", allowed_slices(SLICES, CEILING))
     assert picked == Quota(2 * GIB, 10, Policy.BURST)
     assert pick("none", []) is None
+
+
+def test_a_slice_under_mps_is_offered_to_who_is_named_for_it() -> None:
+    slices = [{"memory": "2G", "cores": 10}, {"memory": "2G", "cores": 10, "model": "MPS"}]
+    offered = allowed_slices(slices, CEILING)
+    assert [slice_key(quota) for quota in offered] == ["2GiB-10"]
+    trusted = allowed_slices(slices, CEILING, ("2GiB-10-MPS",))
+    assert [slice_key(quota) for quota in trusted] == ["2GiB-10-MPS"]
+    assert allowed_slices(slices[1:], CEILING) == []
+    with pytest.raises(QuotaError, match="is not one of yours"):
+        pick("2GiB-10-MPS", offered)
+    shared = gpu(8 * GIB, 100) | {"labels": ["MPS"]}
+    (line,) = choices(trusted, [shared])
+    assert (line.title, line.why_not) == (
+        "2 GiB of GPU memory, 10 % of its compute, and more while the GPU is idle, at the same time as others (MPS)",
+        "",
+    )
+    assert choices(offered, [shared])[0].why_not == "all GPUs here are shared by MPS"
+    assert choices(trusted, [gpu(8 * GIB, 100)])[0].why_not == "no GPU here is called 'MPS'"

@@ -119,3 +119,21 @@ def test_who_wants_to_be_alone_gets_an_empty_gpu_and_keeps_it() -> None:
     assert place(alone, [room(0, total=80 * GIB), room(1)]).index == 1  # the smallest, for it takes all of it
     with pytest.raises(NoRoom, match="no GPU has 1 GiB"):
         place(Quota(GIB, 10), [taken])
+
+
+@given(GPUS, st.booleans())
+def test_a_gpu_of_mps_is_for_who_asks_for_it_and_for_nobody_else(reserved: list[tuple[int, int]], asks: bool) -> None:
+    rooms = [
+        replace(room(i, memory * GIB, cores), names=("H100", "MPS") if i % 2 else ("H100", "teaching"))
+        for i, (memory, cores) in enumerate(reserved)
+    ]
+    for strategy in Strategy:
+        try:
+            placed = place(Quota(GIB, 10, model="mps" if asks else ""), rooms, strategy=strategy)
+        except NoRoom:
+            continue
+        assert ("MPS" in placed.names) == asks
+    with pytest.raises(NoRoom, match="all GPUs of this node are shared by MPS: ask for the model 'MPS'"):
+        place(Quota(GIB, 10), [replace(room(0), names=("H100", "MPS"))])
+    with pytest.raises(NoRoom, match="no GPU called 'H100'"):
+        place(Quota(GIB, 10, model="H100"), [replace(room(0), names=("H100", "MPS"))])

@@ -52,6 +52,7 @@ def test_the_users_config_is_not_changed_by_a_slice() -> None:
         "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", "VGPU_SLICE_DIR": "/run/vgpu/tenants/t"},
         "devices": ["/dev/nvidia0"],
         "emulated_device": None,
+        "mps": None,
     }
     binds = made.volume_binds
     assert binds["/data"] == {"bind": "/data", "mode": "rw"}
@@ -68,3 +69,19 @@ def test_the_users_config_is_not_changed_by_a_slice() -> None:
     assert made.volumes == {"/data": "/data"}
     made._launch = None
     assert list(made.volume_binds) == ["/data"]
+
+
+def test_a_container_under_mps_gets_the_service_and_the_hosts_ipc() -> None:
+    made = spawner(extra_host_config={"init": True})
+    made._launch = {
+        "native": "/opt/native",
+        "directory": "/run/vgpu/tenants/t",
+        "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", "CUDA_MPS_PIPE_DIRECTORY": "/run/vgpu-node/mps"},
+        "devices": ["/dev/nvidia0"],
+        "emulated_device": None,
+        "mps": "/run/vgpu-node/mps",
+    }
+    assert made.volume_binds["/run/vgpu-node/mps"] == {"bind": "/run/vgpu/mps", "mode": "rw"}
+    assert made.slice_environment()["CUDA_MPS_PIPE_DIRECTORY"] == "/run/vgpu/mps"
+    config = asyncio.run(made._with_devices(made.extra_host_config)(made))
+    assert config == {"init": True, "devices": ["/dev/nvidia0:/dev/nvidia0:rw"], "ipc_mode": "host"}
