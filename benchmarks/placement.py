@@ -80,7 +80,7 @@ def simulate(placer: Placer, trace: list[Job]) -> tuple[float, float]:
     def change(index: int, quota: Quota, sign: int) -> None:
         room = rooms[index]
         memory, cores = room.memory_reserved + sign * quota.memory, room.cores_reserved + sign * quota.cores
-        rooms[index] = replace(room, memory_reserved=memory, cores_reserved=cores)
+        rooms[index] = replace(room, memory_reserved=memory, cores_reserved=cores, slices=room.slices + sign)
 
     while arriving < len(trace) or line:
         if ends and (arriving == len(trace) or ends[0][0] <= trace[arriving].at):

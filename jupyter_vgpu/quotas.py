@@ -122,6 +122,11 @@ def has_room(quota: Quota, names: Iterable[str], slices: int, memory_free: int, 
     return is_called(quota.model, names) and alone and quota.memory <= memory_free and quota.cores <= cores_free
 
 
+def is_roomy(slices: Sequence[int]) -> bool:
+    """Are so many GPUs empty that the next slice may have one for itself? slices: how many are on each."""
+    return 4 * sum(count == 0 for count in slices) > len(slices)
+
+
 def share_now(quota: Quota, at_work: Sequence[float]) -> float:
     """Percent of the GPU's time for a tenant, beside others that are at work with these percents of their own.
 

@@ -203,8 +203,9 @@ class NodeApp(JupyterApp):
         help="""
         Which GPU of the node a new slice goes to.
 
-        `spread`: the one with the most free memory, so that neighbours are few. `binpack`: the first where it leaves
-        little that others can't use, so that whole GPUs stay free for large slices::
+        `spread`: the one with the most free memory, so that neighbours are few, while over a quarter of the GPUs are
+        empty; then as `binpack`: the first where it leaves little that others can't use, so that whole GPUs stay free
+        for large slices::
 
             c.NodeApp.placement = "binpack"
         """,

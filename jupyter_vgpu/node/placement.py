@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quotas import MPS, Quota, format_bytes, format_percent, has_room, is_called
+from ..quotas import MPS, Quota, format_bytes, format_percent, has_room, is_called, is_roomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,9 @@ class NoRoom(Exception):
 
 
 class Strategy(StrEnum):
-    """`spread`: to the GPU with the most free memory, so that neighbours are few. `binpack`: to the first GPU where the
-    slice leaves little that others can't use, so that whole GPUs stay free for large slices."""
+    """`binpack`: to the first GPU where the slice leaves little that others can't use, so that whole GPUs stay free for
+    large slices. `spread`: while over a quarter of the GPUs are empty to the one with the most free memory, so that
+    neighbours are few; then as `binpack`."""
 
     SPREAD = "spread"
     BINPACK = "binpack"
@@ -82,7 +83,7 @@ def place(
         raise NoRoom(_why_not(quota, meant))
     if quota.exclusive:  # it takes all of it, so the smallest
         return min(fitting, key=lambda room: (room.memory_total, room.index))
-    if strategy is Strategy.SPREAD:
+    if strategy is Strategy.SPREAD and is_roomy([room.slices for room in meant]):
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
     sizes = Counter((each.memory, each.cores) for each in (*held, quota))
     return min(fitting, key=lambda room: (_newly_stranded(room, quota, sizes) + room.index / len(rooms), room.index))

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jupyter_vgpu.client import Client, Tls
-from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.quotas import Quota, is_roomy
 
 from .turns import Space
 
@@ -23,7 +23,8 @@ NODE_KEY, TENANT_KEY, BOARD_KEY = "vgpu_node", "vgpu_tenant", "vgpu_board"
 
 
 class Packing(StrEnum):
-    """Which node a slice goes to. `spread`: where the emptiest GPU has most free; `binpack`: the first with room."""
+    """Which node a slice goes to. `binpack`: the first with room. `spread`: while over a quarter of the GPUs are empty
+    where the emptiest has most free; then as `binpack`."""
 
     SPREAD = "spread"
     BINPACK = "binpack"
@@ -130,9 +131,14 @@ def as_settings(nodes: Iterable[NodeConfig]) -> list[dict[str, str]]:
 def in_turn(quota: Quota, gpus: Iterable[Json], names: Iterable[str], packing: Packing) -> list[str]:
     """The nodes with room for a slice, the one to ask first first. names: as the config has them. Pure."""
     best: dict[str, int] = {}
+    slices: list[int] = []
     for gpu in gpus:
         space = Space.from_json(gpu)
+        if space.is_meant(quota):
+            slices.append(space.slices)
         if space.fits(quota):
             best[gpu["node"]] = max(space.suits(quota), best.get(gpu["node"], space.suits(quota)))
     order = [name for name in names if name in best]
-    return order if packing is Packing.BINPACK else sorted(order, key=lambda name: -best[name])
+    if packing is Packing.BINPACK or not (quota.exclusive or is_roomy(slices)):
+        return order
+    return sorted(order, key=lambda name: -best[name])

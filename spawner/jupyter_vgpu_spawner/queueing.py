@@ -89,8 +89,9 @@ class Queueing(Limits):
         help="""
         Which node a new slice goes to, where there are several.
 
-        `spread`: the one whose emptiest GPU has the most free memory. `binpack`: the first of `vgpu_nodes` with room.
-        Which of the node's GPUs it is, the node itself says (`NodeApp.placement`)::
+        `spread`: the one whose emptiest GPU has the most free memory, while over a quarter of all GPUs are empty; then
+        as `binpack`: the first of `vgpu_nodes` with room. Which of the node's GPUs it is, the node itself says
+        (`NodeApp.placement`)::
 
             c.VGPUMixin.vgpu_placement = "binpack"
 

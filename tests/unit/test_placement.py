@@ -137,3 +137,20 @@ def test_a_gpu_of_mps_is_for_who_asks_for_it_and_for_nobody_else(reserved: list[
         place(Quota(GIB, 10), [replace(room(0), names=("H100", "MPS"))])
     with pytest.raises(NoRoom, match="no GPU called 'H100'"):
         place(Quota(GIB, 10, model="H100"), [replace(room(0), names=("H100", "MPS"))])
+
+
+def test_spread_gives_each_its_own_gpu_until_a_quarter_is_left_and_then_packs() -> None:
+    rooms = [room(i) for i in range(8)]
+    went = []
+    for _ in range(12):
+        chosen = place(Quota(GIB, 10), rooms, held=[Quota(16 * GIB, 100)])
+        went.append(chosen.index)
+        rooms[chosen.index] = replace(
+            chosen,
+            memory_reserved=chosen.memory_reserved + GIB,
+            cores_reserved=chosen.cores_reserved + 10,
+            slices=chosen.slices + 1,
+        )
+    assert went[:6] == [0, 1, 2, 3, 4, 5]
+    assert set(went[6:]) <= {0, 1, 2, 3, 4, 5}  # and two whole ones are left for who needs one
+    assert place(Quota(16 * GIB, 100), rooms).index in (6, 7)
