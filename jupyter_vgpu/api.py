@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 Json = dict[str, Any]
+LABEL_LENGTH = 255
+"""The most of a label of a tenant or a board."""
 
 
 class Refused(Exception):

@@ -105,8 +105,8 @@ def is_called(model: str, names: Iterable[str]) -> bool:
     `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any but those of MPS.
     """
     called = list(names)
-    if MPS in called:
-        return is_mps(model)
+    if is_mps(model) or MPS in called:
+        return is_mps(model) and MPS in called
     wanted = re.compile(rf"(?<!\w){re.escape(model)}(?!\w)", re.IGNORECASE)
     return not model or any(wanted.search(name) for name in called)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .api import LABEL_LENGTH
+
 LABEL = "jupyterhub_queue"
 """What the hub's service writes on its users' slices and notice boards, for the servers inside."""
-LABEL_LENGTH = 255
 NAME_MAX, WORDS_MAX = 40, 120
 
 
@@ -38,17 +39,23 @@ class Turn:
     def as_label(self) -> str:
         """For `told`. Names and words that are too long for a label are cut."""
         said = {
-            "server": self.server[:NAME_MAX],
+            "server": cut(self.server, NAME_MAX),
             "stage": str(self.stage),
             "number": self.number,
             "minutes": self.minutes,
             "until": self.until,
-            "words": self.words[:WORDS_MAX],
+            "words": cut(self.words, WORDS_MAX),
         }
         while len(label := json.dumps(said, ensure_ascii=False)) > LABEL_LENGTH:
             longest = "words" if said["words"] else "server"  # full of what JSON has to escape
-            said[longest] = str(said[longest])[:-1]
+            text = str(said[longest])
+            said[longest] = cut(text, len(text) - 1) if len(text) > 1 else ""
         return label
+
+
+def cut(text: str, most: int) -> str:
+    """So many characters of it; what is cut shows that it is."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def told(labels: Mapping[str, str]) -> dict[str, Any] | None:

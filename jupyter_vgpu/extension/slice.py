@@ -139,10 +139,11 @@ async def _notices() -> Json:
 
 
 def _queue(labels: Mapping[str, str]) -> Json | None:
-    """Where this user stands in the hub's queue; None: nowhere. url: of the queue's page."""
+    """Where this user stands in the hub's queue; None: nowhere. here: it is this server. url: of the queue's page."""
     told = turn.told(labels)
+    this = turn.cut(os.environ.get("JUPYTERHUB_SERVER_NAME", ""), turn.NAME_MAX)
     url = os.environ.get("JUPYTERHUB_HOST", "") + os.environ.get(ENV_QUEUE_URL, "")
-    return told | {"url": url or None} if told else None
+    return told | {"here": told["server"] == this, "url": url or None} if told else None
 
 
 def _kernel_pid(manager: Any, kernel: str) -> int | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..api import Refused
+from ..api import LABEL_LENGTH, Refused
 
 NAME_MAX = 200
-LABELS_MAX, LABEL_LENGTH = 16, 255
+LABELS_MAX = 16
 
 
 def check_name(name: str, what: str = "a tenant") -> None:

@@ -82,10 +82,10 @@ class Manager:
     # --- life of the daemon ---
 
     def start(self) -> None:
-        self.mps.start()
+        stored = list(self._store.tenants())
+        self.mps.start(any(is_mps(tenant.quota.model) for tenant in stored))
         adopted = self.guard.start()
         self._guarded_slots = {slot for slot, _ in adopted}
-        stored = list(self._store.tenants())
         for tenant in stored:
             self.tenants[tenant.id] = tenant
             try:
@@ -390,8 +390,9 @@ class Manager:
 
     def _allowance(self, tenant: Tenant) -> Allowance:
         memory, limit = self._memory_limits(tenant.quota.memory)
-        if is_mps(tenant.quota.model) and self.samples.is_held_by_mps(tenant):
-            return Allowance(memory, limit, 100)
+        clients = self.samples.by_mps(tenant) if is_mps(tenant.quota.model) else None
+        if clients is not None:  # MPS gives each process the tenant's percent, so several take turns
+            return Allowance(memory, limit, 100 / max(1, clients))
         at_work = [
             other.quota.cores
             for other in self.tenants.values()

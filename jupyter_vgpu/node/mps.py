@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,28 +35,42 @@ class Mps:
 
     def __init__(self, run_dir: Path, gpus: Sequence[Gpu]) -> None:
         self.directory = run_dir / "mps"
-        self._log = run_dir / "mps.log"
+        self._log, self._serves = run_dir / "mps.log", run_dir / "mps.gpus"
         self._gpus = [gpu for gpu in gpus if gpu.mps]
         self._child: subprocess.Popen[bytes] | None = None
+        self._changing = threading.Lock()  # it is looked after on a thread
+        self._has_stopped = False
 
     @property
     def is_wanted(self) -> bool:
         return bool(self._gpus)
 
-    def start(self) -> None:
-        """Take over the one that runs, or start one. Raises MpsError."""
-        if not self.is_wanted:
-            return
-        if not shutil.which(_PROGRAM):
+    def start(self, is_used: bool) -> None:
+        """Take over the one that runs, or start one. is_used: slices from before are under it. Raises MpsError."""
+        if self.is_wanted and not shutil.which(_PROGRAM):
             raise MpsError(f"mps_gpus needs {_PROGRAM}, which is not here: install it with the driver, or leave it out")
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not self._answers():
+        served = self._serves.read_text() if self._serves.exists() else ""
+        if served != self._uuids and self._answers():
+            if is_used:
+                raise MpsError(
+                    f"MPS runs for {served or 'other GPUs'}, and slices are under it: stop their servers before "
+                    "mps_gpus is changed"
+                )
+            self._quit()
+        if self.is_wanted and not self._answers():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.chmod(0o755)  # other users' programs come by it
             self._spawn()
+
+    @property
+    def _uuids(self) -> str:
+        return ",".join(gpu.uuid for gpu in self._gpus)
 
     def _spawn(self) -> None:
         # each user's clients would wait for those of the others to end; that users share one is root's to say
         together = ["-multiuser-server"] if os.geteuid() == 0 else []
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in self._gpus)}
+        visible = {"CUDA_VISIBLE_DEVICES": self._uuids}
+        self._serves.write_text(self._uuids)
         with self._log.open("ab") as said:
             self._child = subprocess.Popen(
                 [_PROGRAM, *together, "-f"],
@@ -74,8 +89,11 @@ class Mps:
 
     def look(self) -> None:
         """Called now and then, on a thread: starts it again where it has ended."""
-        if not self.is_wanted:
-            return
+        with self._changing:
+            if self.is_wanted and not self._has_stopped:
+                self._look()
+
+    def _look(self) -> None:
         with contextlib.suppress(OSError):
             if self._log.stat().st_size > _LOG_MAX:
                 os.truncate(self._log, 0)
@@ -85,16 +103,24 @@ class Mps:
             log.warning("MPS has ended, and the programs under it with it; starting it again")
             try:
                 self._spawn()
-            except MpsError as error:
+            except (MpsError, OSError) as error:  # and it is tried again
                 log.error("%s", error)
 
     def stop(self) -> None:
         """No slice is left."""
-        if self.is_wanted:
-            self._ask("quit")
-            if self._child:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._child.wait(_ANSWER_S)
+        with self._changing:
+            self._has_stopped = True
+            if self.is_wanted:
+                self._quit()
+
+    def _quit(self) -> None:
+        self._ask("quit")
+        end = time.monotonic() + _ANSWER_S
+        while self._answers() and time.monotonic() < end:  # a predecessor's is no child of ours
+            time.sleep(0.05)
+        if self._child:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(_ANSWER_S)
 
     def environment(self, quota: Quota) -> dict[str, str]:
         """Of programs in a slice. `burst`: all that the others leave."""

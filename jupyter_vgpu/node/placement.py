@@ -74,7 +74,8 @@ def place(
         raise NoRoom(f"this node has no GPU {wanted}; it has: {known}")
     meant = [room for room in candidates if room.is_meant(quota)]
     if not meant and not quota.model:
-        raise NoRoom(f"all GPUs of this node are shared by MPS: ask for the model {MPS!r}")
+        which = f"GPU {wanted} is" if wanted else "all GPUs of this node are"
+        raise NoRoom(f"{which} shared by MPS: ask for the model {MPS!r}")
     if not meant:
         known = ", ".join(sorted({name for room in candidates for name in room.names}))
         raise NoRoom(f"this node has no GPU called {quota.model!r}; it has: {known}")

@@ -103,12 +103,12 @@ class Samples:
         """Bytes of all GPUs that a process is on."""
         return sum(self._guard.memory_of(index, pid) for index, pids in self._on_gpu.items() if pid in pids)
 
-    def is_held_by_mps(self, tenant: Tenant) -> bool:
-        """All of its processes are on the GPU by way of MPS, which gives each its part of it."""
+    def by_mps(self, tenant: Tenant) -> int | None:
+        """How many of its processes are on the GPU, all by way of MPS; None: not all of them are."""
         index = self._index(tenant)
         clients, rows = self._by_mps.get(index, set()), self._live[tenant.id].page.read().processes
         there = {row.pid for row in rows} & self._on_gpu.get(index, set())
-        return clients is None or there <= clients
+        return len(there) if clients is None or there <= clients else None
 
     def busy(self, tenant: Tenant) -> dict[int, int]:
         """Percent of its GPU's compute by process, others' too; nothing where that is not in this node any more."""

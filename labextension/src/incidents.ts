@@ -134,13 +134,19 @@ export class Slowness {
   private _told = -Infinity;
 }
 
-/** Whoever waits knows it; that the turn has come, has passed or that nothing came of it is told. Null: it is over. */
+/**
+ * Whoever waits knows it; that the turn has come, has passed or that nothing came of it is told. Null: it is over.
+ * before undefined: on the page's first answer; what ended then was told before, and the panel shows it.
+ */
 export function turnOf(
-  before: IQueue | null,
+  before: IQueue | null | undefined,
   after: IQueue | null
 ): Incident[] {
-  const isTold = (queue: IQueue | null): boolean =>
-    queue !== null && queue.stage !== 'waiting';
+  const isTold = (queue: IQueue | null | undefined): boolean =>
+    queue?.stage === 'called' || queue?.stage === 'ended';
+  if (before === undefined && after?.stage === 'ended') {
+    return [];
+  }
   const isSame =
     before?.server === after?.server &&
     before?.stage === after?.stage &&

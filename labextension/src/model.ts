@@ -144,7 +144,7 @@ export class SliceModel extends VDomModel {
   private _panelMs = 1000;
   private _usage: Usage | null = null;
   private _known: ISlice | null = null;
-  private _queue: IQueue | null = null;
+  private _queue: IQueue | null | undefined = undefined;
   private _history: ISample[] = [];
   private _slowness = new Slowness();
   private _warnAt = 0.8;

@@ -96,6 +96,8 @@ export interface IMaintenance {
 export interface IQueue {
   /** Which one; the default one's name is empty. */
   server: string;
+  /** It is this server. */
+  here: boolean;
   /** Called: its room is kept. Ended: it got no GPU, and the words say why. */
   stage: 'waiting' | 'called' | 'ended';
   /** 1 is next. */

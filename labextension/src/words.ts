@@ -210,6 +210,13 @@ function calledText(queue: IQueue, trans: TranslationBundle): string {
     hour: '2-digit',
     minute: '2-digit'
   });
+  if (!queue.here) {
+    return trans.__(
+      'A GPU is kept for your server %1 until %2. Stop that server, and it starts again with the GPU.',
+      queue.server || trans.__('without a name'),
+      until
+    );
+  }
   return trans.__(
     'A GPU is kept for you until %1. Save your work and stop your server: it starts again with the GPU.',
     until

@@ -188,6 +188,7 @@ test('no slice, nothing to tell', () => {
 test('who waits knows it; that it is the turn, and that it is over, is told once', () => {
   const waiting: IQueue = {
     server: '',
+    here: true,
     stage: 'waiting',
     number: 2,
     minutes: 10,
@@ -208,4 +209,7 @@ test('who waits knows it; that it is the turn, and that it is over, is told once
   assert.deepEqual(turnOf(kept, ended), [{ kind: 'queue', queue: ended }]);
   assert.deepEqual(turnOf(kept, waiting), [over]);
   assert.deepEqual(turnOf(ended, null), [over]);
+  assert.deepEqual(turnOf(undefined, ended), []);
+  assert.deepEqual(turnOf(undefined, null), []);
+  assert.deepEqual(turnOf(undefined, kept), [{ kind: 'queue', queue: kept }]);
 });

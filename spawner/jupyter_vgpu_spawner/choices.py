@@ -61,11 +61,11 @@ def allowed_slices(
     """
     every = all_slices(slices, quota.policy)
     fitting = [each for each in every if each.memory <= quota.memory and each.cores_kept <= quota.cores]
+    if keys is None:
+        fitting = [each for each in fitting if not is_mps(each.model)]
     anywhere = not every or any(not each.model and not each.exclusive for each in every)
     offered = fitting or ([quota] if anywhere else [])
-    if keys is None:
-        return [each for each in offered if not is_mps(each.model)]
-    return [each for each in offered if slice_key(each) in keys]
+    return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
 def _malformed(entry: Mapping[str, Any]) -> Quota:
@@ -154,9 +154,17 @@ def pick(key: object, slices: Sequence[Quota]) -> Quota | None:
     raise QuotaError(f"GPU slice {shown} is not one of yours: choose from {allowed}")
 
 
-def why_too_many(others: Sequence[str], most: int) -> str:
-    """Why a server gets no slice beside a user's others that have one; empty: it may. others: their names."""
-    if len(others) < most:
+def why_too_many(have: Sequence[str], wait: Sequence[str], most: int) -> str:
+    """Why a server gets no slice beside a user's others; empty: it may. have, wait: names of those with one, and of
+    those in the queue for one."""
+    if len(have) + len(wait) < most:
         return ""
-    names = ", ".join(repr(name) if name else "the default one" for name in others)
-    return f"you may have {most} server{'s' if most > 1 else ''} with a GPU at once, and have {names}: stop one first"
+
+    def names(servers: Sequence[str]) -> str:
+        return ", ".join(repr(name) if name else "the default one" for name in servers)
+
+    some = f"you may have {most} server{'s' if most > 1 else ''} with a GPU at once"
+    if len(have) >= most or not wait:
+        return f"{some}, and have {names(have)}: stop one first"
+    also = f"have {names(have)} and " if have else ""
+    return f"{some}, and {also}wait for one with {names(wait)}: leave the queue with that first"

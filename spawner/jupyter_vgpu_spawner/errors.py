@@ -6,6 +6,7 @@ from tornado import web
 
 DAEMON_AWAY = "The GPU service of this hub does not answer now: start without a GPU, or try again later."
 DAEMON_AWAY_FORM = "The GPU service of this hub does not answer now. You can start without a GPU, or try again later."
+NO_GPU_FOR, START_WITHOUT = "No GPU for this server: ", " You can start without a GPU."
 DATABASE_AWAY = "The GPU quotas of this hub can't be read now: start without a GPU, or try again later."
 
 

@@ -35,7 +35,7 @@ from .choices import (
     why_too_many,
 )
 from .database import DatabaseError
-from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, spawn_error
+from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, NO_GPU_FOR, START_WITHOUT, spawn_error
 from .hours import Window, why_spent
 from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry
@@ -89,7 +89,8 @@ class VGPUMixin(Queueing):
             raise spawn_error(503, DATABASE_AWAY) from error
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
         spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
-        return Offer(slices, balance, spent or why_too_many(self._others_with_gpu(), entitlement.gpus))
+        many = why_too_many(self._others_with_gpu(), await self._others_in_queue(), entitlement.gpus)
+        return Offer(slices, balance, spent or many)
 
     def _others_with_gpu(self) -> list[str]:
         """Names of this user's other servers that have a slice; the default one's is empty."""
@@ -114,7 +115,7 @@ class VGPUMixin(Queueing):
         except QuotaError as error:
             raise spawn_error(400, str(error)) from error
         if quota and offer.why_none:
-            raise spawn_error(403, f"No GPU for this server: {offer.why_none}. You can start without a GPU.")
+            raise spawn_error(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
         return quota
 
     # --- spawn page ---
@@ -268,7 +269,7 @@ class VGPUMixin(Queueing):
                 await self.fleet.request(self._node, "DELETE", path)
             except DaemonError as error:
                 if error.status != 404:
-                    self.log.error("GPU slice of %s not removed: %s", self.tenant_name, error)
+                    self.log.error("what vgpud has of %s is not removed: %s", self.tenant_name, error)
 
     async def start(self) -> Any:
         """Open the slice, then start the server in it; a server that does not start leaves no slice."""

@@ -176,6 +176,17 @@ class Queueing(Limits):
         """This server's place in the queue, if it has one. Raises HTTPError."""
         return await self._ask_queue(self._queue.entry, self.user.name, self.name) if self._queue else None
 
+    async def _others_in_queue(self) -> list[str]:
+        """Names of this user's other servers that wait for a GPU, and not behind this one. Raises HTTPError."""
+        if not self._queue:
+            return []
+        entries = await self._ask_queue(self._queue.entries)
+        queued = [each for each in entries if each.stage != Stage.ENDED and each.waiting.user == self.user.name]
+        mine = next((each for each in queued if each.waiting.server == self.name), None)
+        if mine and mine.stage == Stage.CALLED:
+            queued = [each for each in queued if each.waiting.since < mine.waiting.since]
+        return sorted(each.waiting.server for each in queued if each is not mine)
+
     async def _wait_in_queue(self, quota: Quota, options: Json) -> None:
         """Raises Elsewhere, or HTTPError."""
         assert self._queue  # noqa: S101 (as the caller has looked)

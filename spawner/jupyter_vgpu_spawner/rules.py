@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from jupyter_vgpu.quotas import Policy, Quota, QuotaError, parse_cores, parse_memory, parse_policy
+from jupyter_vgpu.quotas import Policy, Quota, QuotaError, is_mps, parse_cores, parse_memory, parse_policy
 
 GROUP_PROPERTY = "vgpu"
 """Key of a rule among a hub group's properties."""
@@ -203,6 +203,8 @@ def follow(held: Quota, before: Entitlement, after: Entitlement) -> Quota | None
         return None
     whole = before.quota
     memory = _followed(held.memory, whole.memory if whole else None, after.quota.memory)
+    if is_mps(held.model):  # where compute is fixed when the server starts
+        return replace(held, memory=memory) if memory != held.memory else None
     cores = _followed(held.cores, whole.cores if whole else None, after.quota.cores)
     followed = replace(held, memory=memory, cores=cores, policy=after.quota.policy)
     return None if followed == held else followed

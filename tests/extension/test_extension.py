@@ -50,7 +50,9 @@ async def test_a_server_without_a_gpu_hears_of_its_users_turn(
     monkeypatch.setenv("VGPU_QUEUE_URL", "/services/vgpu/queue")
     told = await slice_view(jp_fetch)
     assert (told["kind"], told["reason"], told["queue"]["number"]) == ("none", "no-slice", 2)
-    assert told["queue"]["url"] == "/services/vgpu/queue"
+    assert (told["queue"]["here"], told["queue"]["url"]) == (True, "/services/vgpu/queue")
+    monkeypatch.setenv("JUPYTERHUB_SERVER_NAME", "second")
+    assert not (await slice_view(jp_fetch))["queue"]["here"]
     node.client.request("PATCH", f"/api/boards/{board['id']}/labels", {LABEL: None})
     assert (await slice_view(jp_fetch))["queue"] is None
     node.kill()

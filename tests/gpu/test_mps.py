@@ -109,6 +109,15 @@ def test_each_has_its_part_of_the_gpu_at_the_same_time(shared: Node, four: list[
     assert min(together) > 0.75 * max(together)
 
 
+def test_several_programs_of_a_slice_have_no_more_than_one(
+    shared: Node, four: list[dict[str, Any]], load: Path
+) -> None:
+    (alone,) = rates(shared, four[:1], load)
+    together = rates(shared, [four[0]] * 3, load)
+    print(alone, together)
+    assert sum(together) < 1.6 * alone  # the first second is not known to be theirs yet
+
+
 def test_who_leaves_mps_out_is_paced(shared: Node, four: list[dict[str, Any]], load: Path) -> None:
     nowhere = {"CUDA_MPS_PIPE_DIRECTORY": "/nonexistent"}
     (free,) = rates(shared, four[:1], load)

@@ -126,12 +126,20 @@ def test_an_admin_gives_more_up_to_the_ceiling(hub: Hub, shared_node: Node, alic
 
 def test_who_waits_and_has_one_by_then_is_told_why(hub: Hub, shared_node: Node, alice: HubUser) -> None:
     full = shared_node.tenant("8G", 100, "somebody")
-    for server in ("one", "two"):
+    admin = Admin(hub)
+
+    def choose(server: str) -> str:
         alice.session.get(f"{hub.url}/hub/spawn/alice/{server}", timeout=30)
         url = f"{hub.url}/hub/spawn/alice/{server}?_xsrf={alice.xsrf('/hub/')}"
-        alice.session.post(url, data={"gpu_slice": "1GiB-25"}, timeout=60)
-    admin = Admin(hub)
-    assert len(admin.get("api/queue").json()["queue"]) == 2
+        return alice.session.post(url, data={"gpu_slice": "1GiB-25"}, timeout=60).text
+
+    choose("one")
+    assert "and wait for one with &#39;one&#39;: leave the queue with that first" in choose("two")
+    assert [each["server"] for each in admin.get("api/queue").json()["queue"]] == ["one"]
+    admin.post("edit", user="alice", gpus="2")
+    choose("two")
+    admin.post("edit", user="alice", gpus="1")
+    assert [each["server"] for each in admin.get("api/queue").json()["queue"]] == ["one", "two"]
     shared_node.client.request("DELETE", f"/api/tenants/{full['id']}")
     wait_until(lambda: len(slices(shared_node)) == 1, 60, "one of them starts")
 
@@ -140,8 +148,8 @@ def test_who_waits_and_has_one_by_then_is_told_why(hub: Hub, shared_node: Node, 
         return [each["words"] for each in found if each["stage"] == "ended"]
 
     words = wait_until(ended, 60, "and the other does not")
-    assert "you may have 1 server with a GPU at once" in words[0]
+    assert "you may have 1 server with a GPU at once, and have 'one': stop one first" in words[0]
     time.sleep(3)
-    assert len(slices(shared_node)) == 1
+    assert slices(shared_node) == ["alice/one"]
     for each in admin.get("api/queue").json()["queue"]:
         admin.post("remove", user=each["user"], server=each["server"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key
+from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key, why_too_many
 from jupyter_vgpu_spawner.turns import Line, Space, Waiting
 
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError
@@ -166,3 +166,19 @@ def test_a_slice_under_mps_is_offered_to_who_is_named_for_it() -> None:
     )
     assert choices(offered, [shared])[0].why_not == "all GPUs here are shared by MPS"
     assert choices(trusted, [gpu(8 * GIB, 100)])[0].why_not == "no GPU here is called 'MPS'"
+
+
+def test_a_slice_under_mps_takes_nothing_from_who_may_not_have_it() -> None:
+    small = Quota(2 * GIB, 20)
+    large, shared = {"memory": "4G", "cores": 25}, {"memory": "1G", "cores": 10, "model": "MPS"}
+    assert allowed_slices([large], small) == allowed_slices([large, shared], small) == [small]
+
+
+def test_servers_in_the_queue_count_with_those_that_have_a_gpu() -> None:
+    assert why_too_many([], [], 1) == why_too_many(["a"], ["b"], 3) == ""
+    assert why_too_many([""], [], 1) == (
+        "you may have 1 server with a GPU at once, and have the default one: stop one first"
+    )
+    assert why_too_many(["a"], ["b"], 2) == (
+        "you may have 2 servers with a GPU at once, and have 'a' and wait for one with 'b': leave the queue with that first"
+    )

@@ -154,3 +154,10 @@ def test_spread_gives_each_its_own_gpu_until_a_quarter_is_left_and_then_packs() 
     assert went[:6] == [0, 1, 2, 3, 4, 5]
     assert set(went[6:]) <= {0, 1, 2, 3, 4, 5}  # and two whole ones are left for who needs one
     assert place(Quota(16 * GIB, 100), rooms).index in (6, 7)
+
+
+def test_a_label_with_mps_in_it_makes_no_gpu_of_mps() -> None:
+    with pytest.raises(NoRoom, match="no GPU called 'MPS'"):
+        place(Quota(GIB, 10, model="MPS"), [replace(room(0), names=("H100", "no MPS here"))])
+    with pytest.raises(NoRoom, match="GPU 1 is shared by MPS"):
+        place(Quota(GIB, 10), [room(0), replace(room(1), names=("H100", "MPS"))], "1")

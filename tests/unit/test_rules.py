@@ -131,3 +131,10 @@ def test_a_rule_is_written_and_read_without_loss(rule: Rule) -> None:
 def test_nonsense_is_refused_in_words(values: dict[str, object], words: str) -> None:
     with pytest.raises(QuotaError, match=words):
         Rule.parse(values)
+
+
+def test_a_running_slice_under_mps_follows_in_memory_alone() -> None:
+    held = Quota(4 * GIB, 25, model="MPS")
+    before, after = entitle(BOUNDS, NOTHING, NOTHING), entitle(BOUNDS, NOTHING, Rule(memory=2 * GIB, cores=10))
+    assert follow(held, before, after) == Quota(2 * GIB, 25, model="MPS")
+    assert follow(held, before, entitle(BOUNDS, NOTHING, Rule(cores=10, policy=Policy.BURST))) is None

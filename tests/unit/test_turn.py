@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from jupyter_vgpu_spawner.fleet import View
 from jupyter_vgpu_spawner.queue_store import Entry
+from jupyter_vgpu_spawner.rules import HUB_LABEL, USER_LABEL
 from jupyter_vgpu_spawner.service.dispatcher import CALL_S, Standing
-from jupyter_vgpu_spawner.service.news import turn_of
+from jupyter_vgpu_spawner.service.news import News, turn_of
 from jupyter_vgpu_spawner.turns import Forecast, Waiting
 
+from jupyter_vgpu.api import LABEL_LENGTH
 from jupyter_vgpu.quotas import Quota
-from jupyter_vgpu.turn import LABEL, LABEL_LENGTH, Stage, Turn, told
+from jupyter_vgpu.turn import LABEL, Stage, Turn, told
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,8 @@ def test_names_and_words_of_any_length_fit(nasty: str) -> None:
     read = told({LABEL: label})
     assert read
     assert (read["stage"], read["number"]) == ("ended", 10**9)
-    assert (nasty * 300).startswith(read["server"])
+    assert (nasty * 300).startswith(read["server"].removesuffix("…"))
+    assert read["server"].endswith("…")
 
 
 @pytest.mark.parametrize("label", ["", "{}", "[]", "nothing", '{"server": "", "stage": "lost", "number": 1}'])
@@ -68,3 +73,50 @@ def test_of_several_servers_the_one_that_is_called_is_told_then_the_next() -> No
 def test_a_forecast_is_told_in_steps(seconds: float, minutes: int | None) -> None:
     assert turn_of([standing("", Stage.WAITING, 1, forecast=Forecast(seconds, None))]).minutes == minutes
     assert turn_of([standing("", Stage.WAITING, 1, forecast=Forecast(None, None))]).minutes is None
+
+
+class Nodes:
+    """What the service asks of the nodes, for one that has servers of two hubs."""
+
+    def __init__(self, *servers: dict[str, Any]) -> None:
+        self.view = View(boards=[server | {"node": "a"} for server in servers])
+        self.said: list[tuple[str, dict[str, str | None]]] = []
+
+    async def servers(self) -> View:
+        return self.view
+
+    async def ask(self, server: dict[str, Any], _: str, __: str, labels: dict[str, str | None]) -> None:
+        self.said.append((server["id"], labels))
+
+
+class Queue:
+    def __init__(self, *standings: Standing) -> None:
+        self.now = list(standings)
+
+    async def standings(self) -> list[Standing]:
+        return self.now
+
+
+def board(name: str, user: str, hub: str, **labels: str) -> dict[str, Any]:
+    return {"id": name, "name": name, "labels": {USER_LABEL: user, HUB_LABEL: hub, **labels}}
+
+
+def test_a_hub_speaks_to_its_own_users_alone_and_takes_back_what_is_over() -> None:
+    theirs = Turn("", Stage.CALLED).as_label()
+    nodes = Nodes(
+        board("mine", "alice", "physics"),
+        board("old", "dean", "physics", **{LABEL: theirs}),
+        board("other", "alice", "maths", **{LABEL: theirs}),
+    )
+    queue = Queue(standing("", Stage.WAITING, 1))
+    news = News(queue, nodes, "physics")  # type: ignore[arg-type]
+    asyncio.run(news.tell())
+    assert nodes.said == [("mine", {LABEL: Turn("", Stage.WAITING, 1).as_label()}), ("old", {LABEL: None})]
+    nodes.view.boards[0]["labels"][LABEL] = Turn("", Stage.WAITING, 1).as_label()
+    del nodes.view.boards[1]["labels"][LABEL]
+    nodes.said.clear()
+    asyncio.run(news.tell())
+    assert nodes.said == []  # it is said already
+    queue.now.clear()
+    asyncio.run(news.tell())
+    assert nodes.said == [("mine", {LABEL: None})]

@@ -98,7 +98,7 @@ async def serve(hub: int) -> None:
             _repeat("running slices don't follow their quotas now", manager.follow_all, METER_S),
         ]
         if dispatcher:
-            news = News(dispatcher, fleet)
+            news = News(dispatcher, fleet, settings.hub)
             works.append(_repeat("the queue stands still now", dispatcher.tick, TICK_S))
             works.append(_repeat("who waits is not told in JupyterLab now", news.tell, TICK_S))
         await asyncio.gather(*works)

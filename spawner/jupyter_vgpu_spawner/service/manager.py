@@ -354,7 +354,7 @@ class Manager:
         first, before = tenant["id"] not in self._entitled, self._entitled.get(tenant["id"])
         held = Quota.from_json(tenant["quota"])
         # an admin may have given this one slice more: that stays until what the user may have changes
-        changed = _is_new(tenant) if first else before not in (None, after)
+        changed = _is_new(tenant) if first else before is not None and before.quota != after.quota
         quota = follow(held, before or after, after) if changed else None
         try:
             if quota:

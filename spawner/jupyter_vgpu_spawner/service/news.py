@@ -10,7 +10,9 @@ from jupyter_vgpu.api import Json
 from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.turn import LABEL, Stage, Turn
 
+from ..errors import NO_GPU_FOR, START_WITHOUT
 from ..fleet import Fleet
+from ..rules import HUB_LABEL
 from .dispatcher import CALL_S, Dispatcher, Standing
 from .meter import user_of
 
@@ -24,8 +26,8 @@ _FIRST = (Stage.CALLED, Stage.WAITING, Stage.ENDED)
 class News:
     """Raises DaemonError, HubError, DatabaseError."""
 
-    def __init__(self, dispatcher: Dispatcher, fleet: Fleet) -> None:
-        self._dispatcher, self._fleet = dispatcher, fleet
+    def __init__(self, dispatcher: Dispatcher, fleet: Fleet, hub: str) -> None:
+        self._dispatcher, self._fleet, self._hub = dispatcher, fleet, hub
         self._is_quiet = False  # nothing is said anywhere
 
     async def tell(self) -> None:
@@ -37,12 +39,14 @@ class News:
         said = {user: turn_of(theirs).as_label() for user, theirs in _by_user(standings).items()}
         missed = bool(view.away)
         for server in [*view.tenants, *view.boards]:
-            missed |= not await self._say(server, said.get(str(user_of(server)), ""))
+            # what another hub says to its users on the same node is that hub's
+            if user_of(server) and server["labels"].get(HUB_LABEL, "") == self._hub:
+                missed |= not await self._say(server, said.get(str(user_of(server)), ""))
         self._is_quiet = not standings and not missed
 
     async def _say(self, server: Json, label: str) -> bool:
         """False: it was not heard."""
-        if server["labels"].get(LABEL, "") == label or not user_of(server):
+        if server["labels"].get(LABEL, "") == label:
             return True
         try:
             await self._fleet.ask(server, "PATCH", "/labels", {LABEL: label or None})
@@ -70,7 +74,7 @@ def turn_of(standings: Iterable[Standing]) -> Turn:
         number=standing.number,
         minutes=_about(forecast.middle) if forecast else None,
         until=math.floor(entry.at + CALL_S) if kept else None,
-        words=entry.words if entry.stage == Stage.ENDED else "",
+        words=entry.words.removeprefix(NO_GPU_FOR).removesuffix(START_WITHOUT) if entry.stage == Stage.ENDED else "",
     )
 
 
