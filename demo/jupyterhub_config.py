@@ -40,12 +40,21 @@ c.SimpleLocalProcessSpawner.home_dir_template = str(root / "home" / "{username}"
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.args = ["--allow-root"] if os.geteuid() == 0 else []
 c.Spawner.default_url = "/lab/tree/quickstart.ipynb"
-# nothing of the demo is written to the home of the one who runs it
+# a login shell would look for programs where the system has them, and not in the environment of the demo
+c.Spawner.args += ["--ServerApp.terminado_settings={'shell_command': ['bash']}"]
+
+
+def of_user(part):
+    """A directory of the user's own: nothing is written to the home of the one who runs the demo."""
+    return lambda spawner: str(root / "jupyter" / spawner.user.name / part)
+
+
 c.Spawner.environment = {
-    "JUPYTER_CONFIG_DIR": str(root / "jupyter"),
-    "JUPYTER_DATA_DIR": str(root / "jupyter"),
-    "JUPYTER_RUNTIME_DIR": str(root / "jupyter" / "runtime"),
-    "IPYTHONDIR": str(root / "ipython"),
+    "JUPYTER_CONFIG_DIR": of_user("config"),
+    "JUPYTER_DATA_DIR": of_user("data"),
+    "JUPYTER_RUNTIME_DIR": of_user("runtime"),
+    "IPYTHONDIR": of_user("ipython"),
+    "JUPYTER_CONFIG_PATH": str(root / "jupyter"),
 }
 
 

@@ -71,18 +71,32 @@ class VGPUMagics(Magics):
             before = usage()
         except (NoSlice, DaemonError) as error:
             print(f"%%vgpu: {error}; the cell runs all the same", file=sys.stderr)
-            shell.run_cell(cell)
+            _finish(shell.run_cell(cell))
             return
         peak = Peak(before)
         peak.start()
         began, launched = time.monotonic(), launches()
         try:
-            shell.run_cell(cell)
+            result = shell.run_cell(cell)
         finally:
             peak.finish()
             seconds, after = time.monotonic() - began, launches()
             count = None if launched is None or after is None else after - launched
             print(summary(before, peak.last, peak.most, seconds, count))
+        _finish(result)
+
+
+class CellFailed(Exception):
+    """The measured cell did not end well; its own traceback stands above."""
+
+    def _render_traceback_(self) -> list[str]:
+        return []
+
+
+def _finish(result: ExecutionResult) -> None:
+    """A cell that failed or was interrupted fails here too, so that those after it are not run."""
+    if not result.success:
+        raise CellFailed from result.error_in_exec or result.error_before_exec
 
 
 def summary(before: Usage, after: Usage, most: int, seconds: float, launched: int | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..client import Client, DaemonError
-from ..inside import slice_client
+from ..inside import NoSlice, slice_client
 from ..native import NativeMissing
 from ..paths import ADMIN_SOCKET, ENV_SLICE_DIR, default_run_dir
 from ..quotas import Policy, Quota, QuotaError
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         quota = Quota.parse(options.mem, options.cores, options.policy, options.model, options.exclusive)
         request = {**quota.as_json(), "gpu": options.gpu}
         return run.run(Client(options.run_dir / ADMIN_SOCKET), request, command)
-    except (DaemonError, QuotaError, NativeMissing) as error:
+    except (DaemonError, NoSlice, QuotaError, NativeMissing) as error:
         print(f"jupyter vgpu {options.command}: {error}", file=sys.stderr)
         return run.NO_SLICE if options.command == "run" else _FAILED
 
@@ -125,7 +125,11 @@ def _slice_dir() -> str | None:
 
 
 def _nearest_client(run_dir: Path) -> Client:
-    return slice_client() if _slice_dir() else Client(run_dir / ADMIN_SOCKET)
+    """The slice's, or the daemon's. Raises NoSlice in a user's server without a GPU."""
+    socket = run_dir / ADMIN_SOCKET
+    if _slice_dir() or ("JUPYTERHUB_USER" in os.environ and not os.access(socket, os.W_OK)):
+        return slice_client()
+    return Client(socket)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ export class SliceModel extends VDomModel {
         try {
           this._take(localise(await fetchUsage(settings), trans));
         } catch (error) {
-          const message = error instanceof Error ? error.message : '';
+          // a hub's page, where the server is stopped or being started, is no answer of the server's
+          const isOurs = error instanceof ServerConnection.NetworkError;
+          const message = isOurs ? error.message : '';
           this._take({ kind: 'none', reason: 'server-away', message });
           throw error; // it is asked less and less often
         }

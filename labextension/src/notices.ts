@@ -27,6 +27,11 @@ export class Notices {
         this._tell(incident);
       }
     });
+    model.stateChanged.connect(() => {
+      if (model.usage?.kind === 'slice') {
+        this._renew(model.usage.refusals.recent);
+      }
+    });
   }
 
   /** Whether the user wants any. */
@@ -102,7 +107,28 @@ export class Notices {
     } else {
       id = Notification.error(message, { actions, autoClose: false });
     }
-    this._told.set(asker, { id, at: Date.now() });
+    this._told.set(asker, { id, at: Date.now(), refusal });
+  }
+
+  /** What would make room changes with who holds it: an open notification offers what helps now, or goes. */
+  private _renew(recent: readonly IRefusal[]): void {
+    for (const told of this._told.values()) {
+      const now = recent.find(each => each.first === told.refusal.first);
+      if (
+        !now ||
+        JSON.stringify(now.ways) === JSON.stringify(told.refusal.ways) ||
+        !Notification.manager.has(told.id)
+      ) {
+        continue;
+      }
+      told.refusal = now;
+      if (now.ways.length === 0) {
+        Notification.dismiss(told.id);
+      } else {
+        const actions = this._buttons(() => told.id, now);
+        Notification.update({ id: told.id, actions });
+      }
+    }
   }
 
   private _buttons(
@@ -131,5 +157,8 @@ export class Notices {
   private _trans: TranslationBundle;
   private _show: () => void;
   private _states = new Map<Incident['kind'], string>();
-  private _told = new Map<string, { id: string; at: number }>();
+  private _told = new Map<
+    string,
+    { id: string; at: number; refusal: IRefusal }
+  >();
 }

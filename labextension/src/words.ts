@@ -66,7 +66,11 @@ export function noneText(none: INone, trans: TranslationBundle): string {
         'The GPU service does not answer now. What runs goes on; numbers come back.'
       );
     case 'server-away':
-      return trans.__('Your server does not answer: %1', none.message);
+      return none.message
+        ? trans.__('Your server does not answer: %1', none.message)
+        : trans.__(
+            'Your server does not answer: it is stopped, or just being started.'
+          );
   }
 }
 

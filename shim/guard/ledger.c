@@ -336,6 +336,11 @@ bool ledger_claim_root(int slot, pid_t pid, uint32_t root)
     return true;
 }
 
+void ledger_tell_refusal(int slot, pid_t pid, uint32_t root, uint64_t bytes)
+{
+    publish_refusal(&tenants[slot], pid, bytes, ledger_room(&tenants[slot], IS_MANAGED_ROOT(root)));
+}
+
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
                             uint64_t bytes, struct ledger_object **out)
 {
@@ -344,11 +349,8 @@ enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent,
 
     if (ledger_find(root, handle) || (handle == parent && handle != root))
         return RESERVE_TAKEN;
-    uint64_t room = ledger_room(tenant, IS_MANAGED_ROOT(root));
-    if (bytes && bytes > room) {
-        publish_refusal(tenant, pid, bytes, room);
+    if (bytes && bytes > ledger_room(tenant, IS_MANAGED_ROOT(root)))
         return RESERVE_OVER_QUOTA;
-    }
     if (tenant->objects >= LEDGER_TENANT_OBJECTS || (!free_count && ledger->object_end == LEDGER_OBJECTS))
         return RESERVE_TABLE_FULL;
     uint32_t i = free_count ? free_list[--free_count] : ledger->object_end;
@@ -404,8 +406,10 @@ bool ledger_set_managed(int slot, pid_t pid, uint64_t bytes)
         object = NULL;
     }
     if (!object) {
-        if (bytes && ledger_reserve(slot, pid, root, 0, root, 0, bytes, &object) != RESERVE_OK)
+        if (bytes && ledger_reserve(slot, pid, root, 0, root, 0, bytes, &object) != RESERVE_OK) {
+            ledger_tell_refusal(slot, pid, root, bytes);
             return false;
+        }
         if (object)
             object->state = OBJECT_HELD;
         return true;

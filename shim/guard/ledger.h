@@ -123,6 +123,8 @@ struct ledger_object *ledger_next_listed(const struct ledger_object *object);
 enum reserve { RESERVE_OK, RESERVE_OVER_QUOTA, RESERVE_TABLE_FULL, RESERVE_TAKEN };
 enum reserve ledger_reserve(int slot, pid_t pid, uint32_t root, uint32_t parent, uint32_t handle, uint32_t class,
                             uint64_t bytes, struct ledger_object **out);
+/* What was refused for good: there was no room after a sweep either. */
+void ledger_tell_refusal(int slot, pid_t pid, uint32_t root, uint64_t bytes);
 /* The driver did it, and says how large it is. False: rounded up, it is over the quota and has to go again. */
 bool ledger_commit(struct ledger_object *object, uint64_t bytes);
 void ledger_cancel(struct ledger_object *object);

@@ -124,9 +124,9 @@ static bool is_in_place(const struct call *call, struct ledger_object *object)
     return !(object->bytes || NV_CLASS_IS_CHANNEL(object->class)) || (int)object->gpu == tenants[call->slot].gpu;
 }
 
-/* One attempt; `status` is what the driver would say. */
+/* One attempt; `status` is what the driver would say. A refusal is told of the last one alone. */
 static enum reserve try_reserve(struct job *job, const struct call *call, uint32_t root, uint32_t parent,
-                                uint32_t handle, uint32_t class, uint64_t bytes, uint32_t *status)
+                                uint32_t handle, uint32_t class, uint64_t bytes, bool last, uint32_t *status)
 {
     struct ledger_object *object;
 
@@ -134,6 +134,8 @@ static enum reserve try_reserve(struct job *job, const struct call *call, uint32
     enum reserve reserved = job->holdings->ended
                                 ? RESERVE_OVER_QUOTA
                                 : ledger_reserve(call->slot, call->pid, root, parent, handle, class, bytes, &object);
+    if (last && reserved == RESERVE_OVER_QUOTA && !job->holdings->ended)
+        ledger_tell_refusal(call->slot, call->pid, root, bytes);
     *status = status_of(reserved);
     if (reserved == RESERVE_OK && !is_in_place(call, object)) {
         ledger_cancel(object);
@@ -149,10 +151,10 @@ uint32_t parts_reserve(struct job *job, const struct call *call, uint32_t root, 
 {
     uint32_t status;
 
-    if (try_reserve(job, call, root, parent, handle, class, bytes, &status) == RESERVE_OVER_QUOTA) {
+    if (try_reserve(job, call, root, parent, handle, class, bytes, false, &status) == RESERVE_OVER_QUOTA) {
         /* a file that was closed without a word may hold what is missing */
         holdings_sweep(job->holdings, call->slot);
-        try_reserve(job, call, root, parent, handle, class, bytes, &status);
+        try_reserve(job, call, root, parent, handle, class, bytes, true, &status);
     }
     if (status != NV_OK) /* nothing is being made: a successor must not unmake what has that number already */
         parts_note_making(job, 0, 0);

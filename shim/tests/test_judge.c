@@ -203,6 +203,9 @@ static void the_quota_is_exact_and_freeing_a_parent_frees_its_children(void)
     CHECK(ledger_reserve(ALICE, 103, ALICES, 0x30, 0x33, NV01_MEMORY_LOCAL_USER, 1, &object) == RESERVE_OVER_QUOTA);
     CHECK(ledger_reserve(ALICE, 103, ALICES, 0x30, 0x33, NV01_MEMORY_LOCAL_USER, UINT64_MAX, &object) ==
           RESERVE_OVER_QUOTA);
+    CHECK(tenants[ALICE].page->refusals == 0); /* who asked may find room yet */
+    ledger_tell_refusal(ALICE, 103, ALICES, 1);
+    ledger_tell_refusal(ALICE, 103, ALICES, UINT64_MAX);
     CHECK(tenants[ALICE].page->refusals == 2 && tenants[ALICE].page->refused_pid == 103);
     ledger_free(ALICES, 0x30);
     CHECK(tenants[ALICE].page->memory_used == 0);

@@ -58,6 +58,7 @@ static void memory_is_performed_with_the_guards_copy(void)
     CHECK(tenants[ALICE].used == 8 * MIB);
     CHECK(ask_memory(0x200, 8 * MIB, &status) == 0 && status == NV_ERR_INSERT_DUPLICATE_NAME);
     CHECK(ask_memory(0x201, QUOTA, &status) == 0 && status == NV_ERR_NO_MEMORY);
+    CHECK(tenants[ALICE].page->refusals == 1); /* though it was tried twice */
     CHECK(tenants[ALICE].used == 8 * MIB);
     fake.status = NV_ERR_NO_MEMORY; /* the GPU itself is full */
     CHECK(ask_memory(0x202, MIB, &status) == 0 && status == NV_ERR_NO_MEMORY);

@@ -178,7 +178,14 @@ def test_a_groups_broken_quota_gives_nothing_and_is_shown(admin: Admin) -> None:
 def test_a_server_is_stopped_from_the_page(hub: Hub, admin: Admin, shared_node: Node) -> None:
     bob = hub.user("bob")
     bob.spawn("1GiB-25")
-    assert "is being stopped" in admin.post("stop", server="bob/").text
+    stale = admin.post("stop", server="bob/", slice="0" * 32)  # of a page that shows the server before this one
+    assert (stale.status_code, "bob/ was started anew meanwhile" in stale.text) == (409, True)
+    found = re.search(r'name="server" value="bob/"><input type="hidden" name="slice" value="(\w+)"', admin.page())
+    assert found
+    stopped = admin.post("stop", server="bob/", slice=found[1])
+    assert "The server bob/ is being stopped." in stopped.text
+    assert (stopped.request.method, [each.status_code for each in stopped.history]) == ("GET", [303])  # for a reload
+    assert "is being stopped" not in admin.page()
     wait_until(lambda: not shared_node.client.request("GET", "/api/tenants")["tenants"], 30, "slice and server end")
     assert admin.post("stop", server="bob/").status_code == 404
 

@@ -117,6 +117,21 @@ def test_a_cells_launches_are_counted(tier: str) -> None:
         node.stop()
 
 
+def test_a_cell_that_fails_is_measured_and_fails(node: Node, tenant: dict[str, Any]) -> None:
+    code = SHELL + (
+        "failed = shell.run_cell('%%vgpu\\n1 / 0')\n"
+        "print('tells', failed.success, type(failed.error_in_exec.__cause__).__name__)\n"
+        "print('tells', shell.run_cell('%%vgpu\\n1 + 1').success)"
+    )
+    out, _ = python(node, tenant, code)
+    assert out.count("ZeroDivisionError") == 3  # head and foot of one traceback, and what this test says
+    assert out.count("memory at most") == 2
+    assert [line for line in out.splitlines() if line.startswith("tells")] == [
+        "tells False ZeroDivisionError",
+        "tells True",
+    ]
+
+
 def test_a_cell_runs_though_nobody_can_measure_it(node: Node, tenant: dict[str, Any]) -> None:
     environment = {**os.environ, "VGPU_SLICE_DIR": tenant["launch"]["directory"]}
     node.kill()

@@ -96,6 +96,21 @@ def test_out_of_memory_is_explained_with_two_ways_out_that_work(student: Student
     film.save("panel")
 
 
+def test_what_was_told_of_goes_when_there_is_nothing_to_end_any_more(student: Student, lab: Page) -> None:
+    student.start("train.ipynb", 768)
+    student.start("old.ipynb", 1024)
+    expect(row_of(lab, "old.ipynb")).to_contain_text("1.06 GiB")
+    assert student.run("train.ipynb", "print(take(512))") == OUT_OF_MEMORY
+    told = lab.locator(".Toastify__toast").filter(has_text="train.ipynb asked for 512 MiB of GPU memory")
+    expect(told.get_by_role("button", name="Shut down old.ipynb (1.06 GiB)")).to_be_visible()
+    row_of(lab, "old.ipynb").get_by_role("button", name="Shut down", exact=False).click()
+    lab.locator(".jp-Dialog").get_by_role("button", name="Shut down old.ipynb").click()
+    expect(told.get_by_role("button", name="Shut down old.ipynb")).to_have_count(0)
+    expect(told.get_by_role("button", name="Restart train.ipynb (832 MiB)")).to_be_visible()
+    student.end_all()
+    expect(told).to_have_count(0)
+
+
 def test_who_is_refused_again_and_again_is_told_of_once(student: Student, lab: Page) -> None:
     student.start("train.ipynb", 64)
     for mib in range(2500, 2508):

@@ -47,7 +47,9 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         return allowed
 
     def set_default_headers(self) -> None:
-        self.set_header("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; form-action 'self'")
+        # the hub's stylesheet has its ticks and arrows as data
+        sources = "default-src 'self'; img-src 'self' data:"
+        self.set_header("Content-Security-Policy", f"{sources}; frame-ancestors 'none'; form-action 'self'")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
 

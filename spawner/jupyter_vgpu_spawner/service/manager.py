@@ -430,9 +430,11 @@ class Manager:
         except DaemonError as error:
             raise Refused(error.status, str(error)) from error
 
-    async def stop(self, name: str, actor: str) -> None:
-        """Stop the server of a slice, as the hub does it."""
+    async def stop(self, name: str, actor: str, shown: str = "") -> None:
+        """Stop the server of a slice, as the hub does it. shown: the slice's id as the actor saw it; no other's is."""
         tenant = await self._tenant(name)
+        if shown not in ("", tenant["id"]):
+            raise Refused(409, f"{name} was started anew meanwhile: look at it as it is now")
         async with self.noted(actor, name, "server", "running", "stopped"):
             await self._stop(tenant)
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from tornado import web
@@ -30,6 +31,8 @@ log = logging.getLogger("vgpu.service")
 AUDIT_LINES = 200
 PAGE = 100
 """Users on a page."""
+_SAID, _SAID_MAX = "vgpu-said", 2500
+"""The cookie that takes what a form did to the page after it; browsers take 4 KB."""
 
 _templates = Environment(
     loader=PackageLoader("jupyter_vgpu_spawner.service"),
@@ -67,6 +70,23 @@ class PageHandler(ServiceHandler):
             )
         )
 
+    def done(self, path: str, message: str, troubles: Iterable[str] = ()) -> None:
+        """After what a form did: to a page that a reload asks for again, and does nothing by it."""
+        said = json.dumps([message, list(troubles)])
+        if len(said) > _SAID_MAX:
+            said = json.dumps([message, ["More did not go as it should: the log says what."]])
+        self.set_signed_cookie(_SAID, said, None, path=self.settings["prefix"], httponly=True, samesite="Lax")
+        self.redirect(self.settings["prefix"] + path, status=303)
+
+    def said(self) -> tuple[str, list[str]]:
+        """What `done` had to say, once: a message, and troubles."""
+        found = self.get_signed_cookie(_SAID, max_age_days=1)
+        if not found:
+            return "", []
+        self.clear_cookie(_SAID, path=self.settings["prefix"])
+        message, troubles = json.loads(found)
+        return str(message), [str(words) for words in troubles]
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self.page("error.html", status=status_code, words=self.words_of(**kwargs))
 
@@ -76,7 +96,7 @@ class AdminHandler(PageHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        await self.show()
+        await self.show(*self.said())
 
     async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
         part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
@@ -95,7 +115,7 @@ class AdminHandler(PageHandler):
             trends=trends,
             most=max((max(days) for days in trends.values()), default=0),
             message=message,
-            troubles=[*troubles, *state.troubles, *queue_troubles],
+            troubles=list(dict.fromkeys([*troubles, *state.troubles, *queue_troubles])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
         )
@@ -143,7 +163,12 @@ class FormHandler(AdminHandler):
 
     @web.authenticated
     def get(self) -> None:
-        self.redirect(self.settings["prefix"])  # where a reload of the answer to a form goes
+        self.redirect(self.settings["prefix"])
+
+    def back(self, message: str, troubles: Iterable[str] = ()) -> None:
+        """To the page with the form, of the same users."""
+        wanted = self.get_query_argument("q", "")
+        self.done(f"?{urlencode({'q': wanted})}" if wanted else "", message, troubles)
 
 
 class EditHandler(FormHandler):
@@ -161,7 +186,7 @@ class EditHandler(FormHandler):
             self.set_status(status_of(error) or 400)
             await self.show(troubles=[f"Nothing was changed: {error}"])
             return
-        await self.show(message=f"The quota of {user} is changed.", troubles=troubles)
+        self.back(f"The quota of {user} is changed.", troubles)
 
 
 class MaintenanceHandler(FormHandler):
@@ -182,7 +207,7 @@ class MaintenanceHandler(FormHandler):
             return
         where = f" on {node}" if node else ""
         told = f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told."
-        await self.show(told, [f"But not on {words}" for words in troubles])
+        self.back(told, [f"But not on {words}" for words in troubles])
 
 
 class StopHandler(FormHandler):
@@ -190,14 +215,14 @@ class StopHandler(FormHandler):
 
     @web.authenticated
     async def post(self) -> None:
-        name = self.get_body_argument("server")
+        name, shown = self.get_body_argument("server"), self.get_body_argument("slice", "")
         try:
-            await self.manager.stop(name, self.actor)
+            await self.manager.stop(name, self.actor, shown)
         except (HubError, Refused) as error:
             self.set_status(error.status)
             await self.show(troubles=[f"{name[:80]} was not stopped: {error}"])
             return
-        await self.show(message=f"The server {name} is being stopped.")
+        self.back(f"The server {name} is being stopped.")
 
 
 class RemoveHandler(FormHandler):
@@ -212,7 +237,7 @@ class RemoveHandler(FormHandler):
             self.set_status(error.status)
             await self.show(troubles=[str(error)])
             return
-        await self.show(message=f"{user}/{server} waits no more.")
+        self.back(f"{user}/{server} waits no more.")
 
 
 class QueueHandler(PageHandler):
@@ -222,14 +247,14 @@ class QueueHandler(PageHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        await self.show("queue.html")
+        await self.show("queue.html", self.said()[0])
 
     async def show(self, template: str, message: str = "") -> None:
         trouble, standings, servers = "", [], {}
         try:
             if self.dispatcher:
                 standings = await self.dispatcher.standings(self.actor)
-                servers = {} if standings else await self.dispatcher.servers(self.actor)
+                servers = await self.dispatcher.servers(self.actor)
         except (DaemonError, HubError, DatabaseError) as error:
             log.error("%s", error)
             trouble = "Your place is not known now: something that the queue needs does not answer. It is not lost."
@@ -255,7 +280,7 @@ class LeaveHandler(QueueHandler):
             self.set_status(error.status)
             await self.show("queue.html", str(error))
             return
-        await self.show("queue.html", "You wait no more.")
+        self.done("queue", "You wait no more.")
 
     @web.authenticated
     def get(self) -> None:

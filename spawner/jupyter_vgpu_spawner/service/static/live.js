@@ -6,11 +6,10 @@ const HIDDEN_MS = 20000;
 const isWanted = () => document.visibilityState === "visible" || live.querySelector("[data-title]") !== null;
 const nameOf = (element) => element.getAttribute("aria-label") ?? element.textContent;
 
+const plainTitle = document.title;
+
 function nameTab() {
-  const said = live.querySelector("[data-title]");
-  if (said) {
-    document.title = said.dataset.title;
-  }
+  document.title = live.querySelector("[data-title]")?.dataset.title ?? plainTitle;
 }
 
 // What is read aloud is not read again while it says the same; who is on a button stays on it.
