@@ -32,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     live = commands.add_parser("top", help="show the same live, until Ctrl-C")
     live.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="0.2 to 60; 1 if not given")
 
+    live.add_argument("--json", action="store_true", help="print what 'status --json' does, a line each time")
+
     runner = commands.add_parser(
         "run",
         help="run a command in a slice, without a hub",
@@ -83,9 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         inside = _slice_dir() is not None
         if options.command == "status":
-            return status.show(_nearest_client(options.run_dir), inside, as_json=options.json)
+            return status.show(_nearest_client(options.run_dir), inside, in_json=options.json)
         if options.command == "top":
-            return top.watch(_nearest_client(options.run_dir), inside, options.interval)
+            show_live = top.stream if options.json else top.watch
+            return show_live(_nearest_client(options.run_dir), inside, options.interval)
         if options.command == "maintenance":
             if (options.over and (options.message or options.close)) or (options.close and not options.message):
                 parser.error("maintenance: give a message, with --close or without, or --over alone")

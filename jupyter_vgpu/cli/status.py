@@ -27,11 +27,16 @@ def ask(client: Client, inside: bool) -> Json:
     }
 
 
-def show(client: Client, inside: bool, as_json: bool) -> int:
+def as_json(state: Json, inside: bool) -> Json:
+    """For scripts: inside a slice that slice alone."""
+    return dict(state["tenants"][0]) if inside else state
+
+
+def show(client: Client, inside: bool, in_json: bool) -> int:
     """Print it. Returns the exit code."""
     state = ask(client, inside)
-    if as_json:
-        print(json.dumps(state["tenants"][0] if inside else state, indent=2))
+    if in_json:
+        print(json.dumps(as_json(state, inside), indent=2))
     else:
         Console().print(draw(state))
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 
@@ -10,16 +12,38 @@ from rich.live import Live
 from rich.text import Text
 
 from ..client import Client, DaemonAway
-from .status import ask, draw
+from .status import as_json, ask, draw
 
 _OK, _USAGE = 0, 2
+
+
+def stream(client: Client, inside: bool, interval: float) -> int:
+    """Print what `status --json` does, a line each `interval` seconds, until Ctrl-C or until nobody reads it.
+
+    While the daemon is away a line has `error`. Returns the exit code.
+    """
+    said = as_json(ask(client, inside), inside)  # what is wrong at the start is said, and ends it
+    try:
+        while True:
+            print(json.dumps(said), flush=True)
+            time.sleep(interval)
+            try:
+                said = as_json(ask(client, inside), inside)
+            except DaemonAway as error:
+                said = {"error": str(error)}
+    except KeyboardInterrupt:
+        return _OK
+    except BrokenPipeError:
+        # else Python complains of what it can't write at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _OK
 
 
 def watch(client: Client, inside: bool, interval: float) -> int:
     """Draw anew every `interval` seconds until Ctrl-C. Returns the exit code."""
     if not sys.stdout.isatty():
         print(
-            "jupyter vgpu top: this is no terminal: run it in one, or take 'jupyter vgpu status --json' for scripts",
+            "jupyter vgpu top: this is no terminal: run it in one, or take --json, or once 'status --json'",
             file=sys.stderr,
         )
         return _USAGE

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from support.node import CLI, Node
+from support.node import CLI, Node, wait_until
 from support.programs import CONTEXT
 
 from jupyter_vgpu.hours import LABEL, Balance, End
@@ -211,6 +211,32 @@ def test_top_in_a_slice_shows_that_slice_alone(node: Node, tenant: dict[str, Any
     with pytest.raises(AssertionError):
         top.wait_for("somebody-else", 2)
     assert top.interrupt() == 0
+
+
+def test_top_as_json_is_a_line_each_time_for_scripts(node: Node, tenant: dict[str, Any]) -> None:
+    command = [*CLI, "top", "--json", "--interval", "0.2", "--run-dir", str(node.run_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+
+    def line() -> dict[str, Any]:
+        assert process.stdout
+        said: dict[str, Any] = json.loads(process.stdout.readline())
+        return said
+
+    assert line()["tenants"][0]["id"] == tenant["id"]
+    node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"memory": "768M"})
+    wait_until(lambda: line()["tenants"][0]["quota"]["memory"] == 768 << 20, 5)
+    node.kill()
+    assert "does not answer" in wait_until(lambda: line().get("error"), 5)
+    node.start()
+    wait_until(lambda: "tenants" in line(), 5)
+    process.stdout.close()  # such as by `head`
+    assert (process.wait(10), process.stderr.read() if process.stderr else "") == (0, "")
+    inside = {**os.environ, "VGPU_SLICE_DIR": tenant["launch"]["directory"]}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=inside)
+    assert line()["id"] == tenant["id"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
 
 
 def test_top_wants_a_terminal_and_a_sensible_interval(node: Node) -> None:
