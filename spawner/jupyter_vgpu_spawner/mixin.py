@@ -40,7 +40,7 @@ from .hours import Window, why_spent
 from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry
 from .queueing import Queueing
-from .rules import DEFAULT_LABEL, HUB_LABEL, USER_LABEL
+from .rules import CHOSEN_LABEL, DEFAULT_LABEL, HUB_LABEL, USER_LABEL, Chosen
 from .turns import is_possible
 
 Json = dict[str, Any]
@@ -62,6 +62,7 @@ class Offer:
     """What a user may choose from. why_none: in words, where none of it can be had for now."""
 
     slices: list[Quota] = field(default_factory=list)
+    whole: Quota | None = None
     balance: Balance = field(default_factory=Balance)
     why_none: str = ""
 
@@ -90,22 +91,24 @@ class VGPUMixin(Queueing):
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
         spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
         many = why_too_many(self._others_with_gpu(), await self._others_in_queue(), entitlement.gpus)
-        return Offer(slices, balance, spent or many)
+        return Offer(slices, entitlement.quota, balance, spent or many)
 
     def _others_with_gpu(self) -> list[str]:
         """Names of this user's other servers that have a slice; the default one's is empty."""
         others = getattr(self.user, "spawners", {}).items()
         return sorted(name for name, each in others if each is not self and getattr(each, "_tenant", None))
 
-    async def chosen_quota(self) -> Quota | None:
+    async def chosen_quota(self) -> tuple[Quota | None, Chosen]:
         """What this server gets: the user's choice among what is allowed. None: no GPU.
 
         `user_options` also come by REST and from the database, so they are checked here again. Raises HTTPError.
         """
         key = self.user_options.get(FIELD)
         if key == NO_GPU:
-            return None
-        return self._pick(key, await self._offer())
+            return None, Chosen()
+        offer = await self._offer()
+        quota = self._pick(key, offer)
+        return quota, Chosen.of(quota, offer.whole) if quota else Chosen()
 
     def _pick(self, key: Any, offer: Offer) -> Quota | None:
         if not offer.slices:
@@ -216,7 +219,7 @@ class VGPUMixin(Queueing):
             await self._open_slice_alone()
 
     async def _open_slice_alone(self) -> None:
-        quota = await self.chosen_quota()
+        quota, chosen = await self.chosen_quota()
         await self.close_slice()
         self._node = self.fleet.home
         # what an earlier server left, whose end nobody saw
@@ -227,7 +230,7 @@ class VGPUMixin(Queueing):
             return
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
-        labels[DEFAULT_LABEL] = json.dumps(bounds.default.as_json())
+        labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), CHOSEN_LABEL: chosen.as_label()}
         if rule := self.idle_rule():
             labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}

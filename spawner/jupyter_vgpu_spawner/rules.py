@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ Number = TypeVar("Number", int, float)
 
 FIELDS = ("memory", "cores", "policy", "gpus", "slices", "hours")
 USER_LABEL, DEFAULT_LABEL, HUB_LABEL = "jupyterhub_user", "jupyterhub_default", "jupyterhub_hub"
+CHOSEN_LABEL = "jupyterhub_chosen"
 """What a spawner writes on its slices: whose it is, what the config gives that user, as JSON of a quota, and which hub
-made it."""
+made it, and what of it was chosen smaller than might be had."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000
@@ -192,23 +194,48 @@ def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]
     return said, sources
 
 
-def follow(held: Quota, before: Entitlement, after: Entitlement) -> Quota | None:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What of a slice its user chose smaller than might be had then: bytes, percent; None: all of it was taken."""
+
+    memory: int | None = None
+    cores: float | None = None
+
+    @classmethod
+    def of(cls, quota: Quota, whole: Quota | None) -> Chosen:
+        """whole: what the user might have; None: nothing."""
+        memory = whole is not None and quota.memory >= whole.memory
+        cores = whole is not None and quota.cores >= whole.cores
+        return cls(None if memory else quota.memory, None if cores else quota.cores)
+
+    def as_label(self) -> str:
+        """For `told`."""
+        return json.dumps({"memory": self.memory, "cores": self.cores})
+
+    @classmethod
+    def told(cls, labels: Mapping[str, str]) -> Chosen | None:
+        """What `as_label` wrote on a slice; None: it does not say."""
+        try:
+            said = json.loads(labels[CHOSEN_LABEL])
+            memory, cores = said["memory"], said["cores"]
+            return cls(None if memory is None else int(memory), None if cores is None else float(cores))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def follow(held: Quota, chosen: Chosen, after: Entitlement) -> Quota | None:
     """What becomes of a running slice when its user's quota changes; None: it stays as it is.
 
-    Field by field: memory, or compute, that was all that the user might have grows and shrinks with it; what was chosen
-    smaller only shrinks.
+    Field by field: memory, or compute, of which all was taken is all that there is; what was chosen smaller is no more
+    than that, however often the quota falls and rises.
     Nobody loses a slice by this: a user who may have no GPU any more keeps it until the server stops.
     """
     if after.quota is None:
         return None
-    whole = before.quota
-    memory = _followed(held.memory, whole.memory if whole else None, after.quota.memory)
+    memory = after.quota.memory if chosen.memory is None else min(chosen.memory, after.quota.memory)
+    cores = after.quota.cores if chosen.cores is None else min(chosen.cores, after.quota.cores)
     if is_mps(held.model):  # where compute is fixed when the server starts
-        return replace(held, memory=memory) if memory != held.memory else None
-    cores = _followed(held.cores, whole.cores if whole else None, after.quota.cores)
-    followed = replace(held, memory=memory, cores=cores, policy=after.quota.policy)
+        followed = replace(held, memory=memory)
+    else:
+        followed = replace(held, memory=memory, cores=cores, policy=after.quota.policy)
     return None if followed == held else followed
-
-
-def _followed(held: Number, before: Number | None, after: Number) -> Number:
-    return after if before is not None and held >= before else min(held, after)

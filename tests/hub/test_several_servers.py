@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hub import Admin, Hub, with_service
 from hubclient import HubUser
 
+GIB = 1 << 30
+
 CONFIG = """
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.cleanup_servers = False
@@ -122,6 +124,15 @@ def test_an_admin_gives_more_up_to_the_ceiling(hub: Hub, shared_node: Node, alic
     assert slices(shared_node) == ["alice/", "alice/second"]
     log = admin.page("audit")
     assert "gpus" in log
+
+
+def test_a_quota_that_falls_and_rises_gives_back_what_was_chosen(hub: Hub, shared_node: Node, alice: HubUser) -> None:
+    admin = Admin(hub)
+    start(alice, "", "1GiB-25")
+    admin.post("edit", user="alice", memory="512M", cores="10")
+    assert shared_node.show("alice%2F")["quota"] == {"memory": GIB // 2, "cores": 10, "policy": "hard"}
+    admin.post("edit", user="alice")
+    assert shared_node.show("alice%2F")["quota"] == {"memory": GIB, "cores": 25, "policy": "hard"}
 
 
 def test_who_waits_and_has_one_by_then_is_told_why(hub: Hub, shared_node: Node, alice: HubUser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jupyter_vgpu_spawner.rules import Bounds, Rule, entitle, follow, of_groups
+from jupyter_vgpu_spawner.rules import CHOSEN_LABEL, Bounds, Chosen, Rule, entitle, follow, of_groups
 
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError
 
@@ -91,13 +91,20 @@ def test_how_many_servers_have_a_gpu_is_said_like_the_rest() -> None:
 )
 def test_a_running_slice_grows_with_a_quota_that_it_filled(held: Quota, expected: Quota | None) -> None:
     before, after = entitle(BOUNDS, NOTHING, NOTHING), entitle(BOUNDS, NOTHING, Rule(memory=8 * GIB, cores=50))
-    assert follow(held, before, after) == expected
+    chosen = Chosen.of(held, before.quota)
+    assert follow(held, chosen, after) == expected
+    # down and up again, as an admin does who was mistaken
+    cut = follow(held, chosen, entitle(BOUNDS, NOTHING, Rule(memory=GIB // 2, cores=5)))
+    assert cut == Quota(GIB // 2, 5)
+    assert follow(cut, chosen, before) == (None if cut == held else held)
 
 
 @given(rules(), rules(), quotas())
 def test_a_running_slice_is_never_above_its_users_new_quota(old: Rule, new: Rule, held: Quota) -> None:
     before, after = entitle(BOUNDS, NOTHING, old), entitle(BOUNDS, NOTHING, new)
-    followed = follow(held, before, after) or held
+    chosen = Chosen.of(held, before.quota)
+    assert Chosen.told({CHOSEN_LABEL: chosen.as_label()}) == chosen
+    followed = follow(held, chosen, after) or held
     if after.quota:
         assert followed.memory <= after.quota.memory
         assert followed.cores <= after.quota.cores
@@ -136,5 +143,6 @@ def test_nonsense_is_refused_in_words(values: dict[str, object], words: str) -> 
 def test_a_running_slice_under_mps_follows_in_memory_alone() -> None:
     held = Quota(4 * GIB, 25, model="MPS")
     before, after = entitle(BOUNDS, NOTHING, NOTHING), entitle(BOUNDS, NOTHING, Rule(memory=2 * GIB, cores=10))
-    assert follow(held, before, after) == Quota(2 * GIB, 25, model="MPS")
-    assert follow(held, before, entitle(BOUNDS, NOTHING, Rule(cores=10, policy=Policy.BURST))) is None
+    chosen = Chosen.of(held, before.quota)
+    assert follow(held, chosen, after) == Quota(2 * GIB, 25, model="MPS")
+    assert follow(held, chosen, entitle(BOUNDS, NOTHING, Rule(cores=10, policy=Policy.BURST))) is None

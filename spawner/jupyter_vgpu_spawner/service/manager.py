@@ -22,7 +22,7 @@ from ..database import Change, Database, DatabaseError, Metered
 from ..fleet import Fleet, View
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
-from ..rules import DEFAULT_LABEL, HUB_LABEL, Bounds, Entitlement, Rule, entitle, follow, of_groups
+from ..rules import DEFAULT_LABEL, HUB_LABEL, Bounds, Chosen, Entitlement, Rule, entitle, follow, of_groups
 from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .orphans import Orphans
@@ -355,7 +355,8 @@ class Manager:
         held = Quota.from_json(tenant["quota"])
         # an admin may have given this one slice more: that stays until what the user may have changes
         changed = _is_new(tenant) if first else before is not None and before.quota != after.quota
-        quota = follow(held, before or after, after) if changed else None
+        chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, (before or after).quota)
+        quota = follow(held, chosen, after) if changed else None
         try:
             if quota:
                 await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
