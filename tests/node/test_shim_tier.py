@@ -133,8 +133,10 @@ def test_a_stopped_process_stops_nobody_else(shim_node: Node, tenant: dict[str, 
         # what an emulated card locks a real driver locks in the kernel, where nobody is stopped
         assert waits_for_the_emulated_card(other.pid), "the stopped process keeps the other waiting"
         os.kill(stopped.pid, signal.SIGCONT)
+        other.answer()
         time.sleep(0.01)
         os.kill(stopped.pid, signal.SIGSTOP)
+        other.send("churn", seconds=0.5)
     assert other.answer()["rounds"] > 10
     assert other.ask("fill", bytes=32 * MIB)["blocks"] >= 26
     os.kill(stopped.pid, signal.SIGCONT)
