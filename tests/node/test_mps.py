@@ -39,6 +39,7 @@ if "-f" in sys.argv:
 client = socket.socket(socket.AF_UNIX)
 client.connect(where)
 client.sendall(sys.stdin.buffer.read())
+client.recv(100)  # who goes before the answer has the other end with a broken pipe
 """
 
 
