@@ -31,7 +31,6 @@ def _parser() -> argparse.ArgumentParser:
 
     live = commands.add_parser("top", help="show the same live, until Ctrl-C")
     live.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="0.2 to 60; 1 if not given")
-
     live.add_argument("--json", action="store_true", help="print what 'status --json' does, a line each time")
 
     runner = commands.add_parser(

@@ -59,10 +59,7 @@ export class Notices {
     incident: Extract<Incident, { kind: 'hours' | 'maintenance' }>,
     message: string
   ): void {
-    const last = this._states.get(incident.kind);
-    if (last !== undefined) {
-      Notification.dismiss(last);
-    }
+    this._dismissLast(incident.kind);
     const over =
       incident.kind === 'maintenance' && incident.maintenance === null;
     const id = over
@@ -71,11 +68,15 @@ export class Notices {
     this._states.set(incident.kind, id);
   }
 
-  private _tellTurn(queue: IQueue | null, message: string): void {
-    const last = this._states.get('queue');
+  private _dismissLast(kind: Incident['kind']): void {
+    const last = this._states.get(kind);
     if (last !== undefined) {
       Notification.dismiss(last);
     }
+  }
+
+  private _tellTurn(queue: IQueue | null, message: string): void {
+    this._dismissLast('queue');
     if (queue) {
       const { url } = queue;
       const actions = url

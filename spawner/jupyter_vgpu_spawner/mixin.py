@@ -266,13 +266,14 @@ class VGPUMixin(Queueing):
         """Remove the tenant, if there is one, or the notice board. Safe to call again."""
         tenant, self._tenant, self._launch = self._tenant, None, None
         board, self._board, self._board_dir = self._board, None, ""
-        paths = [tenant_path(tenant)] if tenant else [board_path(board)] if board else []
-        for path in paths:
-            try:
-                await self.fleet.request(self._node, "DELETE", path)
-            except DaemonError as error:
-                if error.status != 404:
-                    self.log.error("what vgpud has of %s is not removed: %s", self.tenant_name, error)
+        path = tenant_path(tenant) if tenant else board_path(board) if board else None
+        if path is None:
+            return
+        try:
+            await self.fleet.request(self._node, "DELETE", path)
+        except DaemonError as error:
+            if error.status != 404:
+                self.log.error("what vgpud has of %s is not removed: %s", self.tenant_name, error)
 
     async def start(self) -> Any:
         """Open the slice, then start the server in it; a server that does not start leaves no slice."""

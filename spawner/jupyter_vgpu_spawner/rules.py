@@ -144,7 +144,7 @@ class Entitlement:
     slices: tuple[str, ...] | None
     hours: float | None
     sources: Mapping[str, str]
-    gpus: int = 1
+    gpus: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,13 +42,6 @@ setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
 """
 
 
-@pytest.fixture(scope="module")
-def hub(shared_node: Node) -> Iterator[Hub]:
-    made = with_service(shared_node, CONFIG)
-    yield made
-    made.stop()
-
-
 @pytest.fixture
 def other(shared_node: Node) -> Iterator[dict[str, Any]]:
     """Somebody's slice that leaves 2 GiB and half of the compute."""
@@ -172,7 +165,6 @@ def test_a_server_without_a_gpu_is_a_way_on_meanwhile(
     alice = hub.user("alice")
     choose(alice, "4GiB-50")
     alice.spawn("none")
-    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()  # the server's own login
     assert "You are number 1 of those who wait" in page_of(alice)
     wait_until(lambda: in_lab(alice), 20, "JupyterLab knows, too")
     told = in_lab(alice)
@@ -199,7 +191,6 @@ def test_a_board_outlives_hub_and_daemon_and_goes_with_its_server(
     alice = hub.user("alice")
     choose(alice, "4GiB-50")
     alice.spawn("none")
-    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()
     (board,) = shared_node.client.request("GET", "/api/boards")["boards"]
     hub.crash()
     shared_node.kill()

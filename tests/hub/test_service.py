@@ -22,7 +22,7 @@ from support.node import Node, wait_until
 from tornado.routing import PathMatches
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Admin, Hub, with_service
+from hub import Admin, Hub
 
 GIB = 1 << 30
 API = "services/vgpu/api"
@@ -49,13 +49,6 @@ c.VGPUMixin.gpu_slices = []
 from jupyter_vgpu_spawner import setup_vgpu
 setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
 """
-
-
-@pytest.fixture(scope="module")
-def hub(shared_node: Node) -> Iterator[Hub]:
-    made = with_service(shared_node, CONFIG)
-    yield made
-    made.stop()
 
 
 @pytest.fixture

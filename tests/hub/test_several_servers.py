@@ -14,7 +14,7 @@ import requests
 from support.node import Node, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub import Admin, Hub, with_service
+from hub import Admin, Hub
 from hubclient import HubUser
 
 GIB = 1 << 30
@@ -28,13 +28,6 @@ c.VGPUMixin.gpu_count_ceiling = 2
 from jupyter_vgpu_spawner import setup_vgpu
 setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
 """
-
-
-@pytest.fixture(scope="module")
-def hub(shared_node: Node) -> Iterator[Hub]:
-    made = with_service(shared_node, CONFIG)
-    yield made
-    made.stop()
 
 
 @pytest.fixture

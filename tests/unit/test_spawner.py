@@ -14,6 +14,18 @@ def spawner(**traits: Any) -> VGPUDockerSpawner:
     return VGPUDockerSpawner(user=user, vgpu_socket="/nowhere/vgpud.sock", **traits)
 
 
+def launch(mps: str | None = None, **environment: str) -> dict[str, Any]:
+    """As vgpud says it."""
+    return {
+        "native": "/opt/native",
+        "directory": "/run/vgpu/tenants/t",
+        "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", **environment},
+        "devices": ["/dev/nvidia0"],
+        "emulated_device": None,
+        "mps": mps,
+    }
+
+
 def test_the_image_form_of_docker_spawner_stays() -> None:
     made = spawner(allowed_images=["first", "second"])
     form = asyncio.run(made.options_form(made))
@@ -46,14 +58,7 @@ def test_an_admins_own_form_goes_before_ours() -> None:
 def test_the_users_config_is_not_changed_by_a_slice() -> None:
     configured = {"devices": ["/dev/fuse:/dev/fuse:rw"], "init": True}
     made = spawner(extra_host_config=configured, volumes={"/data": "/data"}, cmd=["start.sh"])
-    made._launch = {
-        "native": "/opt/native",
-        "directory": "/run/vgpu/tenants/t",
-        "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", "VGPU_SLICE_DIR": "/run/vgpu/tenants/t"},
-        "devices": ["/dev/nvidia0"],
-        "emulated_device": None,
-        "mps": None,
-    }
+    made._launch = launch(VGPU_SLICE_DIR="/run/vgpu/tenants/t")
     binds = made.volume_binds
     assert binds["/data"] == {"bind": "/data", "mode": "rw"}
     assert binds["/run/vgpu/tenants/t"] == {"bind": "/run/vgpu/slice", "mode": "ro"}
@@ -73,14 +78,7 @@ def test_the_users_config_is_not_changed_by_a_slice() -> None:
 
 def test_a_container_under_mps_gets_the_service_and_the_hosts_ipc() -> None:
     made = spawner(extra_host_config={"init": True})
-    made._launch = {
-        "native": "/opt/native",
-        "directory": "/run/vgpu/tenants/t",
-        "environment": {"CUDA_VISIBLE_DEVICES": "GPU-1", "CUDA_MPS_PIPE_DIRECTORY": "/run/vgpu-node/mps"},
-        "devices": ["/dev/nvidia0"],
-        "emulated_device": None,
-        "mps": "/run/vgpu-node/mps",
-    }
+    made._launch = launch("/run/vgpu-node/mps", CUDA_MPS_PIPE_DIRECTORY="/run/vgpu-node/mps")
     assert made.volume_binds["/run/vgpu-node/mps"] == {"bind": "/run/vgpu/mps", "mode": "rw"}
     assert made.slice_environment()["CUDA_MPS_PIPE_DIRECTORY"] == "/run/vgpu/mps"
     config = asyncio.run(made._with_devices(made.extra_host_config)(made))

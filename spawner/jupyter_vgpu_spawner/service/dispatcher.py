@@ -98,6 +98,11 @@ class Dispatcher:
         """A user's servers, as the hub has them: see HubApi.servers."""
         return await self._hub.servers(user)
 
+    async def ready(self, user: str) -> dict[str, bool]:
+        """Of `servers` those that run, as of some moments ago: what all pages share."""
+        users, _ = await self._recent.get()
+        return {name: True for each in users if each.name == user for name in each.ready}
+
     async def since(self) -> list[float]:
         """When those who wait asked, in seconds since 1970."""
         entries = await asyncio.to_thread(self._store.entries)

@@ -75,10 +75,8 @@ def _quota_cells(person: Person) -> tuple[object, ...]:
     if entitlement is None:
         return (person.rule.memory, person.rule.cores, person.rule.policy, person.rule.gpus, person.rule.hours)
     quota = entitlement.quota
-    return (
-        *((quota.memory, quota.cores, quota.policy, entitlement.gpus) if quota else (0, 0, "", 0)),
-        entitlement.hours,
-    )
+    limits = (quota.memory, quota.cores, quota.policy, entitlement.gpus) if quota else (0, 0, "", 0)
+    return (*limits, entitlement.hours)
 
 
 class MetricsHandler(TextHandler):

@@ -27,13 +27,14 @@ class HubUser:
     """As the hub has it. slices: ids, those of notice boards too, that the user's servers say are theirs.
 
     unsure: names, as those of slices, of servers that are on their way up or down, or of which the hub does not tell
-    what they hold.
+    what they hold. ready: servers that run.
     """
 
     name: str
     groups: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
 
 
 class HubApi:
@@ -109,7 +110,8 @@ def _user(model: dict[str, Any]) -> HubUser:
     slices = tuple(state[key] for state in states for key in (TENANT_KEY, BOARD_KEY) if key in state)
     unsettled = [name for name, each in servers.items() if each["pending"] or not each.get("state")]
     unsure = tuple(f"{model['name']}/{name}" for name in unsettled)
-    return HubUser(model["name"], tuple(model.get("groups", ())), slices, unsure)
+    ready = tuple(name for name, each in servers.items() if each["ready"])
+    return HubUser(model["name"], tuple(model.get("groups", ())), slices, unsure, ready)
 
 
 def _words(error: HTTPClientError) -> str:

@@ -288,8 +288,9 @@ class Manager:
                 log.exception("looking after %s", tenant["name"])
             await asyncio.sleep(0)  # pages are answered in between
 
-    async def _remove_orphans(self, held_by_some: list[Json], seen: _Seen) -> None:
-        mine = [tenant for tenant in held_by_some if tenant["labels"].get(HUB_LABEL) == self.settings.hub]
+    async def _remove_orphans(self, servers: list[Json], seen: _Seen) -> None:
+        """servers: slices, and boards of who has none."""
+        mine = [server for server in servers if server["labels"].get(HUB_LABEL) == self.settings.hub]
         held = {key for user in seen.users.values() for key in user.slices}
         unsure = {name for user in seen.users.values() for name in user.unsure}
         for tenant in self._orphans.look(mine, held, unsure, time.monotonic()):

@@ -254,7 +254,9 @@ class QueueHandler(PageHandler):
         try:
             if self.dispatcher:
                 standings = await self.dispatcher.standings(self.actor)
-                servers = await self.dispatcher.servers(self.actor)
+                # who waits looks on for long; who does not goes to the server as soon as it is there
+                ask = self.dispatcher.ready if standings else self.dispatcher.servers
+                servers = await ask(self.actor)
         except (DaemonError, HubError, DatabaseError) as error:
             log.error("%s", error)
             trouble = "Your place is not known now: something that the queue needs does not answer. It is not lost."
