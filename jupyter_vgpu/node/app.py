@@ -17,6 +17,7 @@ from typing import Any
 from jupyter_core.application import JupyterApp
 from tornado.netutil import bind_sockets
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
+from traitlets.config import Config
 
 from .. import __version__
 from ..client import Tls
@@ -276,8 +277,20 @@ class NodeApp(JupyterApp):
     def _allow_shim_tier_default(self) -> bool:
         return os.geteuid() != 0
 
+    def _unknown_options(self) -> list[str]:
+        """What was given and means nothing, such as a word that is spelled wrong."""
+        own = self.class_trait_names(config=True)
+        section = self.config.get(type(self).__name__, {})
+        return [
+            *(f"--{name}" for name, value in self.config.items() if not isinstance(value, Config)),
+            *(f"{type(self).__name__}.{name}" for name in section if name not in own),
+            *self.extra_args,
+        ]
+
     def start(self) -> None:
         super().start()
+        if unknown := self._unknown_options():
+            self.exit_with(f"{unknown[0]} is no option: 'jupyter vgpu node --help-all' tells which there are")
         level: Any = self.log_level
         logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
         try:

@@ -312,6 +312,18 @@ def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
         assert words in done.stderr
 
 
+def test_an_option_that_means_nothing_is_not_passed_over(tmp_path: Any) -> None:
+    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
+    for option, said in (
+        ("--cards=2", "--cards"),
+        ("--NodeApp.memory_overcomit=2", "NodeApp.memory_overcomit"),
+        ("start", "start"),
+    ):
+        done = subprocess.run([*command, option], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert f"{said} is no option: 'jupyter vgpu node --help-all' tells which there are" in done.stderr
+
+
 def test_mps_is_for_gpus_that_are_there_and_real(tmp_path: Any) -> None:
     command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
     for option, words in (
