@@ -68,6 +68,11 @@ def allowed_slices(
     return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
+def why_none_fits(quota: Quota) -> str:
+    """For who may have so much, and none of the slices."""
+    return f"none of this hub's GPU slices is within what you may have ({describe(quota)}): ask its admins for more"
+
+
 def _malformed(entry: Mapping[str, Any]) -> Quota:
     raise QuotaError(
         f"gpu_slices has {dict(entry)!r}: each slice is a dict with 'memory' and 'cores', "
@@ -140,6 +145,12 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
         f"in use by others: {format_bytes(best['memory']['free'])} and "
         f"{format_percent(best['cores']['free'])} of compute are free"
     )
+
+
+def why_closed(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:
+    """What is said where none of the GPUs that could hold the slice gives new ones now; else empty."""
+    large = [gpu for gpu in gpus if Space.from_json(gpu).could_fit(quota)]
+    return "" if not large or any(not gpu["closed"] for gpu in large) else str(large[0]["closed"])
 
 
 def pick(key: object, slices: Sequence[Quota]) -> Quota | None:

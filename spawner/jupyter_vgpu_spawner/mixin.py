@@ -31,6 +31,7 @@ from .choices import (
     describe,
     pick,
     slice_key,
+    why_none_fits,
     why_not,
     why_too_many,
 )
@@ -59,7 +60,10 @@ def _one_at_a_time(user: str) -> asyncio.Lock:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a user may choose from. why_none: in words, where none of it can be had for now."""
+    """What a user may choose from. why_none: in words, where none of it can be had, or no slice is within the quota.
+
+    Without slices and without words the user is to have no GPU.
+    """
 
     slices: list[Quota] = field(default_factory=list)
     whole: Quota | None = None
@@ -88,7 +92,11 @@ class VGPUMixin(Queueing):
         except DatabaseError as error:
             self.log.error("quota of %s: %s", self.user.name, error)
             raise spawn_error(503, DATABASE_AWAY) from error
-        slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices) if entitlement.quota else []
+        if entitlement.quota is None:
+            return Offer(balance=balance)
+        slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices)
+        if not slices:
+            return Offer(whole=entitlement.quota, balance=balance, why_none=why_none_fits(entitlement.quota))
         spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
         many = why_too_many(self._others_with_gpu(), await self._others_in_queue(), entitlement.gpus)
         return Offer(slices, entitlement.quota, balance, spent or many)
@@ -112,6 +120,8 @@ class VGPUMixin(Queueing):
 
     def _pick(self, key: Any, offer: Offer) -> Quota | None:
         if not offer.slices:
+            if key is not None and offer.why_none:
+                raise spawn_error(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
             return None
         try:
             quota = pick(key if key is not None else slice_key(offer.slices[0]), offer.slices)
@@ -146,7 +156,9 @@ class VGPUMixin(Queueing):
         except web.HTTPError as error:  # a GPU can't be had now: that must not keep anybody from working without one
             offer, trouble = Offer(), str(error.log_message)
         if not offer.slices and not trouble:
-            return str(form)
+            if not offer.why_none:
+                return str(form)
+            trouble = f"{NO_GPU_FOR}{offer.why_none}."
         lines = [Choice(slice_key(quota), describe(quota), offer.why_none or "not now") for quota in offer.slices]
         models: list[str] = []
         mine: Entry | None = None
@@ -160,9 +172,9 @@ class VGPUMixin(Queueing):
                 lines = choices(offer.slices, gpus, line, bool(view.away))
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
-            trouble = DAEMON_AWAY_FORM
+            trouble = trouble or DAEMON_AWAY_FORM
         except web.HTTPError as error:
-            trouble = str(error.log_message)
+            trouble = trouble or str(error.log_message)
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
         hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."

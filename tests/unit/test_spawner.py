@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from html import unescape
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from jupyter_vgpu_spawner import VGPUDockerSpawner
+from tornado.web import HTTPError
 
 
 def spawner(**traits: Any) -> VGPUDockerSpawner:
@@ -42,6 +46,19 @@ def test_both_forms_show_together_and_say_when_the_daemon_is_away() -> None:
     assert "does not answer now" in form
     options = asyncio.run(made.options_from_form({"image": ["second"], "gpu_slice": ["none"]}))
     assert options == {"image": "second", "gpu_slice": "none"}
+
+
+def test_who_may_have_less_than_any_slice_is_told() -> None:
+    whole = [{"memory": "40G", "cores": 100, "model": "H100"}]
+    made = spawner(gpu_mem_limit="4G", gpu_core_limit=25, gpu_slices=whole)
+    words = "none of this hub's GPU slices is within what you may have (4 GiB of GPU memory, 25 % of its compute)"
+    form = unescape(asyncio.run(made.options_form(made)))
+    assert f"No GPU for this server: {words}: ask its admins for more." in form
+    assert re.findall('type="radio"[^>]* value="([^"]+)"', form) == ["none"]
+    assert asyncio.run(made.chosen_quota())[0] is None  # nothing was asked for
+    made.user_options = {"gpu_slice": "40GiB-100-H100"}
+    with pytest.raises(HTTPError, match=re.escape(words)):
+        asyncio.run(made.chosen_quota())
 
 
 def test_limits_may_be_callables_of_the_spawner() -> None:
