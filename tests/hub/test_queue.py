@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -308,6 +309,23 @@ def test_named_servers_that_the_hub_does_not_have_take_no_places(hub: Hub, admin
         url = f"{hub.url}/hub/spawn/eve/{name}?_xsrf={eve.xsrf('/hub/')}"
         eve.session.post(url, data={"gpu_slice": "4GiB-50"}, timeout=60)
     assert queue(admin) == []
+
+
+def test_what_ends_while_nothing_is_given_brings_nobodys_turn(
+    hub: Hub, admin: Admin, shared_node: Node, other: dict[str, Any]
+) -> None:
+    with sqlite3.connect(shared_node.root / "vgpu.sqlite") as database:
+        database.execute("DELETE FROM vgpu_lifetimes")
+        database.executemany("INSERT INTO vgpu_lifetimes (seconds) VALUES (?)", [(60.0,)] * 12)
+    alice = hub.user("alice")
+    choose(alice, "4GiB-50")
+    wait_until(lambda: "That will be in about a minute." in page_of(alice), 15, "it is told from what ended before")
+    admin.post("maintenance", message="A new card", closed="1")
+    try:
+        wait_until(lambda: "No new slices are given now: A new card" in page_of(alice), 5, "maintenance is named")
+        wait_until(lambda: "That may take longer than can be told." in page_of(alice), 15, "and nothing is foretold")
+    finally:
+        admin.post("maintenance", over="1")
 
 
 def test_small_slices_go_past_a_large_one_on_other_gpus_only() -> None:

@@ -196,6 +196,9 @@ def test_everybody_with_a_slice_is_told_of_maintenance(hub: Hub, admin: Admin, s
             bob.spawn("1GiB-25")
         time.sleep(5)  # some looks of the queue
         assert bob.model()["servers"] == {}
+        place = bob.session.get(f"{hub.url}/services/vgpu/queue", timeout=30).text
+        assert "No new slices are given now: Restart at 18:00" in place
+        assert admin.get("api/queue").json()["queue"][0]["closed"] == "Restart at 18:00"
         answer = admin.post("maintenance", message="x" * 111)
         assert (answer.status_code, "Nothing was changed" in answer.text) == (400, True)
         answer = admin.post("maintenance", message=" ", closed="1")  # which ends nothing
@@ -268,6 +271,12 @@ def test_no_route_is_forgotten_here() -> None:
     patterns = [rule.matcher.regex for rule in rules if isinstance(rule.matcher, PathMatches)]
     assert len(patterns) > len(OPEN)
     assert [each.pattern for each in patterns if not any(each.match(f"/{path}") for path in known)] == []
+
+
+def test_a_path_that_the_api_has_not_is_told_as_the_api_tells(hub: Hub) -> None:
+    for path in ("", "/nowhere"):
+        answer = requests.get(f"{hub.url}/{API}{path}", timeout=30)
+        assert (answer.status_code, answer.json()) == (404, {"error": "the API has no such path"})
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

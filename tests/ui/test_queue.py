@@ -51,7 +51,6 @@ def test_a_user_waits_sees_the_place_and_leaves(
     admin.goto(f"{demo.url}/services/vgpu/")
     expect(admin.get_by_role("row", name="alice/")).to_contain_text("1 GiB, 25 % hard")
     assert violations(admin) == []
-    admin.context.close()
     page.goto(f"{demo.url}/hub/spawn")
     expect(page.get_by_role("link", name="see when your turn comes")).to_be_visible()
     assert violations(page, ".vgpu-slices") == []  # the rest is the hub's own
@@ -60,6 +59,8 @@ def test_a_user_waits_sees_the_place_and_leaves(
     page.get_by_role("button", name="Leave the queue").click()
     expect(page.get_by_text("You wait no more.")).to_be_visible()
     expect(page.get_by_role("link", name="Start a server")).to_be_visible()
+    expect(admin.get_by_role("row", name="alice/")).to_have_count(0, timeout=6000)  # the admin's page follows by itself
+    admin.context.close()
     page.context.close()
 
 

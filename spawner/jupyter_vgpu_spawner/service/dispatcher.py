@@ -14,6 +14,7 @@ from jupyter_vgpu.api import Json, Refused
 from jupyter_vgpu.quotas import Quota
 from jupyter_vgpu.turn import Stage
 
+from ..choices import why_closed
 from ..fleet import Fleet, View
 from ..limits import group_share
 from ..queue_store import Entry, QueueStore, promised
@@ -43,12 +44,16 @@ _FAILED = "it was started with the GPU and ended before it was ready. The hub's 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of one entry: number 1 is next; 0: it is called, or has ended. forecast None: nothing can be told."""
+    """Of one entry: number 1 is next; 0: it is called, or has ended. forecast None: nothing can be told.
+
+    closed: why no new slices are given now; empty: they are.
+    """
 
     entry: Entry
     number: int = 0
     forecast: Forecast | None = None
     is_possible: bool = True
+    closed: str = ""
 
 
 class Dispatcher:
@@ -90,6 +95,7 @@ class Dispatcher:
                     number,
                     forecasts.get(each),
                     bool(view.away) or is_possible(each.quota, view.spaces),
+                    "" if view.away else why_closed(each.quota, view.gpus),
                 )
             )
         return [each for each in found if user in (None, each.entry.waiting.user)]
@@ -260,7 +266,8 @@ def _free(view: View, called: list[Entry]) -> list[Space]:
 
 
 def _running(view: View) -> list[Running]:
-    places = {gpu["uuid"]: at for at, gpu in enumerate(view.gpus)}
+    """Those whose room is given to others when they end."""
+    places = {gpu["uuid"]: at for at, gpu in enumerate(view.gpus) if not gpu["closed"]}
     return [
         Running(places[tenant["gpu"]["uuid"]], Quota.from_json(tenant["quota"]), _age(tenant))
         for tenant in view.tenants

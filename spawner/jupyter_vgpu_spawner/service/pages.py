@@ -101,7 +101,7 @@ class AdminHandler(PageHandler):
     async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
         part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
         state = await self.manager.page_state(part.take)
-        queue, queue_troubles = await self.queue()
+        queue, queue_trouble = await self.queue()
         try:
             trends = await self.manager.trends(person.name for person in state.people)
         except DatabaseError:  # the state has said so
@@ -110,23 +110,24 @@ class AdminHandler(PageHandler):
             "admin.html",
             state=state,
             queue=queue,
+            queue_trouble=queue_trouble,
             now=time.time(),
             part=part,
             trends=trends,
             most=max((max(days) for days in trends.values()), default=0),
             message=message,
-            troubles=list(dict.fromkeys([*troubles, *state.troubles, *queue_troubles])),
+            troubles=list(dict.fromkeys([*troubles, *state.troubles])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
         )
 
-    async def queue(self) -> tuple[list[Standing], list[str]]:
+    async def queue(self) -> tuple[list[Standing], str]:
         """Who waits; a part that does not answer leaves its words."""
         try:
-            return (await self.dispatcher.standings() if self.dispatcher else []), []
+            return (await self.dispatcher.standings() if self.dispatcher else []), ""
         except (DaemonError, HubError, DatabaseError) as error:
             log.error("%s", error)
-            return [], ["The queue is not known now."]
+            return [], "The queue is not known now."
 
 
 class _Part:
@@ -148,12 +149,14 @@ class _Part:
         return not self.wanted or any(self.wanted.lower() in text.lower() for text in (user.name, *user.groups))
 
 
-class LiveHandler(PageHandler):
-    """The part of the admin page that changes by itself: GPUs and their slices."""
+class LiveHandler(AdminHandler):
+    """The part of the admin page that changes by itself: GPUs with their slices, and the queue."""
 
     @web.authenticated
     async def get(self) -> None:
-        self.page("gpus.html", state=await self.manager.node_state())
+        state = await self.manager.node_state()
+        queue, trouble = await self.queue()
+        self.page("live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time())
 
 
 class FormHandler(AdminHandler):

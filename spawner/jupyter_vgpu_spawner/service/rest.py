@@ -114,8 +114,14 @@ def _standing(standing: Standing) -> Json:
         "words": entry.words,
         "number": standing.number,
         "possible": standing.is_possible,
+        "closed": standing.closed or None,
         "seconds": {"middle": forecast.middle, "late": forecast.late} if forecast else None,
     }
+
+
+class NotFoundHandler(ApiHandler):
+    def prepare(self) -> None:
+        raise web.HTTPError(404, "the API has no such path")
 
 
 class HealthHandler(web.RequestHandler):

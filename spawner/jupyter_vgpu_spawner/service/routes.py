@@ -37,6 +37,7 @@ def application(
         (r"api/queue", rest.QueueApiHandler),
         (r"api/queue/([^/]+)/(.*)", rest.QueueEntryHandler),
         (r"api/slices/(.+)", rest.SliceHandler),
+        (r"api(?:/.*)?", rest.NotFoundHandler),
     ]
     return web.Application(
         [
