@@ -42,9 +42,9 @@ def test_the_admin_sees_who_holds_what_and_it_follows_by_itself(admin: Page, dem
     expect(admin.get_by_role("row", name="bob")).to_contain_text("bob/ on GPU 0: 0 B of 1 GiB, 0 % of 25 %")
     shot(admin, "admin-dark" if admin.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "admin")
     demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "2G"})
-    expect(admin.get_by_role("img", name="Memory: 4 GiB of 8 GiB promised, 4 GiB free")).to_be_visible(timeout=4000)
+    expect(admin.get_by_role("img", name="Memory: 4 GiB of 8 GiB promised, 4 GiB free")).to_be_visible(timeout=10_000)
     demo.daemon().request("PATCH", "/api/tenants/bob%2F", {"memory": "1G"})
-    expect(admin.get_by_role("img", name="Memory: 3 GiB of 8 GiB promised, 5 GiB free")).to_be_visible(timeout=4000)
+    expect(admin.get_by_role("img", name="Memory: 3 GiB of 8 GiB promised, 5 GiB free")).to_be_visible(timeout=10_000)
 
 
 def test_the_pages_have_no_accessibility_violations(admin: Page, demo: Demo) -> None:

@@ -183,7 +183,7 @@ def test_a_changed_quota_is_seen_and_told_once(student: Student, lab: Page) -> N
     expect(row_of(lab, "train.ipynb")).to_contain_text("1.06 GiB")
     student.daemon("PATCH", {"memory": "1G", "cores": 25})
     try:
-        expect(panel_of(lab)).to_contain_text("of 1 GiB", timeout=2000)
+        expect(panel_of(lab)).to_contain_text("of 1 GiB", timeout=10_000)
         toasts = lab.locator(".Toastify__toast")
         expect(
             toasts.filter(has_text="Your GPU slice was changed: 1 GiB of memory and 25 % of compute now")
