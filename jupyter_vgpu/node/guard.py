@@ -231,8 +231,9 @@ class Guard:
     def remove_tenant(self, slot: int) -> None:
         self._ask(f"remove {slot}")
 
-    def add_listener(self, slot: int, fd: int) -> None:
-        self._ask(f"listener {slot}", fd)
+    def add_listener(self, slot: int, fd: int, *, old: bool = False) -> None:
+        """old: a guard that has ended listened by it."""
+        self._ask(f"listener {slot}{' old' if old else ''}", fd)
 
     def probe(self, pid: int) -> str | None:
         """None when the guard can reach into that process, else why not."""

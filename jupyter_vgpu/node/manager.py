@@ -124,7 +124,7 @@ class Manager:
             tenant = self.tenants[tenant_id]
             self._tell_guard(tenant, live.page.fd)
             for fd in live.listeners:
-                self.guard.add_listener(tenant.slot, fd)
+                self.guard.add_listener(tenant.slot, fd, old=True)
 
     # --- what hub and CLI ask for ---
 

@@ -173,7 +173,7 @@ bool clients_claim(struct job *job, const struct call *call)
  * its maker alone. The shim has it made by a door that gives no memory, whatever a racing thread makes of the call. A
  * program without the shim comes by the common door, once for each file that it opens: a call that turned into one for
  * memory finds no client on that file to give it to. One that has turned the descriptor into another file's as well
- * would have memory that nobody counted; audit.c finds that out.
+ * would have memory that nobody counted: so the process is held still meanwhile, see still.h.
  */
 bool clients_admit(struct job *job, const struct call *call)
 {

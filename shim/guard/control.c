@@ -59,15 +59,17 @@ static void set_tenant(int controller, const char *text, int fd)
 
 static void add_listener(int controller, const char *text, int fd)
 {
+    char old[8] = "";
     int slot;
 
-    if (sscanf(text, "listener %d", &slot) != 1 || !valid_slot(slot) || fd < 0 || !tenants[slot].live) {
+    if (sscanf(text, "listener %d %7s", &slot, old) < 1 || !valid_slot(slot) || fd < 0 || !tenants[slot].live) {
         reply(controller, "error malformed: %s", text);
         if (fd >= 0)
             close(fd);
         return;
     }
-    reply(controller, notify_add_listener(slot, fd) ? "ok" : "error no room for another listener");
+    reply(controller,
+          notify_add_listener(slot, fd, strcmp(old, "old") == 0) ? "ok" : "error no room for another listener");
     sched_wake();
 }
 

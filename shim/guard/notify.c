@@ -24,11 +24,13 @@
 #include "perform.h"
 #include "reach.h"
 #include "sched.h"
+#include "still.h"
 #include "thread.h"
 #include "util.h"
 
-#define SWEEP_NS 1000000000ull        /* files are looked at so often unasked */
-#define SOON_NS 50000000ull           /* while clients outlive their makers */
+#define SWEEP_NS 1000000000ull /* files are looked at so often unasked */
+#define SOON_NS 50000000ull    /* while clients outlive their makers */
+#define MAKING_PAUSE_US 100
 #ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
 #define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
@@ -49,6 +51,9 @@ struct crew {
     pthread_mutex_t lock;  /* over the tables below */
     struct members members;
     struct listener listeners[CREW_LISTENERS];
+    pthread_mutex_t making; /* a client, by the door that gives memory too */
+    pid_t maker;            /* whose; 0: nobody's now */
+    bool shares;            /* processes of the tenant may have descriptors in common, for good */
     int receivers;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
     uint64_t swept_ns;          /* this and the next two: the housekeeper's */
@@ -161,16 +166,31 @@ static void trace(const struct call *call, const struct verdict *verdict)
         alloc ? call->alloc.class : call->args.control.command, words[verdict->kind], verdict->status);
 }
 
-/* The kernel makes the client, for only it can make it the tenant's. */
-static struct verdict leave_to_kernel(struct job *job, const struct call *call)
+static struct verdict refuse_client(const struct call *call)
 {
     bool object = call->nr == NV_ESC_RM_ALLOC_OBJECT;
 
-    if (clients_admit(job, call))
-        return (struct verdict){.kind = VERDICT_CONTINUE};
     return (struct verdict){.kind = VERDICT_STATUS,
                             .status = NV_ERR_INSUFFICIENT_RESOURCES,
                             .status_offset = object ? offsetof(struct nvos05, status) : call->alloc_status_offset};
+}
+
+/* The kernel makes the client, for only it can make it the tenant's. */
+static struct verdict leave_to_kernel(struct job *job, const struct call *call)
+{
+    return clients_admit(job, call) ? (struct verdict){.kind = VERDICT_CONTINUE} : refuse_client(call);
+}
+
+/* `fd`: the tenant's file. It is let go first: who is told that its client is freed, or is killed, must not find the
+ * guard holding it. */
+static void finish(struct job *job, struct call *call, const struct verdict *verdict, int listener, int *fd)
+{
+    if (notify_trace)
+        trace(call, verdict);
+    int error = verdict->kind == VERDICT_CONTINUE ? 0 : perform(job, call, verdict);
+    cleanup_fd(fd);
+    *fd = -1;
+    answer(job, listener, error, verdict->kind == VERDICT_CONTINUE ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
 }
 
 static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum file_kind *kind)
@@ -183,10 +203,72 @@ static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum fi
     return pid;
 }
 
+/* A client that is made by the door that gives memory too. */
+struct making {
+    struct crew *crew;
+    struct job *job;
+    struct call *call;
+    int listener, *fd; /* the tenant's file, which is let go before the answer */
+};
+
+/* Between the first look and now its threads ran: is it the same call, on the same file? */
+static bool is_as_judged(const struct making *making)
+{
+    const struct seccomp_notif *n = &making->job->inflight->notification;
+    const struct call *judged = making->call;
+    struct call call = {.tid = judged->tid};
+    CLEANUP_FD int fd = -1;
+
+    pid_t pid = member_of(making->crew, call.tid, judged->descriptor, &fd, &call.file);
+    return pid == judged->pid && fd >= 0 && reach_same_file(fd, *making->fd) && copy_call(n, &call) == 0 &&
+           memcmp(&call.args, &judged->args, sizeof call.args) == 0;
+}
+
+static void make_client(void *context, bool is_still)
+{
+    const struct making *making = context;
+    struct verdict verdict = refuse_client(making->call);
+
+    bool shares = __atomic_load_n(&making->crew->shares, __ATOMIC_SEQ_CST);
+    if (is_still && !shares && is_as_judged(making))
+        verdict = leave_to_kernel(making->job, making->call);
+    if (!is_still || shares)
+        say("process %d makes a client without the shim, and %s: refused", making->call->pid,
+            shares ? "others of its tenant may share its descriptors" : "can't be held still meanwhile");
+    finish(making->job, making->call, &verdict, making->listener, making->fd);
+}
+
+/* The kernel reads the call again, so nobody may change it meanwhile. */
+static void let_make_client(struct making *making)
+{
+    struct crew *crew = making->crew;
+
+    /* one at a time: two callers of one process would wait for each other */
+    while (pthread_mutex_trylock(&crew->making) != 0) {
+        if (__atomic_load_n(&crew->maker, __ATOMIC_RELAXED) == making->call->pid) {
+            answer(making->job, making->listener, EAGAIN, 0);
+            return;
+        }
+        usleep(MAKING_PAUSE_US);
+    }
+    __atomic_store_n(&crew->maker, making->call->pid, __ATOMIC_RELAXED);
+    bool done = still_while(making->call->pid, making->call->tid, make_client, making);
+    __atomic_store_n(&crew->maker, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&crew->making);
+    if (!done)
+        answer(making->job, making->listener, EAGAIN, 0);
+}
+
 /* Answer the notification in job->inflight. */
 static void handle(struct crew *crew, struct job *job, int listener)
 {
     const struct seccomp_notif *n = &job->inflight->notification;
+
+    if (n->data.nr == SYS_clone) { /* of a process that shares its maker's descriptors: it is told by a register */
+        __atomic_store_n(&crew->shares, true, __ATOMIC_SEQ_CST);
+        answer(job, listener, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+        return;
+    }
     struct call call = {.slot = crew->slot, .tid = (pid_t)n->pid, .descriptor = (int)n->data.args[0]};
     CLEANUP_FD int fd = -1;
 
@@ -216,15 +298,13 @@ static void handle(struct crew *crew, struct job *job, int listener)
     struct verdict verdict = crew->holdings.ended ? (struct verdict){.kind = VERDICT_ERRNO, .error = EPERM}
                                                   : judge(&call);
     ledger_unlock();
-    if (verdict.kind == VERDICT_CONTINUE || (verdict.kind == VERDICT_ROOT && !backend->performs_roots))
+    if (verdict.kind == VERDICT_ROOT && !backend->performs_roots) {
+        let_make_client(&(struct making){crew, job, &call, listener, &fd});
+        return;
+    }
+    if (verdict.kind == VERDICT_CONTINUE)
         verdict = leave_to_kernel(job, &call);
-    if (notify_trace)
-        trace(&call, &verdict);
-    error = verdict.kind == VERDICT_CONTINUE ? 0 : perform(job, &call, &verdict);
-    /* let go first: who is told that its client is freed, or is killed, must not find the guard holding the file */
-    cleanup_fd(&fd);
-    fd = -1;
-    answer(job, listener, error, verdict.kind == VERDICT_CONTINUE ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
+    finish(job, &call, &verdict, listener, &fd);
 }
 
 /*
@@ -428,6 +508,7 @@ static void end_crew(struct crew *crew)
     cleanup_fd(&crew->bell);
     holdings_close(&crew->holdings);
     pthread_mutex_destroy(&crew->lock);
+    pthread_mutex_destroy(&crew->making);
     free(crew);
 }
 
@@ -509,6 +590,7 @@ bool notify_set_tenant(int slot)
     crew->members.epoll = crew->epoll;
     crew->members.event = EVENT(EVENT_MEMBER, 0);
     pthread_mutex_init(&crew->lock, NULL);
+    pthread_mutex_init(&crew->making, NULL);
     if (!holdings_open(&crew->holdings) || crew->epoll < 0 || crew->bell < 0 ||
         !watch(crew, crew->bell, EPOLLIN, EVENT(EVENT_BELL, 0))) {
         end_crew(crew);
@@ -543,12 +625,14 @@ bool notify_note_process(int slot, pid_t pid)
     return noted;
 }
 
-bool notify_add_listener(int slot, int fd)
+bool notify_add_listener(int slot, int fd, bool old)
 {
     struct crew *crew = crews[slot];
     bool added = false;
 
     if (crew) {
+        if (old)
+            __atomic_store_n(&crew->shares, true, __ATOMIC_SEQ_CST);
         pthread_mutex_lock(&crew->lock);
         for (int i = 0; i < CREW_LISTENERS && !added; i++) {
             if (crew->listeners[i].fd >= 0)

@@ -17,8 +17,9 @@
 extern bool notify_trace; /* say every judged call on stderr */
 
 /* All of this on the main thread. */
-bool notify_set_tenant(int slot);           /* its crew, if it has none yet */
-bool notify_add_listener(int slot, int fd); /* takes the descriptor */
+bool notify_set_tenant(int slot); /* its crew, if it has none yet */
+/* Takes the descriptor. `old`: a predecessor listened by it, and what it was told of its processes is not known. */
+bool notify_add_listener(int slot, int fd, bool old);
 void notify_remove_tenant(int slot);
 /* Its end will be noticed. False: it is gone, or there are too many. */
 bool notify_note_process(int slot, pid_t pid);

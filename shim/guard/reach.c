@@ -146,6 +146,8 @@ int reach_descriptor(int pidfd, pid_t pid, pid_t tid, int fd)
     return -1;
 }
 
+bool reach_same_file(int fd, int other) { return syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, fd, other) == 0; }
+
 /* The bare system call changes this thread alone; libc's would change all. */
 static bool set_effective_user(uid_t user) { return syscall(SYS_setresuid, -1, user, -1) == 0; }
 

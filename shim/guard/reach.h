@@ -28,6 +28,8 @@ pid_t reach_pid_inside(pid_t pid);
  */
 int reach_descriptor(int pidfd, pid_t pid, pid_t tid, int fd);
 
+bool reach_same_file(int fd, int other); /* of the guard's own */
+
 /*
  * Be the tenant's user in this thread, for what the driver asks of the calling process rather than of the client.
  * Returns false where it can't be; reach_be_oneself() ends it.

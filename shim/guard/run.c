@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -28,8 +29,12 @@
 #if defined(__x86_64__)
 #define NATIVE_ARCH AUDIT_ARCH_X86_64
 #define I386_IOCTL 54
+#define I386_CLONE 120
+#define I386_CLONE3 435
+#define FOREIGN_SIZE (3 + SHARED_DESCRIPTORS_SIZE)
 #elif defined(__aarch64__)
 #define NATIVE_ARCH AUDIT_ARCH_AARCH64
+#define FOREIGN_SIZE 1
 #endif
 
 #ifndef SECCOMP_FILTER_FLAG_SPEC_ALLOW /* Linux 4.17 */
@@ -46,6 +51,17 @@
 #define IF_EQUAL(value, then, otherwise) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (then), (otherwise))
 
 /*
+ * What a process is held still for (still.h) nobody else may change: so the guard has to know of processes that share
+ * descriptors. clone3 has its flags in memory, so it is "not there", and who asks for it goes on with clone.
+ */
+#define SHARED_DESCRIPTORS(clone, clone3, action)                                                                     \
+    IF_EQUAL(clone3, 0, 1), RETURN(SECCOMP_RET_ERRNO | ENOSYS), IF_EQUAL(clone, 0, 4),                                \
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),                                   \
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, CLONE_FILES | CLONE_THREAD), IF_EQUAL(CLONE_FILES, 0, 1), RETURN(action), \
+        RETURN(SECCOMP_RET_ALLOW)
+#define SHARED_DESCRIPTORS_SIZE 8
+
+/*
  * ioctl numbers are told by their low byte alone, for so does the driver: it looks at neither magic nor direction.
  * A few terminal calls share a byte and take the longer way; kernel launches make no system call at all.
  */
@@ -53,23 +69,20 @@ static int install_filter(void)
 {
     struct sock_filter program[] = {
         LOAD(arch),
-        IF_EQUAL(NATIVE_ARCH, 4, 0),
+        IF_EQUAL(NATIVE_ARCH, FOREIGN_SIZE, 0),
 #ifdef I386_IOCTL
         /* the 32-bit entry reaches the same driver: no ioctl there */
         LOAD(nr),
         IF_EQUAL(I386_IOCTL, 0, 1),
         RETURN(SECCOMP_RET_ERRNO | ENOTTY),
-        RETURN(SECCOMP_RET_ALLOW),
+        SHARED_DESCRIPTORS(I386_CLONE, I386_CLONE3, SECCOMP_RET_ERRNO | EPERM),
 #else
-        RETURN(SECCOMP_RET_ERRNO | ENOSYS),
-        RETURN(SECCOMP_RET_ERRNO | ENOSYS),
-        RETURN(SECCOMP_RET_ERRNO | ENOSYS),
         RETURN(SECCOMP_RET_ERRNO | ENOSYS),
 #endif
         LOAD(nr),
         BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, X32_SYSCALL_BIT, 0, 1),
         RETURN(SECCOMP_RET_ERRNO | ENOSYS),
-        IF_EQUAL(__NR_ioctl, 0, 12),
+        IF_EQUAL(__NR_ioctl, 0, 13),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
         BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xFF),
         IF_EQUAL(NV_ESC_RM_CONTROL, 8, 0),
@@ -83,6 +96,7 @@ static int install_filter(void)
         IF_EQUAL(NV_ESC_IOCTL_XFER_CMD, 0, 1),
         RETURN(SECCOMP_RET_USER_NOTIF),
         RETURN(SECCOMP_RET_ALLOW),
+        SHARED_DESCRIPTORS(__NR_clone, __NR_clone3, SECCOMP_RET_USER_NOTIF),
     };
     struct sock_fprog filter = {sizeof program / sizeof *program, program};
 

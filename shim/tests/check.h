@@ -22,6 +22,7 @@ void test_files(void);
 void test_perform(void);
 void test_policy(void);
 void test_ptx(void);
+void test_still(void);
 void test_work(void);
 
 #endif

@@ -16,6 +16,7 @@ int main(void)
     test_perform();
     test_policy();
     test_ptx();
+    test_still();
     test_work();
     printf("%d failed\n", failures);
     return failures != 0;

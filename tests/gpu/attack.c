@@ -386,6 +386,65 @@ static void race_object(double seconds)
     getchar();
 }
 
+/*
+ * A client by the common door, on a file that has none: becomes memory, on a file with a client and a device, between
+ * the guard's look and the kernel's. Each turn is long enough for one look and ends at any moment of the next.
+ */
+static struct nvos64 alloc_call;
+static struct nv_memory_allocation_params alloc_memory;
+
+static uint32_t next_random(void);
+
+static void *swap_and_turn(void *argument)
+{
+    const struct driver *raced = argument;
+
+    while (!stop) {
+        dup2(swapped.other, swapped.number);
+        alloc_call.root = alloc_call.parent = 0;
+        alloc_call.params = 0;
+        __atomic_store_n(&alloc_call.class, NV01_ROOT_CLIENT, __ATOMIC_SEQ_CST);
+        for (volatile uint32_t i = next_random() % 20000; i; i--)
+            ;
+        alloc_call.root = raced->root;
+        alloc_call.parent = raced->device;
+        alloc_call.params = (uintptr_t)&alloc_memory;
+        __atomic_store_n(&alloc_call.class, NV01_MEMORY_LOCAL_USER, __ATOMIC_SEQ_CST);
+        dup2(swapped.driver, swapped.number);
+        for (volatile uint32_t i = next_random() % 20000; i; i--)
+            ;
+    }
+    return NULL;
+}
+
+static void race_swap(double seconds)
+{
+    struct driver driver = open_driver();
+    uint32_t handle = 0x3000;
+    long calls = 0, made = 0;
+    pthread_t thread;
+
+    alloc_memory = memory_of(256 * MIB);
+    swapped.driver = driver.control;
+    swapped.other = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
+    swapped.number = dup(swapped.other);
+    pthread_create(&thread, NULL, swap_and_turn, &driver);
+    for (double end = now() + seconds; now() < end; calls++) {
+        alloc_call.object = handle++;
+        alloc_call.status = 0xFFFF;
+        int rc = ioctl(swapped.number, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), &alloc_call);
+        made += rc == 0 && alloc_call.status == NV_OK;
+        int fresh = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC); /* without a client again */
+        dup2(fresh, swapped.other);
+        close(fresh);
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
+    fflush(stdout);
+    getchar();
+}
+
 /* --- other tenants' things --- */
 
 /* argv: seconds, then the neighbour's client and first channel: takes it off the GPU, if it may. */
@@ -569,6 +628,8 @@ int main(int argc, char **argv)
         race_descriptor(first);
     else if (strcmp(mode, "race-object") == 0)
         race_object(first);
+    else if (strcmp(mode, "race-swap") == 0)
+        race_swap(first);
     else if (strcmp(mode, "switch") == 0)
         switch_neighbour(first, client, handle);
     else if (strcmp(mode, "dup") == 0)

@@ -73,7 +73,9 @@ def test_the_oldest_door_gives_no_video_memory(gpu_node: Node, tenant: dict[str,
     assert witness.most < SLACK
 
 
-@pytest.mark.parametrize("what", ["race-memory", "race-root", "race-client", "race-descriptor", "race-object"])
+@pytest.mark.parametrize(
+    "what", ["race-memory", "race-root", "race-client", "race-descriptor", "race-object", "race-swap"]
+)
 def test_rewriting_arguments_while_they_are_judged_gains_nothing(
     gpu_node: Node, tenant: dict[str, Any], attack: Path, what: str
 ) -> None:

@@ -77,7 +77,9 @@ print(json.dumps({"mib": len(blocks) * 32, "message": message}))
 def test_without_the_shim_the_quota_holds_and_cuda_works(gpu_node: Node) -> None:
     tenant = gpu_node.tenant("4G", 50, "bare")
     code = """
-import json, torch
+import json, threading, time, torch
+for _ in range(8): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()  # and one that never rests
 total, blocks = torch.ones(1000, device="cuda").sum().item(), []
 try:
     while True: blocks.append(torch.empty(32 << 20, dtype=torch.uint8, device="cuda"))

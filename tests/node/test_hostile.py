@@ -105,6 +105,31 @@ def test_memory_that_the_ledger_does_not_know_ends_its_holders(node: Node, start
     assert Worker(node, hostile).ask("alloc", bytes=64 * MIB) == {"error": "CUDA_SUCCESS"}
 
 
+def test_threads_and_processes_are_made_as_ever_but_not_by_clone3(node: Node) -> None:
+    """The guard hears of processes that share descriptors; libraries find their way without clone3."""
+    tenant = node.tenant("1G", 50, "sharer")
+    code = """
+import ctypes, errno, json, os, platform, signal, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE, CLONE3 = {"x86_64": 56, "aarch64": 220}[platform.machine()], 435
+CLONE_FS, CLONE_FILES = 0x200, 0x400
+def clone(flags):
+    pid = libc.syscall(CLONE, flags | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid == 0: os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid > 0 else errno.errorcode[ctypes.get_errno()]
+def new():
+    return libc.syscall(CLONE3, 0, 0), errno.errorcode[ctypes.get_errno()]
+done = []
+thread = threading.Thread(target=done.append, args=(1,)); thread.start(); thread.join()
+print(json.dumps([clone(CLONE_FILES), clone(CLONE_FILES | CLONE_FS), clone(CLONE_FS), clone(0), new(), done,
+                  subprocess.run(["echo", "hello"], capture_output=True, text=True).stdout]))
+"""
+    process = node.spawn(tenant, sys.executable, "-c", code)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert json.loads(out) == [7, 7, 7, 7, [-1, "ENOSYS"], [1], "hello\n"]
+
+
 def test_sixteen_processes_racing_never_pass_the_quota(node: Node) -> None:
     tenant = node.tenant("3G", 50)
     workers = [Worker(node, tenant) for _ in range(16)]
