@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define CONTROL_PROTOCOL 3
+#define CONTROL_PROTOCOL 4
 
 /* Carry out one message; fd came with it (or -1) and is consumed. The answer goes to `controller`. */
 void control_message(int controller, char *text, int fd);

@@ -31,6 +31,7 @@
 #define SWEEP_NS 1000000000ull /* files are looked at so often unasked */
 #define SOON_NS 50000000ull    /* while clients outlive their makers */
 #define MAKING_PAUSE_US 100
+#define MAKING_PAUSES 1000            /* then its caller asks again: others of the slice need who waits here */
 #ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
 #define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
@@ -54,6 +55,7 @@ struct crew {
     pthread_mutex_t making; /* a client, by the door that gives memory too */
     pid_t maker;            /* whose; 0: nobody's now */
     bool shares;            /* processes of the tenant may have descriptors in common, for good */
+    pid_t refused;          /* who was told of last */
     int receivers;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
     uint64_t swept_ns;          /* this and the next two: the housekeeper's */
@@ -224,37 +226,59 @@ static bool is_as_judged(const struct making *making)
            memcmp(&call.args, &judged->args, sizeof call.args) == 0;
 }
 
-static void make_client(void *context, bool is_still)
+static void tell_refused(struct crew *crew, pid_t pid, const char *why)
+{
+    if (__atomic_exchange_n(&crew->refused, pid, __ATOMIC_RELAXED) != pid)
+        say("process %d makes a client without the shim, and %s: refused", pid, why);
+}
+
+/* True: the kernel makes it. */
+static bool make_client(void *context, bool is_still)
 {
     const struct making *making = context;
     struct verdict verdict = refuse_client(making->call);
 
-    bool shares = __atomic_load_n(&making->crew->shares, __ATOMIC_SEQ_CST);
-    if (is_still && !shares && is_as_judged(making))
+    if (__atomic_load_n(&making->crew->shares, __ATOMIC_SEQ_CST))
+        tell_refused(making->crew, making->call->pid, "others of its tenant may share its descriptors");
+    else if (!is_still)
+        tell_refused(making->crew, making->call->pid, "can't be held still meanwhile");
+    else if (is_as_judged(making))
         verdict = leave_to_kernel(making->job, making->call);
-    if (!is_still || shares)
-        say("process %d makes a client without the shim, and %s: refused", making->call->pid,
-            shares ? "others of its tenant may share its descriptors" : "can't be held still meanwhile");
+    else
+        tell_refused(making->crew, making->call->pid, "the call is not the one that it was");
     finish(making->job, making->call, &verdict, making->listener, making->fd);
+    return verdict.kind == VERDICT_CONTINUE;
+}
+
+/* One at a time: two callers of one process would wait for each other. False: ask again. */
+static bool take_turn(struct crew *crew, pid_t pid)
+{
+    for (int pause = 0; pthread_mutex_trylock(&crew->making) != 0; pause++) {
+        if (__atomic_load_n(&crew->maker, __ATOMIC_RELAXED) == pid || pause == MAKING_PAUSES)
+            return false;
+        usleep(MAKING_PAUSE_US);
+    }
+    __atomic_store_n(&crew->maker, pid, __ATOMIC_RELAXED);
+    return true;
 }
 
 /* The kernel reads the call again, so nobody may change it meanwhile. */
 static void let_make_client(struct making *making)
 {
     struct crew *crew = making->crew;
+    bool done = false;
 
-    /* one at a time: two callers of one process would wait for each other */
-    while (pthread_mutex_trylock(&crew->making) != 0) {
-        if (__atomic_load_n(&crew->maker, __ATOMIC_RELAXED) == making->call->pid) {
-            answer(making->job, making->listener, EAGAIN, 0);
-            return;
-        }
-        usleep(MAKING_PAUSE_US);
+    if (__atomic_load_n(&crew->shares, __ATOMIC_SEQ_CST)) {
+        make_client(making, false);
+        return;
     }
-    __atomic_store_n(&crew->maker, making->call->pid, __ATOMIC_RELAXED);
-    bool done = still_while(making->call->pid, making->call->tid, make_client, making);
-    __atomic_store_n(&crew->maker, 0, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&crew->making);
+    if (take_turn(crew, making->call->pid)) {
+        /* its number may have become another's while it waited */
+        if (notification_valid(making->listener, making->job->inflight->notification.id))
+            done = still_while(making->call->pid, making->call->tid, make_client, making);
+        __atomic_store_n(&crew->maker, 0, __ATOMIC_RELAXED);
+        pthread_mutex_unlock(&crew->making);
+    }
     if (!done)
         answer(making->job, making->listener, EAGAIN, 0);
 }

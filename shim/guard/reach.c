@@ -131,6 +131,8 @@ pid_t reach_pid_inside(pid_t pid)
 
 pid_t reach_process_of(pid_t tid) { return (pid_t)status_field(tid, "\nTgid:", 0); }
 
+int reach_threads_of(pid_t pid) { return (int)status_field(pid, "\nThreads:", 0); }
+
 int reach_descriptor(int pidfd, pid_t pid, pid_t tid, int fd)
 {
     if (tid == pid)

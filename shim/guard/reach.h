@@ -20,6 +20,7 @@ int reach_can(pid_t pid);
 int reach_pidfd(pid_t pid);
 bool reach_has_exited(pid_t pid);  /* a zombie has */
 pid_t reach_process_of(pid_t tid); /* -1: it is gone */
+int reach_threads_of(pid_t pid);   /* as the kernel counts them; -1: it is gone */
 /* The process' number in the innermost namespace that it is in, for its own tenant to read; where it is gone, pid. */
 pid_t reach_pid_inside(pid_t pid);
 /*

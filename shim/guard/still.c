@@ -10,29 +10,33 @@
 #include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 
+#include "reach.h"
 #include "util.h"
 
 #define PATIENCE_NS 2000000000ull
-#define PAUSE_US 20
+#define PAUSE_MIN_US 20
+#define PAUSE_MAX_US 1000
 
 struct held {
     pid_t tid;
     bool stopped;
 };
 
-enum look { GONE, RUNNING, STOPPED };
-
 struct still {
     pid_t pid, tid;
-    void (*act)(void *context, bool is_still);
+    bool (*act)(void *context, bool is_still);
     void *context;
-    bool left; /* the caller does not wait any more */
+    bool left;   /* the caller is not in its call any more */
+    bool acting; /* read by who started the holder */
     struct held *others;
     int count, room;
 };
@@ -47,38 +51,29 @@ static bool kernel_can(void)
            (major > 5 || (major == 5 && minor >= 19));
 }
 
-static bool is_zombie(pid_t tid)
+/* A first thread that has ended is in the list until the last one ends. */
+static bool has_ended(pid_t tid)
 {
     char path[64], text[512];
 
     snprintf(path, sizeof path, "/proc/%d/stat", tid);
     FILE *stat = fopen(path, "re");
     if (!stat)
-        return false;
+        return errno == ENOENT;
+    errno = 0;
     bool read = fgets(text, sizeof text, stat);
+    bool gone = !read && errno == ESRCH;
     fclose(stat);
     const char *state = read ? strrchr(text, ')') : NULL;
-    return state && state[2] == 'Z';
+    return gone || (state && (state[2] == 'Z' || state[2] == 'X'));
 }
 
-/* `flags`: WNOHANG, or 0 to wait for it. */
-static enum look look_at(pid_t tid, int flags)
-{
-    int status;
-    pid_t got;
-
-    do
-        got = waitpid(tid, &status, __WALL | flags);
-    while (got < 0 && errno == EINTR);
-    return got == 0 ? RUNNING : got > 0 && WIFSTOPPED(status) ? STOPPED : GONE;
-}
-
-static bool is_known(const struct still *still, pid_t tid)
+static struct held *find(struct still *still, pid_t tid)
 {
     for (int i = 0; i < still->count; i++)
         if (still->others[i].tid == tid)
-            return true;
-    return tid == still->tid;
+            return &still->others[i];
+    return NULL;
 }
 
 static bool add(struct still *still, pid_t tid)
@@ -102,126 +97,135 @@ static bool seize(pid_t tid)
            (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) == 0 || errno == ESRCH);
 }
 
-/*
- * 1: it runs, or did a moment ago, and may have made another; 0: it is the first thread, which stays in the list after
- * its end; -1: it can't be held.
- */
-static int seize_another(struct still *still, pid_t tid)
+static void note(struct still *still, pid_t tid, int status)
 {
-    if (seize(tid))
-        return add(still, tid) ? 1 : -1;
-    if (errno == ESRCH)
-        return 1;
-    return !is_zombie(tid) ? -1 : tid == still->pid ? 0 : 1;
+    struct held *other = find(still, tid);
+    /* on the way to its stop it gets a signal, which would be lost when it is let go */
+    int signal = WIFSTOPPED(status) && status >> 16 != PTRACE_EVENT_STOP ? WSTOPSIG(status) : 0;
+
+    if (tid == still->tid) {
+        still->left = true;
+        if (signal)
+            ptrace(PTRACE_DETACH, tid, NULL, (uintptr_t)signal);
+    } else if (signal) {
+        ptrace(PTRACE_CONT, tid, NULL, (uintptr_t)signal); /* the stop is before it runs on */
+    } else if (other && WIFSTOPPED(status)) {
+        other->stopped = true;
+    } else if (other) { /* forgotten: its number may be another's by now */
+        *other = still->others[--still->count];
+    }
 }
 
-/* How many more there are than are known; -1: one can't be held. */
-static int seize_the_rest(struct still *still)
+/* Of any of them, for those who have ended have to be heard of before their first thread is. `flags`: WNOHANG or 0. */
+static bool take_event(struct still *still, int flags)
+{
+    int status;
+    pid_t tid;
+
+    do
+        tid = waitpid(-1, &status, __WALL | __WNOTHREAD | flags);
+    while (tid < 0 && errno == EINTR);
+    if (tid <= 0)
+        return false;
+    note(still, tid, status);
+    return true;
+}
+
+/* False: one is there and can't be held, or it takes too long. */
+static bool seize_the_rest(struct still *still, uint64_t end)
 {
     char path[64];
-    int found = 0, one = 0;
+    bool able = true;
 
     snprintf(path, sizeof path, "/proc/%d/task", still->pid);
     DIR *tasks = opendir(path);
     if (!tasks)
-        return -1;
-    for (const struct dirent *entry; one >= 0 && (entry = readdir(tasks));) {
+        return false;
+    for (const struct dirent *entry; able && (entry = readdir(tasks));) {
         pid_t tid = (pid_t)atoi(entry->d_name);
-        one = tid > 0 && !is_known(still, tid) ? seize_another(still, tid) : 0;
-        found += one;
+        if (tid <= 0 || tid == still->tid || find(still, tid))
+            continue;
+        able = monotonic_ns() < end && (seize(tid) ? add(still, tid) : errno == ESRCH || has_ended(tid));
     }
     closedir(tasks);
-    return one < 0 ? -1 : found;
+    return able;
 }
 
-/* One that has ended is forgotten: its number may be another's by now. */
-static void look_at_the_rest(struct still *still)
+/*
+ * Does nobody run? The list of threads may miss one that was made by one that was just ending: their number does not.
+ * A first thread that has ended is counted, and does not tell.
+ */
+static bool all_stopped(struct still *still)
 {
-    int kept = 0;
+    int stopped = 1; /* the caller */
+    const struct held *first = find(still, still->pid);
 
-    for (int i = 0; i < still->count; i++) {
-        struct held *other = &still->others[i];
-        enum look seen = other->stopped ? STOPPED : look_at(other->tid, WNOHANG);
-        if (seen != GONE)
-            still->others[kept++] = (struct held){other->tid, seen == STOPPED};
-    }
-    still->count = kept;
-}
-
-static bool all_stopped(const struct still *still)
-{
     for (int i = 0; i < still->count; i++)
-        if (!still->others[i].stopped)
-            return false;
-    return true;
+        stopped += still->others[i].stopped;
+    if (still->pid != still->tid && !(first && first->stopped))
+        stopped += has_ended(still->pid);
+    return stopped == reach_threads_of(still->pid);
 }
 
 /* The caller is to wait for its answer meanwhile. */
-static bool wait_for_the_rest(struct still *still, uint64_t end)
-{
-    for (look_at_the_rest(still); !all_stopped(still); look_at_the_rest(still)) {
-        still->left = look_at(still->tid, WNOHANG) != RUNNING;
-        if (still->left || monotonic_ns() > end)
-            return false;
-        usleep(PAUSE_US);
-    }
-    return true;
-}
-
-/* Who was running may have made another thread: until all are stopped, and there are no more. */
 static bool stop_all(struct still *still)
 {
     uint64_t end = monotonic_ns() + PATIENCE_NS;
-    int found;
 
-    if (!kernel_can())
-        return false;
-    do {
-        found = seize_the_rest(still);
-        if (found < 0 || monotonic_ns() > end || !wait_for_the_rest(still, end))
+    for (useconds_t pause = PAUSE_MIN_US; !still->left; pause = pause < PAUSE_MAX_US ? 2 * pause : pause) {
+        if (!seize_the_rest(still, end))
             return false;
-    } while (found);
-    return true;
+        while (take_event(still, WNOHANG))
+            ;
+        if (!still->left && all_stopped(still))
+            return true;
+        usleep(pause);
+    }
+    return false;
 }
 
 static void *hold(void *argument)
 {
     struct still *still = argument;
-    bool seized = seize(still->tid);
 
-    still->act(still->context, seized && stop_all(still));
-    if (seized && !still->left)
-        look_at(still->tid, 0);
+    bool stopped = seize(still->tid) && stop_all(still);
+    __atomic_store_n(&still->acting, true, __ATOMIC_SEQ_CST);
+    if (still->act(still->context, stopped))
+        while (!still->left && take_event(still, 0))
+            ;
     return NULL; /* all are let go */
 }
 
-static bool is_alone(pid_t pid)
+/* One that becomes another program keeps the holder waiting, and waits itself for the threads that are held. */
+static void join(struct still *still, pthread_t holder, int pidfd)
 {
-    char path[64];
-    int count = 0;
+    struct timespec end;
 
-    snprintf(path, sizeof path, "/proc/%d/task", pid);
-    DIR *tasks = opendir(path);
-    if (!tasks)
-        return false;
-    for (const struct dirent *entry; (entry = readdir(tasks));)
-        count += entry->d_name[0] != '.';
-    closedir(tasks);
-    return count == 1;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 2 * (PATIENCE_NS / 1000000000ull);
+    if (pthread_timedjoin_np(holder, NULL, &end) == 0)
+        return;
+    if (!__atomic_load_n(&still->acting, __ATOMIC_SEQ_CST)) {
+        say("process %d can't be held nor let go of: killed", still->pid);
+        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    }
+    pthread_join(holder, NULL);
 }
 
-bool still_while(pid_t pid, pid_t tid, void (*act)(void *context, bool is_still), void *context)
+bool still_while(pid_t pid, pid_t tid, bool (*act)(void *context, bool is_still), void *context)
 {
     struct still still = {.pid = pid, .tid = tid, .act = act, .context = context};
     pthread_t holder;
 
-    if (is_alone(pid)) { /* it waits for us */
-        act(context, true);
+    bool alone = reach_threads_of(pid) == 1; /* it waits for us */
+    if (alone || !kernel_can()) {
+        act(context, alone);
         return true;
     }
-    if (pthread_create(&holder, NULL, hold, &still) != 0)
+    CLEANUP_FD int pidfd = reach_pidfd(pid);
+    if (pidfd < 0 || pthread_create(&holder, NULL, hold, &still) != 0)
         return false;
-    pthread_join(holder, NULL);
+    join(&still, holder, pidfd);
     free(still.others);
     return true;
 }

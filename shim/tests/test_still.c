@@ -26,7 +26,7 @@ enum { BUSY = 4, CALLS = 20, LOOK_US = 3000 };
 
 /* Written by the process that is held, read by the test. */
 static struct {
-    atomic_int listener, taken, done;
+    atomic_int listener, taken, done, signals;
     atomic_long turns[BUSY], threads;
 } *seen;
 
@@ -76,7 +76,14 @@ static void *call(void *argument)
     return argument;
 }
 
-static pid_t start(void)
+static void on_signal(int signal)
+{
+    (void)signal;
+    atomic_fetch_add(&seen->signals, 1);
+}
+
+/* `first`: the process' first thread calls; else that one ends. */
+static pid_t start(bool first)
 {
     pthread_t thread;
     pid_t child;
@@ -86,9 +93,12 @@ static pid_t start(void)
     if (child != 0)
         return child;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGRTMIN, on_signal);
     for (int i = 0; i < BUSY; i++)
         pthread_create(&thread, NULL, turn, &seen->turns[i]);
     pthread_create(&thread, NULL, pass_on, NULL);
+    if (first)
+        call(NULL);
     pthread_create(&thread, NULL, call, NULL);
     while (!atomic_load(&seen->taken))
         usleep(100);
@@ -130,7 +140,7 @@ static long all_turns(void)
     return sum;
 }
 
-static void look_and_answer(void *context, bool is_still)
+static bool look_and_answer(void *context, bool is_still)
 {
     struct scene *scene = context;
     struct seccomp_notif_resp response = {.id = scene->notification.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
@@ -144,6 +154,7 @@ static void look_and_answer(void *context, bool is_still)
         kill(scene->child, SIGKILL);
     else
         CHECK(ioctl(scene->listener, SECCOMP_IOCTL_NOTIF_SEND, &response) == 0);
+    return true;
 }
 
 static void end(pid_t child)
@@ -156,7 +167,7 @@ static void end(pid_t child)
 
 static void nobody_runs_until_the_call_is_done_and_all_do_then(void)
 {
-    struct scene scene = {.child = start()};
+    struct scene scene = {.child = start(false)};
 
     scene.listener = listener_of(scene.child);
     for (int i = 0; i < CALLS; i++) {
@@ -176,7 +187,7 @@ static void nobody_runs_until_the_call_is_done_and_all_do_then(void)
 
 static void who_has_a_debugger_is_not_held(void)
 {
-    struct scene scene = {.child = start()};
+    struct scene scene = {.child = start(false)};
     int status;
 
     scene.listener = listener_of(scene.child);
@@ -191,9 +202,29 @@ static void who_has_a_debugger_is_not_held(void)
     end(scene.child);
 }
 
-static void who_is_killed_meanwhile_is_let_go(void)
+/* Of real-time signals each one counts. */
+static void no_signal_is_lost(void)
 {
-    struct scene scene = {.kills = true, .child = start()};
+    struct scene scene = {.child = start(true)};
+    int sent = 0;
+
+    scene.listener = listener_of(scene.child);
+    for (int i = 0; i < CALLS; i++) {
+        receive(&scene);
+        for (int j = 0; j < 10; j++)
+            sent += kill(scene.child, SIGRTMIN) == 0;
+        CHECK(still_while(scene.child, (pid_t)scene.notification.pid, look_and_answer, &scene) && scene.was_still);
+    }
+    for (int i = 0; i < 1000 && atomic_load(&seen->signals) < sent; i++)
+        usleep(1000);
+    CHECK(sent == 10 * CALLS && atomic_load(&seen->signals) == sent);
+    close(scene.listener);
+    end(scene.child);
+}
+
+static void who_is_killed_meanwhile_is_let_go(bool first)
+{
+    struct scene scene = {.kills = true, .child = start(first)};
 
     scene.listener = listener_of(scene.child);
     receive(&scene);
@@ -208,6 +239,8 @@ void test_still(void)
     CHECK(seen != MAP_FAILED);
     nobody_runs_until_the_call_is_done_and_all_do_then();
     who_has_a_debugger_is_not_held();
-    who_is_killed_meanwhile_is_let_go();
+    who_is_killed_meanwhile_is_let_go(false);
+    who_is_killed_meanwhile_is_let_go(true);
+    no_signal_is_lost();
     munmap(seen, sizeof *seen);
 }
