@@ -15,6 +15,7 @@
 #include "still.h"
 #include "util.h"
 
+#define TELL_NS 1000000000ull
 #define MAKING_PAUSE_US 100
 #define MAKING_PAUSES 1000 /* then its caller asks again: others of the slice need who waits here */
 
@@ -23,16 +24,19 @@ static bool notification_valid(int listener, uint64_t id)
     return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
 }
 
-static void answer(struct job *job, int listener, int error, uint32_t flags)
+/* False: nobody waits for it any more. */
+static bool answer(struct job *job, int listener, int error, uint32_t flags)
 {
     struct ledger_inflight *in = job->inflight;
     struct seccomp_notif_resp response = {.id = in->notification.id, .error = -error, .flags = flags};
 
     /* ENOENT: the caller was killed meanwhile; nothing to tell. */
-    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response) < 0 && errno != ENOENT)
+    bool sent = ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response) == 0;
+    if (!sent && errno != ENOENT)
         say("answer to a tenant: %s", strerror(errno));
     in->root = 0;
     __atomic_store_n(&in->notification.id, 0, __ATOMIC_RELEASE);
+    return sent;
 }
 
 /* Copies the call out of the tenant. 0, or the errno that the kernel would have given. */
@@ -84,15 +88,15 @@ static struct verdict leave_to_kernel(struct job *job, const struct call *call)
 }
 
 /* `fd`: the tenant's file. It is let go first: who is told that its client is freed, or is killed, must not find the
- * guard holding it. */
-static void finish(struct job *job, struct call *call, const struct verdict *verdict, int listener, int *fd)
+ * guard holding it. False: nobody waits for the answer any more. */
+static bool finish(struct job *job, struct call *call, const struct verdict *verdict, int listener, int *fd)
 {
     if (notify_trace)
         trace(call, verdict);
     int error = verdict->kind == VERDICT_CONTINUE ? 0 : perform(job, call, verdict);
     cleanup_fd(fd);
     *fd = -1;
-    answer(job, listener, error, verdict->kind == VERDICT_CONTINUE ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
+    return answer(job, listener, error, verdict->kind == VERDICT_CONTINUE ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0);
 }
 
 static pid_t member_of(struct crew *crew, pid_t tid, int fd, int *taken, enum file_kind *kind)
@@ -123,13 +127,19 @@ static bool is_as_judged(const struct making *making)
 
     pid_t pid = member_of(making->crew, call.tid, judged->descriptor, &fd, &call.file);
     return pid == judged->pid && fd >= 0 && reach_same_file(fd, *making->fd) && copy_call(n, &call) == 0 &&
-           memcmp(&call.args, &judged->args, sizeof call.args) == 0;
+           call.nr == judged->nr && call.size == judged->size && call.address == judged->address &&
+           call.wrapped == judged->wrapped && memcmp(&call.args, &judged->args, sizeof call.args) == 0 &&
+           notification_valid(making->listener, n->id);
 }
 
 static void tell_refused(struct crew *crew, pid_t pid, const char *why)
 {
-    if (__atomic_exchange_n(&crew->refused, pid, __ATOMIC_RELAXED) != pid)
-        say("process %d makes a client without the shim, and %s: refused", pid, why);
+    uint64_t now = monotonic_ns();
+
+    if (now - __atomic_load_n(&crew->told_ns, __ATOMIC_RELAXED) < TELL_NS) /* a program may ask again and again */
+        return;
+    __atomic_store_n(&crew->told_ns, now, __ATOMIC_RELAXED);
+    say("process %d makes a client without the shim, and %s: refused", pid, why);
 }
 
 /* True: the kernel makes it. */
@@ -146,8 +156,8 @@ static bool make_client(void *context, bool is_still)
         verdict = leave_to_kernel(making->job, making->call);
     else
         tell_refused(making->crew, making->call->pid, "the call is not the one that it was");
-    finish(making->job, making->call, &verdict, making->listener, making->fd);
-    return verdict.kind == VERDICT_CONTINUE;
+    bool sent = finish(making->job, making->call, &verdict, making->listener, making->fd);
+    return sent && verdict.kind == VERDICT_CONTINUE;
 }
 
 /* One at a time: two callers of one process would wait for each other. False: ask again. */

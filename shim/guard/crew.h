@@ -29,7 +29,7 @@ struct crew {
     pthread_mutex_t making; /* a client, by the door that gives memory too */
     pid_t maker;            /* whose; 0: nobody's now */
     bool shares;            /* processes of the tenant may have descriptors in common, for good */
-    pid_t refused;          /* who was told of last */
+    uint64_t told_ns;       /* when it was last said that a client was refused */
     int receivers;
     bool busy[LEDGER_INFLIGHT]; /* entries of ledger->inflight[slot] that a receiver of ours uses */
     uint64_t swept_ns;          /* this and the next two: the housekeeper's */

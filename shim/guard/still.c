@@ -173,7 +173,7 @@ static bool stop_all(struct still *still)
     uint64_t end = monotonic_ns() + PATIENCE_NS;
 
     for (useconds_t pause = PAUSE_MIN_US; !still->left; pause = pause < PAUSE_MAX_US ? 2 * pause : pause) {
-        if (!seize_the_rest(still, end))
+        if (monotonic_ns() >= end || !seize_the_rest(still, end))
             return false;
         while (take_event(still, WNOHANG))
             ;
@@ -201,9 +201,9 @@ static void join(struct still *still, pthread_t holder, int pidfd)
 {
     struct timespec end;
 
-    clock_gettime(CLOCK_REALTIME, &end);
+    clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += 2 * (PATIENCE_NS / 1000000000ull);
-    if (pthread_timedjoin_np(holder, NULL, &end) == 0)
+    if (pthread_clockjoin_np(holder, NULL, CLOCK_MONOTONIC, &end) == 0)
         return;
     if (!__atomic_load_n(&still->acting, __ATOMIC_SEQ_CST)) {
         say("process %d can't be held nor let go of: killed", still->pid);

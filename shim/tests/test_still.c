@@ -76,6 +76,17 @@ static void *call(void *argument)
     return argument;
 }
 
+static bool with_vfork; /* one waits for its child */
+
+static void *wait_in_vfork(void *argument)
+{
+    if (vfork() == 0) {
+        sleep(6);
+        _exit(0);
+    }
+    return argument;
+}
+
 static void on_signal(int signal)
 {
     (void)signal;
@@ -97,6 +108,8 @@ static pid_t start(bool first)
     for (int i = 0; i < BUSY; i++)
         pthread_create(&thread, NULL, turn, &seen->turns[i]);
     pthread_create(&thread, NULL, pass_on, NULL);
+    if (with_vfork)
+        pthread_create(&thread, NULL, wait_in_vfork, NULL);
     if (first)
         call(NULL);
     pthread_create(&thread, NULL, call, NULL);
@@ -202,6 +215,22 @@ static void who_has_a_debugger_is_not_held(void)
     end(scene.child);
 }
 
+static void who_does_not_stop_is_not_held_and_lives_on(void)
+{
+    struct scene scene = {0};
+
+    with_vfork = true;
+    scene.child = start(true);
+    with_vfork = false;
+    scene.listener = listener_of(scene.child);
+    usleep(100000);
+    receive(&scene);
+    CHECK(still_while(scene.child, (pid_t)scene.notification.pid, look_and_answer, &scene) && !scene.was_still);
+    CHECK(waitpid(scene.child, NULL, WNOHANG) == 0);
+    close(scene.listener);
+    end(scene.child);
+}
+
 /* Of real-time signals each one counts. */
 static void no_signal_is_lost(void)
 {
@@ -241,6 +270,7 @@ void test_still(void)
     who_has_a_debugger_is_not_held();
     who_is_killed_meanwhile_is_let_go(false);
     who_is_killed_meanwhile_is_let_go(true);
+    who_does_not_stop_is_not_held_and_lives_on();
     no_signal_is_lost();
     munmap(seen, sizeof *seen);
 }
