@@ -29,6 +29,14 @@ struct driver {
 
 static volatile int stop;
 
+static uint32_t random_state = 1;
+static uint32_t next_random(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    return random_state ^= random_state << 5;
+}
+
 static double now(void)
 {
     struct timespec t;
@@ -216,6 +224,16 @@ static void *flip(void *argument)
     return NULL;
 }
 
+/* Waits for somebody to have looked. */
+static void end_race(pthread_t thread, long calls, long made)
+{
+    stop = 1;
+    pthread_join(thread, NULL);
+    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
+    fflush(stdout);
+    getchar();
+}
+
 /* Memory that is shown as something else, or as less, than what the kernel would read. */
 static void race_memory(double seconds, uint32_t class)
 {
@@ -241,11 +259,7 @@ static void race_memory(double seconds, uint32_t class)
                 ioctl(driver.control, NV_REQUEST(NV_ESC_RM_FREE, struct nvos00), &gone);
             }
     }
-    stop = 1;
-    pthread_join(thread, NULL);
-    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
-    fflush(stdout);
-    getchar();
+    end_race(thread, calls, made);
 }
 
 /* A client that turns into memory while the kernel reads it. */
@@ -277,17 +291,22 @@ static void race_client(double seconds)
         }
         close(fresh);
     }
-    stop = 1;
-    pthread_join(thread, NULL);
-    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, same);
-    fflush(stdout);
-    getchar();
+    end_race(thread, calls, same);
 }
 
 /* A descriptor that is another device's when it is looked at, and the driver's when the kernel goes on. */
 static struct {
     int number, driver, other;
 } swapped;
+
+/* A file without a client again. */
+static void renew_other(void)
+{
+    int fresh = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
+
+    dup2(fresh, swapped.other);
+    close(fresh);
+}
 
 static void *swap(void *argument)
 {
@@ -315,11 +334,7 @@ static void race_descriptor(double seconds)
         uint32_t object = handle++;
         made += rm_alloc(swapped.number, driver.root, driver.device, &object, NV01_MEMORY_LOCAL_USER, &memory) == NV_OK;
     }
-    stop = 1;
-    pthread_join(thread, NULL);
-    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
-    fflush(stdout);
-    getchar();
+    end_race(thread, calls, made);
 }
 
 /*
@@ -375,9 +390,7 @@ static void race_object(double seconds)
             made++;
             used += use_client(&driver, object_call.object);
         }
-        int fresh = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC); /* without a client again */
-        dup2(fresh, swapped.other);
-        close(fresh);
+        renew_other();
     }
     stop = 1;
     pthread_join(thread, NULL);
@@ -392,8 +405,6 @@ static void race_object(double seconds)
  */
 static struct nvos64 alloc_call;
 static struct nv_memory_allocation_params alloc_memory;
-
-static uint32_t next_random(void);
 
 static void *swap_and_turn(void *argument)
 {
@@ -434,15 +445,9 @@ static void race_swap(double seconds)
         alloc_call.status = 0xFFFF;
         int rc = ioctl(swapped.number, NV_REQUEST(NV_ESC_RM_ALLOC, struct nvos64), &alloc_call);
         made += rc == 0 && alloc_call.status == NV_OK;
-        int fresh = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC); /* without a client again */
-        dup2(fresh, swapped.other);
-        close(fresh);
+        renew_other();
     }
-    stop = 1;
-    pthread_join(thread, NULL);
-    printf("{\"calls\": %ld, \"made\": %ld}\n", calls, made);
-    fflush(stdout);
-    getchar();
+    end_race(thread, calls, made);
 }
 
 /* --- other tenants' things --- */
@@ -549,14 +554,6 @@ static void keep_by_dup(uint64_t bytes)
 }
 
 /* --- nonsense --- */
-
-static uint32_t random_state = 1;
-static uint32_t next_random(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    return random_state ^= random_state << 5;
-}
 
 static void nonsense(double seconds)
 {

@@ -299,38 +299,36 @@ def test_a_slice_goes_to_the_gpu_that_it_asks_for_and_may_be_alone_there() -> No
         node.stop()
 
 
+def refusal_of(tmp_path: Any, option: str) -> str:
+    """What a daemon that does not start with it says."""
+    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data", option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    return done.stderr
+
+
 def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
-    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
     for labels, words in (
         ("{'7': ['x']}", "gpu_labels names GPU '7', which this node has not"),
         *((f"{{'0': {wrong}}}", "is no list of labels") for wrong in ("'x'", "5", "None")),
     ):
-        done = subprocess.run(
-            [*command, f"--NodeApp.gpu_labels={labels}"], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert done.returncode == 1
-        assert words in done.stderr
+        assert words in refusal_of(tmp_path, f"--NodeApp.gpu_labels={labels}")
 
 
 def test_an_option_that_means_nothing_is_not_passed_over(tmp_path: Any) -> None:
-    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
     for option, said in (
         ("--cards=2", "--cards"),
         ("--NodeApp.memory_overcomit=2", "NodeApp.memory_overcomit"),
         ("start", "start"),
     ):
-        done = subprocess.run([*command, option], capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 1
-        assert f"{said} is no option: 'jupyter vgpu node --help-all' tells which there are" in done.stderr
+        words = f"{said} is no option: 'jupyter vgpu node --help-all' tells which there are"
+        assert words in refusal_of(tmp_path, option)
 
 
 def test_mps_is_for_gpus_that_are_there_and_real(tmp_path: Any) -> None:
-    command = [*CLI, "node", "--emulate", f"--run-dir={tmp_path}/run", f"--data-dir={tmp_path}/data"]
     for option, words in (
         ("--NodeApp.mps_gpus=['7']", "mps_gpus names GPU '7', which this node has not; it has: 0 (GPU-"),
         ("--NodeApp.mps_gpus=['0']", "mps_gpus needs NVIDIA's Multi-Process Service, and emulated GPUs have none"),
         ("--NodeApp.gpu_labels={'0': ['mps']}", "has 'MPS', which mps_gpus gives: take another name"),
     ):
-        done = subprocess.run([*command, option], capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 1
-        assert words in done.stderr
+        assert words in refusal_of(tmp_path, option)

@@ -59,9 +59,8 @@ def test_a_user_waits_sees_the_place_and_leaves(
     page.get_by_role("button", name="Leave the queue").click()
     expect(page.get_by_text("You wait no more.")).to_be_visible()
     expect(page.get_by_role("link", name="Start a server")).to_be_visible()
-    expect(admin.get_by_role("row", name="alice/")).to_have_count(
-        0, timeout=10_000
-    )  # the admin's page follows by itself
+    # the admin's page follows by itself
+    expect(admin.get_by_role("row", name="alice/")).to_have_count(0, timeout=10_000)
     admin.context.close()
     page.context.close()
 
