@@ -30,8 +30,9 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* over all of them */
 static int take_file(const struct question *question)
 {
     CLEANUP_FD int pidfd = reach_pidfd(question->pid);
-    int fd = pidfd < 0 || question->file < 0 ? -1
-                                             : reach_descriptor(pidfd, question->pid, question->pid, question->file);
+    int fd = pidfd < 0 || question->file < 0
+                 ? -1
+                 : reach_descriptor(pidfd, question->pid, question->pid, -1, question->file);
 
     if (fd >= 0 && backend->kind(fd) != FILE_CONTROL) {
         close(fd);

@@ -49,12 +49,13 @@ struct member *members_note(struct members *members, pid_t pid)
 pid_t members_take(struct members *members, pid_t tid, int fd, int *taken, enum file_kind *kind)
 {
     struct member *member = members_find(members, tid);
-    pid_t pid = member ? tid : reach_process_of(tid);
+    CLEANUP_FD int thread = member ? -1 : reach_thread(tid);
+    pid_t pid = member ? tid : reach_process_of(tid, thread);
 
     if (!member && pid > 0)
         member = members_note(members, pid);
     errno = ESRCH;
-    *taken = member ? reach_descriptor(member->pidfd, pid, tid, fd) : -1;
+    *taken = member ? reach_descriptor(member->pidfd, pid, tid, thread, fd) : -1;
     int error = errno;
     *kind = *taken < 0 ? FILE_OTHER : backend->kind(*taken);
     if (*kind != FILE_OTHER)

@@ -18,16 +18,18 @@ bool reach_write_changes(pid_t tid, uint64_t address, const void *before, const 
 int reach_can(pid_t pid);
 
 int reach_pidfd(pid_t pid);
-bool reach_has_exited(pid_t pid);  /* a zombie has */
-pid_t reach_process_of(pid_t tid); /* -1: it is gone */
-int reach_threads_of(pid_t pid);   /* as the kernel counts them; -1: it is gone */
+bool reach_has_exited(pid_t pid);              /* a zombie has */
+int reach_thread(pid_t tid);                   /* a descriptor of one thread; -1: it is gone, or Linux is before 6.9 */
+pid_t reach_process_of(pid_t tid, int thread); /* `thread`: its descriptor, or -1. -1: it is gone */
+int reach_threads_of(pid_t pid);               /* as the kernel counts them; -1: it is gone */
 /* The process' number in the innermost namespace that it is in, for its own tenant to read; where it is gone, pid. */
 pid_t reach_pid_inside(pid_t pid);
 /*
  * The calling thread's descriptor. A thread may have unshared its table from its process' (CLONE_FILES): the guard
- * must look at what the kernel would look at, or a thread could show it /dev/null and mean the driver.
+ * must look at what the kernel would look at, or a thread could show it /dev/null and mean the driver. Without a
+ * descriptor of the thread (-1) both must have the same table.
  */
-int reach_descriptor(int pidfd, pid_t pid, pid_t tid, int fd);
+int reach_descriptor(int pidfd, pid_t pid, pid_t tid, int thread, int fd);
 
 bool reach_same_file(int fd, int other); /* of the guard's own */
 
