@@ -35,6 +35,8 @@ began = time.perf_counter()
 for _ in range(5000): driver.cuMemFree(driver.cuMemAlloc(1 << 20)[1])
 print((time.perf_counter() - began) / 5000 * 1e6)
 """
+IN_A_THREAD = f"import threading\nt = threading.Thread(target=exec, args=({ALLOCATIONS!r}, {{}})); t.start(); t.join()"
+_PROGRAMS = {"guard.alloc_free_us": ALLOCATIONS, "guard.thread_alloc_free_us": IN_A_THREAD}
 
 
 def _plain(code: str, emulated: Path) -> float:
@@ -62,18 +64,18 @@ def measure() -> list[Row]:
         tenant = node.tenant("1G", 100)
         launcher = [str(program("vgpu-run")), "--dir", tenant["launch"]["directory"], "--", "true"]
         environment = os.environ | tenant["launch"]["environment"]
-        pairs: dict[str, list[tuple[float, float]]] = {"guard.alloc_free_us": [], "guard.start_ms": []}
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in (*_PROGRAMS, "guard.start_ms")}
         with tempfile.TemporaryDirectory() as emulated:
             for _ in range(ROUNDS):
-                pairs["guard.alloc_free_us"].append(
-                    (_plain(ALLOCATIONS, Path(emulated)), _guarded(node, tenant, ALLOCATIONS))
-                )
+                for name, code in _PROGRAMS.items():
+                    pairs[name].append((_plain(code, Path(emulated)), _guarded(node, tenant, code)))
                 plain = _start_ms(["true"], dict(os.environ))
                 pairs["guard.start_ms"].append((plain, _start_ms(launcher, environment)))
     finally:
         node.stop()
     details = {
         "guard.alloc_free_us": "cuMemAlloc + cuMemFree of 1 MiB; native: the emulated driver without the guard",
+        "guard.thread_alloc_free_us": "the same in another thread than the first",
         "guard.start_ms": "start and end of /bin/true through vgpu-run; native: without it",
     }
     return [_row(name, values, details[name]) for name, values in pairs.items()]

@@ -1,6 +1,7 @@
 """Measure the guard on a real GPU, beside native, MPS and (HAMI_CORE_LIB=…/libvgpu.so) HAMi-core.
 
-python benchmarks/gpu [MEASURE[:PART,...] ...]: memory compute share latency overhead fault attack shim together; or all
+python benchmarks/gpu [MEASURE[:PART,...] ...]: memory compute share latency overhead fault attack shim own
+together; or all
 A part is a workload, split, policy or path, as in compute:36us,graph.
 Writes benchmarks/results/<gpu>.json after each measure, so that a run that ends early leaves what it has.
 """
@@ -23,7 +24,7 @@ from attacks import ATTACKS, attack  # noqa: E402
 from faults import FAULTS, fault  # noqa: E402
 from measures import COSTS, PATHS, POLICIES, SHARES, WORKLOADS, Bench, compute, latency, memory, overhead, share  # noqa: E402
 from results import Machine, Row, show, write  # noqa: E402
-from shim_tier import PARTS, shim  # noqa: E402
+from shim_tier import OWN, PARTS, own, shim  # noqa: E402
 from support.gpu import build_attack, build_cuda  # noqa: E402
 from systems import Slices, native  # noqa: E402
 from together import PARTS as TOGETHER  # noqa: E402
@@ -41,6 +42,7 @@ MEASURES: dict[str, tuple[Callable[[Bench, Sequence[str]], list[Row]], Sequence[
     "fault": (fault, tuple(FAULTS)),
     "attack": (attack, tuple(ATTACKS)),
     "shim": (shim, PARTS),
+    "own": (own, OWN),
     "together": (together, TOGETHER),
 }
 

@@ -19,6 +19,7 @@ from systems import HamiCore, Mps, Program, Slices, Tenant, native
 REPEATS = 5
 PROCESSES, TURNS = 8, 24  # of what is compared with itself natively
 Start = Callable[[list[str], float], Program]
+Plain = Callable[[list[str]], Program]
 Pair = tuple[float, float]  # natively, in a slice
 
 
@@ -380,22 +381,23 @@ def overhead(bench: Bench, parts: Sequence[str]) -> list[Row]:
         return costs(bench, parts, tenant)
 
 
-def costs(bench: Bench, parts: Sequence[str], tenant: Tenant) -> list[Row]:
-    rows = [_call(name, [bench.load, *CALLS[name]], tenant) for name in parts if name in CALLS]
+def costs(bench: Bench, parts: Sequence[str], tenant: Tenant, plain: Plain = native) -> list[Row]:
+    """plain: how the other of each pair is started."""
+    rows = [_call(name, [bench.load, *CALLS[name]], tenant, plain) for name in parts if name in CALLS]
     if "context_ms" in parts:
-        rows.append(_context(bench, tenant))
+        rows.append(_context(bench, tenant, plain))
     script = str(Path(__file__).with_name("training.py"))
-    return rows + [_ratio(name, [sys.executable, script, name], tenant) for name in parts if name in TRAINING]
+    return rows + [_ratio(name, [sys.executable, script, name], tenant, plain) for name in parts if name in TRAINING]
 
 
-def _context(bench: Bench, tenant: Tenant) -> Row:
+def _context(bench: Bench, tenant: Tenant, plain: Plain) -> Row:
     """Pairs of processes, in turns."""
     argv, name = [bench.load, "context"], "context_ms"
-    return _cost(name, [(native(argv).answer()[name], tenant.start(argv).answer()[name]) for _ in range(60)])
+    return _cost(name, [(plain(argv).answer()[name], tenant.start(argv).answer()[name]) for _ in range(60)])
 
 
-def _call(name: str, argv: list[str], tenant: Tenant) -> Row:
-    return _cost(name, _in_turns(argv, tenant, "each"))
+def _call(name: str, argv: list[str], tenant: Tenant, plain: Plain) -> Row:
+    return _cost(name, _in_turns(argv, tenant, plain, "each"))
 
 
 def _cost(name: str, pairs: list[Pair]) -> Row:
@@ -419,8 +421,8 @@ def _median(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[max(0, middle - reach)], ordered[min(len(ordered) - 1, middle + reach)]
 
 
-def _in_turns(argv: list[str], tenant: Tenant, answer: str) -> list[Pair]:
-    """Answers natively and in the slice, one straight after the other on the same two cores, from many processes.
+def _in_turns(argv: list[str], tenant: Tenant, how: Plain, answer: str) -> list[Pair]:
+    """Answers without and in the slice, one straight after the other on the same two cores, from many processes.
 
     The machine's speed drifts and differs between cores by more than what is measured, and of two processes that do
     the same, one may be 5 % faster for all its life (where its memory lies).
@@ -430,7 +432,7 @@ def _in_turns(argv: list[str], tenant: Tenant, answer: str) -> list[Pair]:
     for number in range(PROCESSES):
         at = 2 * number % len(cores)
         os.sched_setaffinity(0, cores[at : at + 2])
-        started.append((native(argv), tenant.start(argv)))
+        started.append((how(argv), tenant.start(argv)))
     os.sched_setaffinity(0, cores)
     pairs: list[Pair] = []
     try:
@@ -449,9 +451,9 @@ def _in_turns(argv: list[str], tenant: Tenant, answer: str) -> list[Pair]:
     return pairs
 
 
-def _ratio(workload: str, argv: list[str], tenant: Tenant) -> Row:
+def _ratio(workload: str, argv: list[str], tenant: Tenant, how: Plain) -> Row:
     """Speed of a whole program in a slice, of that natively."""
-    pairs = _in_turns(argv, tenant, "rate")
+    pairs = _in_turns(argv, tenant, how, "rate")
     ratio, low, high = _median([sliced / plain for plain, sliced in pairs])
     plain, sliced = (statistics.median(values) for values in zip(*pairs, strict=True))
     return Row(
