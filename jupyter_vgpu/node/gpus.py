@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ import pynvml
 
 from ..native import native_dir
 from ..quotas import MPS, QuotaError, is_mps, parse_model
+
+log = logging.getLogger(__name__)
 
 ENV_EMULATED_DIR = "VGPU_EMULATED_DIR"
 ENV_EMULATED_MEMORY = "VGPU_EMULATED_MEMORY"
@@ -58,18 +61,37 @@ def is_emulating() -> bool:
 
 
 def discover() -> list[Gpu]:
-    """The GPUs of this node, lowest index first. Raises NoGpu."""
+    """The GPUs of this node, lowest index first, without those in MIG mode. Raises NoGpu."""
     try:
         pynvml.nvmlInit()
-        gpus = [_describe(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        divided = [index for index in range(pynvml.nvmlDeviceGetCount()) if _is_divided(index)]
+        gpus = [_describe(index) for index in range(pynvml.nvmlDeviceGetCount()) if index not in divided]
     except pynvml.NVMLError as error:
         raise NoGpu(
             f"no NVIDIA GPU to share here ({error}): install the driver, or try an emulated one "
             "with 'jupyter vgpu node --emulate'"
         ) from error
+    if divided:
+        which = ",".join(map(str, divided))
+        why = (
+            f"GPU {which} is left out: in MIG mode a GPU gives programs fixed parts of itself, and slices can't be "
+            f"held. 'nvidia-smi -i {which} -mig 0' switches it off"
+        )
+        if not gpus:
+            raise NoGpu(f"no GPU to share here: {why}")
+        log.warning(why)
     if not gpus:
         raise NoGpu("the NVIDIA driver reports no GPU: try an emulated one with 'jupyter vgpu node --emulate'")
     return gpus
+
+
+def _is_divided(index: int) -> bool:
+    """Is it in MIG mode?"""
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False  # a GPU, or a driver, without it
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def label(gpus: Iterable[Gpu], given: Mapping[str, Sequence[str]]) -> list[Gpu]:
