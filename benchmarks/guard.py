@@ -75,7 +75,7 @@ def measure() -> list[Row]:
         node.stop()
     details = {
         "guard.alloc_free_us": "cuMemAlloc + cuMemFree of 1 MiB; native: the emulated driver without the guard",
-        "guard.thread_alloc_free_us": "the same in another thread than the first",
+        "guard.thread_alloc_free_us": "cuMemAlloc + cuMemFree of 1 MiB by another thread than the first; as above",
         "guard.start_ms": "start and end of /bin/true through vgpu-run; native: without it",
     }
     return [_row(name, values, details[name]) for name, values in pairs.items()]

@@ -21,6 +21,7 @@ SECTIONS = {
     "share.": "Several tenants, all saturating",
     "latency.": "A short kernel beside a saturating neighbour",
     "overhead.": "Cost",
+    "own.": "The shim's own part of the cost in tier `guard`",
     "shim.": "Tier `shim`: the same without the guard",
     "together.": "Slices that share a GPU by MPS, beside slices that take turns",
     "fault.": "Faults and changes",
@@ -37,6 +38,8 @@ NOTES = {
     "latency.": "A 36 us kernel every 50 ms, to the end of its synchronisation. The bare driver takes 0.7 to "
     "2.5 ms from machine to machine. See [scheduling](scheduling.md).",
     "overhead.": "`.ratio`: rate in a slice over native, in pairs. Allocating and freeing are two guarded calls.",
+    "own.": "The same slice of 100 % with the shim and (native) without it, in pairs. Who makes a client without the "
+    "shim is held still for it: some tenths of a millisecond of a context.",
     "shim.": "Memory and compute as above, one or two stretches of 2 s (34 ms kernels: 5 s) a percent. Calls: in a "
     "slice of 99 %, for with the whole GPU nothing is paced; pairs of processes differ by as much as they show.",
     "attack.": "Bytes by NVML for the whole GPU: each of the 16 contexts has some 7 MiB that are no allocation.",

@@ -38,7 +38,7 @@ def own(bench: Bench, parts: Sequence[str]) -> list[Row]:
     return [
         replace(
             row,
-            id=f"shim.guard_tier_{row.id.removeprefix('overhead.')}",
+            id=f"own.{row.id.removeprefix('overhead.')}",
             detail=f"native: a slice without the shim; {row.detail.replace('natively', 'without')}",
         )
         for row in rows
