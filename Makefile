@@ -67,9 +67,8 @@ fuzz: $(STAMPS)/venv
 # Of everything that demo and tests install; AUDIT_ARGS: such as another database (--vulnerability-service, --osv-url).
 audit: $(STAMPS)/test $(STAMPS)/labextension $(STAMPS)/audit
 	$(AUDIT)/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	  --vulnerability-service osv --skip-editable --progress-spinner off $(AUDIT_ARGS)
-	cd labextension && npm audit
-	cd .tools && npm audit
+	  --vulnerability-service osv --skip-editable --progress-spinner off $(AUDIT_ARGS); found=$$?; \
+	  for where in labextension .tools; do (cd $$where && npm audit) || found=1; done; exit $$found
 
 # GPU_PYTHON: an interpreter with PyTorch, pytest and what pyproject.toml wants for `node`.
 test-gpu: native

@@ -75,7 +75,7 @@ def discover() -> list[Gpu]:
         which = ",".join(map(str, divided))
         why = (
             f"GPU {which} is left out: in MIG mode a GPU gives programs fixed parts of itself, and slices can't be "
-            f"held. 'nvidia-smi -i {which} -mig 0' switches it off"
+            f"held. 'nvidia-smi -i {which} -mig 0' switches it off; then start this daemon again, without GPU servers"
         )
         if not gpus:
             raise NoGpu(f"no GPU to share here: {why}")
@@ -121,7 +121,7 @@ def _check_known(gpus: Sequence[Gpu], keys: Iterable[str], trait: str) -> None:
     for key in keys:
         if key not in known:
             has = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
-            raise QuotaError(f"{trait} names GPU {key!r}, which this node has not; it has: {has}")
+            raise QuotaError(f"{trait} names GPU {key!r}, which this node does not share; it shares: {has}")
 
 
 def _describe(index: int) -> Gpu:

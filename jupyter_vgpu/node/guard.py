@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from ..native import layout, program
@@ -58,12 +59,25 @@ class Guard:
         """Adopt the guard that runs, or start one. Returns (slot, listener) for each that the old one held."""
         adopted: list[tuple[int, int]] = []
         if self._connect():
+            self._check_gpus()
             adopted = self._take_listeners()
             log.info("took over guard %d with %d listeners", self.pid, len(adopted))
         else:
             self._spawn()
         self._watch()
         return adopted
+
+    def _check_gpus(self) -> None:
+        """Does the guard that runs have this node's GPUs? It counts them as it was started."""
+        words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
+        guarded = [value for option, value in pairwise(words) if option == "--gpu"]
+        here = [gpu.where for gpu in self._gpus]
+        if guarded != here:
+            raise GuardError(
+                f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(guarded)}) than this node shares "
+                f"now ({', '.join(here)}): stop the GPU servers of this node, end it with 'kill {self.pid}', and start "
+                "again"
+            )
 
     def _arguments(self) -> list[str]:
         self.backend = "emulated" if self._gpus[0].emulated else "nvidia"
@@ -143,8 +157,8 @@ class Guard:
                 self._spawn()
             self._watch()
             self.restarts += 1
-            self._failures = 0
             self._revived()
+            self._failures = 0
         except (GuardError, OSError) as error:
             # tenants wait meanwhile: nothing is let through without a guard
             self._failures += 1

@@ -48,14 +48,18 @@ class _Peer:
         self.connection.close()
 
 
+class NoEntry(Exception):
+    """No program gets into this slice, in whatever tier; the message says why and what to do."""
+
+
 class JoinServer:
     """The join socket of one tenant.
 
     allowance() is what it may have in tier `shim`, and left_over(pid) what the driver still has of a dead process of
     that number. set_managed(pid, bytes) puts a process' managed memory on the guard's account: False is no. probe(pid)
-    says why the guard can't hold that process, or None. join(fd) takes a listener. note_unknown(symbol) is told of a
-    driver function that the shim has never heard of and let through, note_refused(pid, symbol, bytes) of an allocation
-    that failed for want of memory.
+    says why the guard can't hold that process, or None, or raises NoEntry. join(fd) takes a listener.
+    note_unknown(symbol) is told of a driver function that the shim has never heard of and let through,
+    note_refused(pid, symbol, bytes) of an allocation that failed for want of memory.
     guarded: the guard held it already before the daemon was started.
     allow_shim: where the guard can't, may the tenant run in the shim tier? owner: the user who alone may join.
     """
@@ -194,7 +198,10 @@ class JoinServer:
             case ["probe"]:
                 if self._shim and self._shim.is_used:
                     return self._enter_shim(peer, "this slice has programs in tier shim")
-                reason = self._probe(peer.pid)
+                try:
+                    reason = self._probe(peer.pid)
+                except NoEntry as error:
+                    return f"refused {error}"
                 if reason is not None and self._guarded:
                     return f"refused this slice is held by the guard, and the guard can't hold this process: {reason}"
                 return "guard" if reason is None else self._enter_shim(peer, reason)

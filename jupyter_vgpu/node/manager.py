@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -20,8 +19,8 @@ from ..paths import TENANT_SOCKET
 from ..quotas import Quota, is_mps, share_now
 from . import views
 from .gpus import Gpu
-from .guard import Guard, GuardError
-from .join import MAX_LISTENERS, JoinServer
+from .guard import Guard, GuardAway, GuardError
+from .join import MAX_LISTENERS, JoinServer, NoEntry
 from .labels import changed, check_labels, check_name
 from .live import Live
 from .mps import Mps
@@ -123,8 +122,13 @@ class Manager:
         for tenant_id, live in self._live.items():
             tenant = self.tenants[tenant_id]
             self._tell_guard(tenant, live.page.fd)
-            for fd in live.listeners:
-                self.guard.add_listener(tenant.slot, fd, old=True)
+            try:
+                for fd in live.listeners:
+                    self.guard.add_listener(tenant.slot, fd, old=True)
+            except GuardAway:
+                raise
+            except GuardError as error:  # the others are guarded
+                log.error("the programs of %s wait: the guard does not take them (%s)", tenant.name, error)
 
     # --- what hub and CLI ask for ---
 
@@ -303,6 +307,8 @@ class Manager:
             self._watch(tenant, live)
 
     def _probe(self, tenant: Tenant, pid: int) -> str | None:
+        if self._gpu_index(tenant) is None:
+            raise NoEntry(f"GPU {tenant.gpu} is not shared by this node any more: stop the server and start it anew")
         if is_mps(tenant.quota.model):  # its server and its clients have objects in common, which the guard refuses
             return "this GPU is shared by MPS"
         return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
@@ -326,9 +332,14 @@ class Manager:
             os.close(fd)
             return f"this slice has {MAX_LISTENERS} launchers running, the most that it may"
         live.listeners.append(fd)
-        # a guard that is being restarted will be given this listener with the others
-        with contextlib.suppress(GuardError):
+        try:
             self.guard.add_listener(tenant.slot, fd)
+        except GuardAway:  # being restarted, it will be given this listener with the others
+            pass
+        except GuardError as error:
+            live.listeners.remove(fd)
+            os.close(fd)
+            return f"the guard does not take this program: {error}"
         asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 
@@ -350,10 +361,14 @@ class Manager:
                 live.listeners.remove(fd)
                 os.close(fd)
 
+    def _gpu_index(self, tenant: Tenant) -> int | None:
+        """As the guard counts them; None: it has left the node, or is left out."""
+        return next((at for at, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
+
     def _tell_guard(self, tenant: Tenant, page: int = -1) -> None:
-        index = next((i for i, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
+        index = self._gpu_index(tenant)
         if index is None:
-            log.error("tenant %s: its GPU %s is not in this node any more", tenant.name, tenant.gpu)
+            log.error("tenant %s: its GPU %s is not shared by this node any more", tenant.name, tenant.gpu)
             return
         try:
             self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)

@@ -87,7 +87,8 @@ def place(
     if strategy is Strategy.SPREAD and is_roomy([room.slices for room in meant]):
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
     sizes = Counter((each.memory, each.cores) for each in (*held, quota))
-    return min(fitting, key=lambda room: (_newly_stranded(room, quota, sizes) + room.index / len(rooms), room.index))
+    order = {room.uuid: at / len(rooms) for at, room in enumerate(rooms)}  # an index may be any number
+    return min(fitting, key=lambda room: (_newly_stranded(room, quota, sizes) + order[room.uuid], room.index))
 
 
 def _newly_stranded(room: Room, quota: Quota, sizes: Counter[tuple[int, float]]) -> float:

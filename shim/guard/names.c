@@ -181,7 +181,7 @@ int names_control(struct job *job, const struct call *call, const struct param_d
 
     memcpy(&theirs, params + spec->offset, sizeof theirs);
     CLEANUP_FD int pidfd = reach_pidfd(call->pid);
-    CLEANUP_FD int thread = reach_thread(call->tid);
+    CLEANUP_FD int thread = call->tid == call->pid ? -1 : reach_thread(call->tid);
     CLEANUP_FD int file = theirs < 0 || pidfd < 0 ? -1 : reach_descriptor(pidfd, call->pid, call->tid, thread, theirs);
     if (file < 0 || backend->kind(file) != FILE_CONTROL) {
         mine->status = NV_ERR_INVALID_ARGUMENT;

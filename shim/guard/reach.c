@@ -145,7 +145,7 @@ pid_t reach_process_of(pid_t tid, int thread)
 
     if (thread >= 0 && ioctl(thread, PIDFD_GET_INFO, &info) == 0)
         return (pid_t)info.tgid;
-    return (pid_t)status_field(tid, "\nTgid:", 0); /* as true, and fifteen microseconds slower */
+    return (pid_t)status_field(tid, "\nTgid:", 0); /* as true, and slower by ten microseconds */
 }
 
 int reach_threads_of(pid_t pid) { return (int)status_field(pid, "\nThreads:", 0); }

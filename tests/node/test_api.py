@@ -309,7 +309,7 @@ def refusal_of(tmp_path: Any, option: str) -> str:
 
 def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:
     for labels, words in (
-        ("{'7': ['x']}", "gpu_labels names GPU '7', which this node has not"),
+        ("{'7': ['x']}", "gpu_labels names GPU '7', which this node does not share"),
         *((f"{{'0': {wrong}}}", "is no list of labels") for wrong in ("'x'", "5", "None")),
     ):
         assert words in refusal_of(tmp_path, f"--NodeApp.gpu_labels={labels}")
@@ -327,7 +327,7 @@ def test_an_option_that_means_nothing_is_not_passed_over(tmp_path: Any) -> None:
 
 def test_mps_is_for_gpus_that_are_there_and_real(tmp_path: Any) -> None:
     for option, words in (
-        ("--NodeApp.mps_gpus=['7']", "mps_gpus names GPU '7', which this node has not; it has: 0 (GPU-"),
+        ("--NodeApp.mps_gpus=['7']", "mps_gpus names GPU '7', which this node does not share; it shares: 0 (GPU-"),
         ("--NodeApp.mps_gpus=['0']", "mps_gpus needs NVIDIA's Multi-Process Service, and emulated GPUs have none"),
         ("--NodeApp.gpu_labels={'0': ['mps']}", "has 'MPS', which mps_gpus gives: take another name"),
     ):

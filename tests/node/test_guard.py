@@ -175,6 +175,45 @@ def test_a_restarted_daemon_has_tenants_quotas_and_ledger_as_before(node: Node) 
     worker.close()
 
 
+def test_a_guard_of_other_gpus_is_not_taken_over() -> None:
+    node = Node("--emulate", "--emulated-memory=4G", "--emulated-gpus=1")
+    try:
+        worker = Worker(node, node.tenant("1G", 50))
+        node.kill()
+        node.arguments[-1] = "--emulated-gpus=2"
+        with pytest.raises(AssertionError, match=r"other GPUs \(\S*gpu0\) than .*gpu1\).*'kill \d+'"):
+            node.start()
+        assert worker.ask("alloc", bytes=64 * MIB) == {"error": "CUDA_SUCCESS"}  # it goes on
+        node.arguments[-1] = "--emulated-gpus=1"
+        (node.run_dir / "emulated" / "gpu1").unlink()
+        node.start()
+        assert node.used("tenant") == CONTEXT + 64 * MIB
+        worker.close()
+    finally:
+        node.stop()
+
+
+def test_a_slice_whose_gpu_has_gone_lets_nobody_in_and_holds_up_no_other() -> None:
+    node = Node("--emulate", "--emulated-memory=4G", "--emulated-gpus=2")
+    try:
+        gone, stays = node.tenant("1G", 50, "gone", gpu="1"), node.tenant("1G", 50, "stays", gpu="0")
+        guard = node.guard_pid()
+        node.kill()
+        os.kill(guard, signal.SIGKILL)
+        node.arguments[-1] = "--emulated-gpus=1"
+        (node.run_dir / "emulated" / "gpu1").unlink()
+        node.start()
+        said = node.spawn(gone, "true").communicate(timeout=20)[1]
+        assert "is not shared by this node any more: stop the server and start it anew" in said
+        worker = Worker(node, stays)
+        node.kill_guard()
+        assert worker.ask("alloc", bytes=64 * MIB) == {"error": "CUDA_SUCCESS"}
+        assert node.client.request("GET", "/api/health")["guard"]["restarts"] == 1
+        worker.close()
+    finally:
+        node.stop()
+
+
 def test_both_killed_at_once_fails_closed(node: Node) -> None:
     worker = Worker(node, node.tenant("1G", 25))
     guard = node.guard_pid()
