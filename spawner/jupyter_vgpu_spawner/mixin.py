@@ -41,7 +41,7 @@ from .hours import Window, why_spent
 from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry
 from .queueing import Queueing
-from .rules import CHOSEN_LABEL, DEFAULT_LABEL, HUB_LABEL, USER_LABEL, Chosen
+from .rules import CHOSEN_LABEL, DEFAULT_LABEL, HUB_LABEL, MADE_LABEL, USER_LABEL, Chosen
 from .turns import is_possible
 
 Json = dict[str, Any]
@@ -243,6 +243,7 @@ class VGPUMixin(Queueing):
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
         labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), CHOSEN_LABEL: chosen.as_label()}
+        labels[MADE_LABEL] = json.dumps(quota.as_json())
         if rule := self.idle_rule():
             labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}

@@ -16,9 +16,9 @@ Number = TypeVar("Number", int, float)
 
 FIELDS = ("memory", "cores", "policy", "gpus", "slices", "hours")
 USER_LABEL, DEFAULT_LABEL, HUB_LABEL = "jupyterhub_user", "jupyterhub_default", "jupyterhub_hub"
-CHOSEN_LABEL = "jupyterhub_chosen"
+CHOSEN_LABEL, MADE_LABEL = "jupyterhub_chosen", "jupyterhub_made"
 """What a spawner writes on its slices: whose it is, what the config gives that user, as JSON of a quota, and which hub
-made it, and what of it was chosen smaller than might be had."""
+made it, what of it was chosen smaller than might be had, and the quota that it was made with, as JSON."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000

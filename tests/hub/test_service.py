@@ -387,7 +387,9 @@ def test_what_another_admin_changed_meanwhile_is_not_written_over(admin: Admin) 
 
 
 def test_a_slice_that_was_made_smaller_by_its_group_is_cut_soon(hub: Hub, admin: Admin, shared_node: Node) -> None:
-    alice = hub.user("alice")
+    alice, bob = hub.user("alice"), hub.user("bob")
+    bob.spawn("1GiB-25")
+    shared_node.client.request("PATCH", "/api/tenants/bob%2F", {"memory": "2G"})  # by root at the node: stays
     alice.spawn("2GiB-25")
     headers = {"Authorization": "token registrars-secret-token-for-tests"}
     group = f"{hub.url}/hub/api/groups/physics/properties"
@@ -397,8 +399,10 @@ def test_a_slice_that_was_made_smaller_by_its_group_is_cut_soon(hub: Hub, admin:
         wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == GIB // 2, 25, "the slice is cut")
         requests.put(group, json={"vgpu": {"memory": "2G"}}, headers=headers, timeout=30)
         wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == 2 * GIB, 25, "and grows with it")
+        assert shared_node.show("bob/")["quota"]["memory"] == 2 * GIB
     finally:
         alice.stop()
+        bob.stop()
 
 
 def test_a_tenant_of_nobody_in_the_hub_is_out_of_reach(hub: Hub, admin: Admin, shared_node: Node) -> None:

@@ -22,7 +22,7 @@ from ..database import Change, Database, DatabaseError, Metered
 from ..fleet import Fleet, View
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
-from ..rules import DEFAULT_LABEL, HUB_LABEL, Bounds, Chosen, Entitlement, Rule, entitle, follow, of_groups
+from ..rules import DEFAULT_LABEL, HUB_LABEL, MADE_LABEL, Bounds, Chosen, Entitlement, Rule, entitle, follow, of_groups
 from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .orphans import Orphans
@@ -355,7 +355,7 @@ class Manager:
         first, before = tenant["id"] not in self._entitled, self._entitled.get(tenant["id"])
         held = Quota.from_json(tenant["quota"])
         # an admin may have given this one slice more: that stays until what the user may have changes
-        changed = _is_new(tenant) if first else before is not None and before.quota != after.quota
+        changed = _is_new(tenant, held) if first else before is not None and before.quota != after.quota
         chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, (before or after).quota)
         quota = follow(held, chosen, after) if changed else None
         try:
@@ -496,9 +496,12 @@ class Manager:
         return metered.held if self.settings.measure == Measure.HELD else metered.used
 
 
-def _is_new(tenant: Json) -> bool:
-    """Made a moment ago, perhaps of a quota that was changed since it was read."""
-    return datetime.now(UTC) - datetime.fromisoformat(tenant["created"]) < timedelta(seconds=NEW_S)
+def _is_new(tenant: Json, held: Quota) -> bool:
+    """Made a moment ago, perhaps of a quota that was changed since it was read, and not resized at its node since."""
+    if datetime.now(UTC) - datetime.fromisoformat(tenant["created"]) >= timedelta(seconds=NEW_S):
+        return False
+    made = tenant["labels"].get(MADE_LABEL)
+    return made is None or json.loads(made) == held.as_json()
 
 
 def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
