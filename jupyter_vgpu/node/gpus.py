@@ -49,7 +49,8 @@ class NoGpu(RuntimeError):
 def emulate(directory: Path, memory: int, count: int) -> None:
     """Make this process, and what it starts, use emulated GPUs whose device files are in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    os.environ[ENV_EMULATED_DIR] = str(directory)
+    # a guard that runs is known by the names of its GPUs
+    os.environ[ENV_EMULATED_DIR] = str(directory.resolve())
     os.environ[ENV_EMULATED_MEMORY] = str(memory)
     os.environ[ENV_EMULATED_GPUS] = str(count)
     # the name is loaded now, so NVML's own lookup of it finds this one

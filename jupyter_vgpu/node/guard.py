@@ -47,8 +47,8 @@ class Guard:
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopping = False
         self._failures = 0
+        self._retry: asyncio.TimerHandle | None = None
         self.pid = 0
         self.restarts = 0
         self.backend = ""
@@ -56,28 +56,38 @@ class Guard:
     # --- life ---
 
     def start(self) -> list[tuple[int, int]]:
-        """Adopt the guard that runs, or start one. Returns (slot, listener) for each that the old one held."""
-        adopted: list[tuple[int, int]] = []
-        if self._connect():
-            self._check_gpus()
-            adopted = self._take_listeners()
-            log.info("took over guard %d with %d listeners", self.pid, len(adopted))
-        else:
-            self._spawn()
-        self._watch()
-        return adopted
+        """Adopt the guard that runs, or start one. Returns (slot, listener) for each that the old one held.
 
-    def _check_gpus(self) -> None:
-        """Does the guard that runs have this node's GPUs? It counts them as it was started."""
+        Raises GuardError.
+        """
+        try:
+            adopted = self._adopt() if self._connect() else None
+            if adopted is None:
+                self._spawn()
+            self._watch()
+        except OSError as error:
+            raise GuardError(f"vgpu-guard can't be started, or ended while it was taken over ({error})") from error
+        return adopted or []
+
+    def _adopt(self) -> list[tuple[int, int]] | None:
+        """None: it was for other GPUs, and for nobody on them, and has been ended."""
+        adopted = self._take_listeners()
+        # it counts them as it was started
         words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
         guarded = [value for option, value in pairwise(words) if option == "--gpu"]
         here = [gpu.where for gpu in self._gpus]
-        if guarded != here:
-            raise GuardError(
-                f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(guarded)}) than this node shares "
-                f"now ({', '.join(here)}): stop the GPU servers of this node, end it with 'kill {self.pid}', and start "
-                "again"
-            )
+        if guarded == here:
+            log.info("took over guard %d with %d listeners", self.pid, len(adopted))
+            return adopted
+        if not adopted:
+            self._end()
+            return None
+        for _, fd in adopted:
+            os.close(fd)
+        raise GuardError(
+            f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(guarded)}) than this node shares now "
+            f"({', '.join(here)}): stop the GPU servers of this node, and start again"
+        )
 
     def _arguments(self) -> list[str]:
         self.backend = "emulated" if self._gpus[0].emulated else "nvidia"
@@ -142,29 +152,33 @@ class Guard:
         self._disconnect()
         if self._child and self._child.pid == self.pid:
             self._child.wait()
-        if self._stopping:
-            return
         log.warning("guard %d ended; starting another", self.pid)
         self._revive()
 
     def _revive(self) -> None:
-        if self._stopping:
-            return
+        self._retry = None
+        try:
+            self._spawn()
+            self._watch()
+            self._revived()
+        except Exception as error:  # noqa: BLE001 (whatever it was, nobody else tries again)
+            # tenants wait meanwhile: nothing is let through without a guard
+            self._discard()
+            self._failures += 1
+            delay = min(10.0, 0.1 * 2 ** min(self._failures, 10))
+            log.error("the guard does not come up (%s); next try in %.1f s", error, delay)
+            self._retry = asyncio.get_running_loop().call_later(delay, self._revive)
+        else:
+            self.restarts += 1
+            self._failures = 0
+
+    def _discard(self) -> None:
+        """End a guard that was told half: what it has of the listeners the next one gets anew."""
         self._unwatch()
         self._disconnect()
-        try:
-            if not self._connect():
-                self._spawn()
-            self._watch()
-            self.restarts += 1
-            self._revived()
-            self._failures = 0
-        except (GuardError, OSError) as error:
-            # tenants wait meanwhile: nothing is let through without a guard
-            self._failures += 1
-            delay = min(10.0, 0.1 * 2**self._failures)
-            log.error("the guard does not come up (%s); next try in %.1f s", error, delay)
-            asyncio.get_running_loop().call_later(delay, self._revive)
+        if self._child:
+            self._child.kill()
+            self._child.wait()
 
     def _disconnect(self) -> None:
         if self._socket:
@@ -173,8 +187,21 @@ class Guard:
 
     def stop(self) -> None:
         """End the guard: every channel goes back on."""
-        self._stopping = True
+        self._let_go()
+        self._end()
+
+    def leave(self) -> None:
+        """Let go of the guard; it goes on guarding."""
+        self._let_go()
+        self._disconnect()
+
+    def _let_go(self) -> None:
         self._unwatch()
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+
+    def _end(self) -> None:
         with contextlib.suppress(GuardError):
             self._ask("end")
         self._disconnect()
@@ -188,12 +215,6 @@ class Guard:
             end = time.monotonic() + _ANSWER_SECONDS
             while Path(f"/proc/{self.pid}").exists() and time.monotonic() < end:
                 time.sleep(0.01)
-
-    def leave(self) -> None:
-        """Let go of the guard; it goes on guarding."""
-        self._stopping = True
-        self._unwatch()
-        self._disconnect()
 
     # --- words ---
 
@@ -212,9 +233,12 @@ class Guard:
         except OSError as error:
             self._disconnect()
             raise GuardAway(f"the guard does not answer: {error}") from error
+        if not answer:  # it ended in mid-answer
+            self._disconnect()
+            raise GuardAway("the guard went away")
         if answer == "ok" or answer.startswith("ok "):
             return answer[3:]
-        raise GuardError(answer.removeprefix("error ") or "the guard went away")
+        raise GuardError(answer.removeprefix("error "))
 
     def _take_listeners(self) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
@@ -250,9 +274,11 @@ class Guard:
         self._ask(f"listener {slot}{' old' if old else ''}", fd)
 
     def probe(self, pid: int) -> str | None:
-        """None when the guard can reach into that process, else why not."""
+        """None when the guard can reach into that process, else why not. Raises GuardAway."""
         try:
             self._ask(f"probe {pid}")
+        except GuardAway:
+            raise
         except GuardError as error:
             return str(error)
         return None

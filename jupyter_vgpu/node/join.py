@@ -202,6 +202,8 @@ class JoinServer:
                     reason = self._probe(peer.pid)
                 except NoEntry as error:
                     return f"refused {error}"
+                except GuardAway as error:  # the launcher asks again
+                    return f"away {error}"
                 if reason is not None and self._guarded:
                     return f"refused this slice is held by the guard, and the guard can't hold this process: {reason}"
                 return "guard" if reason is None else self._enter_shim(peer, reason)

@@ -21,6 +21,7 @@ class Live:
         self.join: JoinServer | None = None
         self.stop_api: Callable[[], None] = lambda: None
         self.listeners: list[int] = []
+        self.unguarded: list[int] = []  # of those: what a new guard has not taken yet
         self.refusals = RefusalWatch(page)
         self.unknown: set[str] = set()
         self.until = -1
@@ -36,6 +37,12 @@ class Live:
         for fd in self.listeners:
             os.close(fd)
         self.page.close()
+
+    def forget(self, listener: int) -> None:
+        self.listeners.remove(listener)
+        if listener in self.unguarded:
+            self.unguarded.remove(listener)
+        os.close(listener)
 
     @property
     def shim(self) -> ShimTier | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -33,6 +34,7 @@ from .store import Maintenance, Store, Tenant, timestamp
 log = logging.getLogger("vgpud")
 
 MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
+_AGAIN_SECONDS = 5.0
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -120,15 +122,31 @@ class Manager:
 
     def _guard_revived(self) -> None:
         for tenant_id, live in self._live.items():
-            tenant = self.tenants[tenant_id]
-            self._tell_guard(tenant, live.page.fd)
+            self._tell_guard(self.tenants[tenant_id], live.page.fd)
+            live.unguarded = list(live.listeners)
+            self._hand_over(tenant_id)
+
+    def _hand_over(self, tenant_id: str) -> None:
+        """Give a new guard the listeners of the old one. Programs under one that it does not take wait; the others
+        go on. Raises GuardAway."""
+        live = self._live.get(tenant_id)
+        if live is None:
+            return
+        offered, live.unguarded = live.unguarded, []
+        for fd in offered:
             try:
-                for fd in live.listeners:
-                    self.guard.add_listener(tenant.slot, fd, old=True)
+                self.guard.add_listener(self.tenants[tenant_id].slot, fd, old=True)
             except GuardAway:
                 raise
-            except GuardError as error:  # the others are guarded
-                log.error("the programs of %s wait: the guard does not take them (%s)", tenant.name, error)
+            except GuardError as error:
+                log.error("programs of %s wait: the guard does not take them (%s)", self.tenants[tenant_id].name, error)
+                live.unguarded.append(fd)
+        if live.unguarded:
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._hand_over_again, tenant_id)
+
+    def _hand_over_again(self, tenant_id: str) -> None:
+        with contextlib.suppress(GuardAway):  # the next guard gets them all
+            self._hand_over(tenant_id)
 
     # --- what hub and CLI ask for ---
 
@@ -328,6 +346,7 @@ class Manager:
 
     def _join(self, tenant_id: str, fd: int) -> str | None:
         live, tenant = self._live[tenant_id], self.tenants[tenant_id]
+        self._drop_dead_listeners(live)
         if len(live.listeners) >= MAX_LISTENERS:
             os.close(fd)
             return f"this slice has {MAX_LISTENERS} launchers running, the most that it may"
@@ -337,10 +356,8 @@ class Manager:
         except GuardAway:  # being restarted, it will be given this listener with the others
             pass
         except GuardError as error:
-            live.listeners.remove(fd)
-            os.close(fd)
+            live.forget(fd)
             return f"the guard does not take this program: {error}"
-        asyncio.get_running_loop().call_soon(self._drop_dead_listeners, live)
         return None
 
     def _note_unknown(self, live: Live, symbol: str) -> None:
@@ -358,8 +375,7 @@ class Manager:
             poller.register(fd, 0)
         for fd, events in poller.poll(0):
             if events & select.POLLHUP:  # no process is left under that filter
-                live.listeners.remove(fd)
-                os.close(fd)
+                live.forget(fd)
 
     def _gpu_index(self, tenant: Tenant) -> int | None:
         """As the guard counts them; None: it has left the node, or is left out."""

@@ -377,7 +377,8 @@ int emu_discover(char paths[][512], int max)
         dir = DEFAULT_DIR;
         mkdir(dir, 0777);
     }
-    for (int i = 0; i < EMU_MAX_DEVICES && found < max; i++) {
+    /* who does not say how many has those that there are */
+    for (int i = 0; i < (wanted ? count : EMU_MAX_DEVICES) && found < max; i++) {
         snprintf(paths[found], 512, "%s/gpu%d", dir, i);
         if (access(paths[found], F_OK) < 0 && i < count)
             create(paths[found], memory ? strtoull(memory, NULL, 10) : DEFAULT_MEMORY, i);

@@ -13,6 +13,7 @@
 #include <linux/filter.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -45,6 +46,7 @@
 #endif
 #define X32_SYSCALL_BIT 0x40000000
 #define JOIN_SECONDS 30
+#define AGAIN_MS 200
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 #define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
@@ -164,6 +166,11 @@ static const char *join(const char *dir)
         ask(socket, "shim this kernel has no seccomp user notification (Linux 5.0)", -1, answer);
     } else {
         ask(socket, "probe", -1, answer);
+        /* a guard that ended has a successor in a moment */
+        for (int tries = 0; strncmp(answer, "away ", 5) == 0 && tries < JOIN_SECONDS * 1000 / AGAIN_MS; tries++) {
+            poll(NULL, 0, AGAIN_MS);
+            ask(socket, "probe", -1, answer);
+        }
         if (strcmp(answer, "guard") == 0) {
             CLEANUP_FD int listener = install_filter();
             ask(socket, "join", listener, answer);
@@ -171,7 +178,8 @@ static const char *join(const char *dir)
     }
     if (strcmp(answer, "guard") == 0 || strcmp(answer, "shim") == 0)
         return answer;
-    die("%s", strncmp(answer, "refused ", 8) == 0 ? answer + 8 : answer);
+    const char *why = strchr(answer, ' '); /* after "refused" or "away" */
+    die("%s", why ? why + 1 : answer);
 }
 
 static void prepend(const char *name, const char *value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -175,20 +176,44 @@ def test_a_restarted_daemon_has_tenants_quotas_and_ledger_as_before(node: Node) 
     worker.close()
 
 
+def test_a_guard_that_does_not_come_up_is_waited_for_by_programs_and_newcomers(node: Node) -> None:
+    tenant = node.tenant("1G", 50)
+    worker, guard = Worker(node, tenant), node.guard_pid()
+    assert node.process
+    os.kill(node.process.pid, signal.SIGSTOP)
+    with (node.run_dir / "ledger").open("rb") as ledger:
+        os.kill(guard, signal.SIGKILL)
+        fcntl.flock(ledger, fcntl.LOCK_EX)  # which another guard would want
+        os.kill(node.process.pid, signal.SIGCONT)
+        wait_until(lambda: node.log.read_text().count("the guard does not come up") > 2, 20, "some tries")
+        newcomer = node.spawn(tenant, "echo", "in")
+        worker.send("alloc", bytes=64 * MIB)
+        with pytest.raises(subprocess.TimeoutExpired):
+            newcomer.wait(1)
+    out, err = newcomer.communicate(timeout=20)
+    assert (out, newcomer.returncode) == ("in\n", 0), err
+    assert worker.answer() == {"error": "CUDA_SUCCESS"}
+    assert node.used("tenant") == CONTEXT + 64 * MIB
+    worker.close()
+
+
 def test_a_guard_of_other_gpus_is_not_taken_over() -> None:
     node = Node("--emulate", "--emulated-memory=4G", "--emulated-gpus=1")
     try:
         worker = Worker(node, node.tenant("1G", 50))
         node.kill()
         node.arguments[-1] = "--emulated-gpus=2"
-        with pytest.raises(AssertionError, match=r"other GPUs \(\S*gpu0\) than .*gpu1\).*'kill \d+'"):
+        with pytest.raises(AssertionError, match=r"other GPUs \(\S*gpu0\) than .*gpu1\).*stop the GPU servers"):
             node.start()
         assert worker.ask("alloc", bytes=64 * MIB) == {"error": "CUDA_SUCCESS"}  # it goes on
         node.arguments[-1] = "--emulated-gpus=1"
-        (node.run_dir / "emulated" / "gpu1").unlink()
         node.start()
         assert node.used("tenant") == CONTEXT + 64 * MIB
         worker.close()
+        node.kill()
+        node.arguments[-1] = "--emulated-gpus=2"
+        node.start()  # nobody is guarded any more, so there is no need to wait for that guard's end
+        assert len(node.client.request("GET", "/api/gpus")["gpus"]) == 2
     finally:
         node.stop()
 
@@ -201,7 +226,6 @@ def test_a_slice_whose_gpu_has_gone_lets_nobody_in_and_holds_up_no_other() -> No
         node.kill()
         os.kill(guard, signal.SIGKILL)
         node.arguments[-1] = "--emulated-gpus=1"
-        (node.run_dir / "emulated" / "gpu1").unlink()
         node.start()
         said = node.spawn(gone, "true").communicate(timeout=20)[1]
         assert "is not shared by this node any more: stop the server and start it anew" in said
@@ -259,6 +283,20 @@ def test_a_launcher_without_a_daemon_does_not_start_the_program(node: Node) -> N
     _, err = process.communicate(timeout=20)
     assert process.returncode == 125
     assert "is the node daemon (jupyter vgpu node) running?" in err
+
+
+def test_as_many_launchers_as_there_may_be_make_room_when_they_end(node: Node) -> None:
+    tenant = node.tenant()
+    running = [node.spawn(tenant, "sh", "-c", "echo in; exec sleep 60") for _ in range(64)]
+    for each in running:
+        assert each.stdout
+        assert each.stdout.readline() == "in\n"
+    _, err = node.spawn(tenant, "true").communicate(timeout=20)
+    assert "this slice has 64 launchers running, the most that it may" in err
+    for each in running:
+        each.kill()
+        each.communicate()
+    assert node.spawn(tenant, "true").wait(20) == 0
 
 
 def test_a_slice_inside_a_slice_is_refused_in_words(node: Node) -> None:
