@@ -100,12 +100,9 @@ class Guard:
         return arguments
 
     def _spawn(self) -> None:
-        # a session of its own: Ctrl-C in the daemon's terminal is for the daemon to act on
-        self._child = subprocess.Popen(
-            self._arguments(),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-        )
+        if self._child is None or self._child.poll() is not None:  # else it takes its time, and is waited for again
+            # a session of its own: Ctrl-C in the daemon's terminal is for the daemon to act on
+            self._child = subprocess.Popen(self._arguments(), start_new_session=True, stdin=subprocess.DEVNULL)
         end = time.monotonic() + _START_SECONDS
         while not self._connect():
             if self._child.poll() is not None:
@@ -160,10 +157,11 @@ class Guard:
         try:
             self._spawn()
             self._watch()
-            self._revived()
+            self._tell_new()
         except Exception as error:  # noqa: BLE001 (whatever it was, nobody else tries again)
             # tenants wait meanwhile: nothing is let through without a guard
-            self._discard()
+            self._unwatch()
+            self._disconnect()
             self._failures += 1
             delay = min(10.0, 0.1 * 2 ** min(self._failures, 10))
             log.error("the guard does not come up (%s); next try in %.1f s", error, delay)
@@ -172,13 +170,15 @@ class Guard:
             self.restarts += 1
             self._failures = 0
 
-    def _discard(self) -> None:
-        """End a guard that was told half: what it has of the listeners the next one gets anew."""
-        self._unwatch()
-        self._disconnect()
-        if self._child:
-            self._child.kill()
-            self._child.wait()
+    def _tell_new(self) -> None:
+        try:
+            self._revived()
+        except BaseException:  # it was told half, and what it has of the listeners its successor gets anew
+            if self._child:
+                self._child.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # in the driver, which may be for long
+                    self._child.wait(1)
+            raise
 
     def _disconnect(self) -> None:
         if self._socket:

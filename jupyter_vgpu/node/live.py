@@ -21,7 +21,8 @@ class Live:
         self.join: JoinServer | None = None
         self.stop_api: Callable[[], None] = lambda: None
         self.listeners: list[int] = []
-        self.unguarded: list[int] = []  # of those: what a new guard has not taken yet
+        self.unguarded: list[int] = []  # of those: what the guard has not taken yet
+        self.untold = False  # the guard has not heard of it, or of its newest quota
         self.refusals = RefusalWatch(page)
         self.unknown: set[str] = set()
         self.until = -1

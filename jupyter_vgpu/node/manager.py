@@ -34,7 +34,7 @@ from .store import Maintenance, Store, Tenant, timestamp
 log = logging.getLogger("vgpud")
 
 MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
-_AGAIN_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -77,6 +77,8 @@ class Manager:
         self._live: dict[str, Live] = {}
         self.samples = Samples(gpus, self.guard, self.tenants, self._live, self.directory)
         self._guarded_slots: set[int] = set()
+        self._unremoved: list[tuple[Tenant, int]] = []  # removed while no guard heard it, and their pages
+        self._catching_up: asyncio.TimerHandle | None = None
         self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
         self.unknown_symbols: dict[str, int] = {}
 
@@ -110,6 +112,8 @@ class Manager:
 
     def stop(self) -> None:
         """Tenants go on under the guard; without any, the guard ends too."""
+        if self._catching_up:
+            self._catching_up.cancel()
         for live in self._live.values():
             live.close()
         if self._live:
@@ -121,32 +125,57 @@ class Manager:
         self._store.close()
 
     def _guard_revived(self) -> None:
+        for live in self._live.values():
+            live.untold, live.unguarded = True, list(live.listeners)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """What the guard has not heard, or not taken. Programs of which it has not, wait. Raises GuardAway."""
+        for tenant, page in list(self._unremoved):
+            self._forget_at_guard(tenant, page)
         for tenant_id, live in self._live.items():
-            self._tell_guard(self.tenants[tenant_id], live.page.fd)
-            live.unguarded = list(live.listeners)
-            self._hand_over(tenant_id)
+            if live.untold:
+                self._tell_guard(self.tenants[tenant_id], live.page.fd)
+            for fd in list(live.unguarded):
+                self._hand_over(self.tenants[tenant_id], live, fd)
 
-    def _hand_over(self, tenant_id: str) -> None:
-        """Give a new guard the listeners of the old one. Programs under one that it does not take wait; the others
-        go on. Raises GuardAway."""
-        live = self._live.get(tenant_id)
-        if live is None:
-            return
-        offered, live.unguarded = live.unguarded, []
-        for fd in offered:
-            try:
-                self.guard.add_listener(self.tenants[tenant_id].slot, fd, old=True)
-            except GuardAway:
-                raise
-            except GuardError as error:
-                log.error("programs of %s wait: the guard does not take them (%s)", self.tenants[tenant_id].name, error)
-                live.unguarded.append(fd)
-        if live.unguarded:
-            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._hand_over_again, tenant_id)
+    def _forget_at_guard(self, tenant: Tenant, page: int) -> None:
+        """It is told whom it forgets, for one that was started since knows nobody: it ends who is left in the slice."""
+        index = self._gpu_index(tenant)
+        try:
+            if index is not None:
+                self.guard.set_tenant(tenant.slot, index, tenant.quota, 1.0, tenant.id, page)
+            self.guard.remove_tenant(tenant.slot)
+        except GuardAway:
+            self._catch_up_later()
+            raise
+        except GuardError as error:
+            log.error("the guard does not forget %s: %s", tenant.name, error)
+            self._catch_up_later()
+        else:
+            self._unremoved.remove((tenant, page))
+            os.close(page)
 
-    def _hand_over_again(self, tenant_id: str) -> None:
-        with contextlib.suppress(GuardAway):  # the next guard gets them all
-            self._hand_over(tenant_id)
+    def _hand_over(self, tenant: Tenant, live: Live, listener: int) -> None:
+        try:
+            self.guard.add_listener(tenant.slot, listener, old=True)
+        except GuardAway:
+            self._catch_up_later()
+            raise
+        except GuardError as error:
+            log.error("programs of %s wait: the guard does not take them (%s)", tenant.name, error)
+            self._catch_up_later()
+        else:
+            live.unguarded.remove(listener)
+
+    def _catch_up_later(self) -> None:
+        if self._catching_up is None:
+            self._catching_up = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._catch_up_again)
+
+    def _catch_up_again(self) -> None:
+        self._catching_up = None
+        with contextlib.suppress(GuardAway):
+            self._catch_up()
 
     # --- what hub and CLI ask for ---
 
@@ -206,7 +235,7 @@ class Manager:
             room = place(quota, self.rooms(), gpu, self.limits.placement, held)
         except NoRoom as error:
             raise Refused(409, str(error)) from error
-        used = {tenant.slot for tenant in self._promised()}
+        used = {tenant.slot for tenant in [*self._promised(), *(tenant for tenant, _ in self._unremoved)]}
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
@@ -266,14 +295,18 @@ class Manager:
         tenant = self.find(key)
         self._store.remove(tenant.id)
         del self.tenants[tenant.id]
-        if live := self._live.pop(tenant.id, None):
-            if live.shim:
-                live.shim.end_all()
-            live.close()
+        live = self._live.pop(tenant.id, None)
+        if live and live.shim:
+            live.shim.end_all()
         try:
             self.guard.remove_tenant(tenant.slot)
         except GuardError as error:
             log.warning("removing %s while the guard restarts: %s", tenant.name, error)
+            if live:
+                self._unremoved.append((tenant, os.dup(live.page.fd)))
+                self._catch_up_later()
+        if live:
+            live.close()
         shutil.rmtree(self._tenants_dir / tenant.id, ignore_errors=True)
         log.info("tenant %s removed", tenant.name)
 
@@ -353,8 +386,9 @@ class Manager:
         live.listeners.append(fd)
         try:
             self.guard.add_listener(tenant.slot, fd)
-        except GuardAway:  # being restarted, it will be given this listener with the others
-            pass
+        except GuardAway:
+            live.unguarded.append(fd)
+            self._catch_up_later()
         except GuardError as error:
             live.forget(fd)
             return f"the guard does not take this program: {error}"
@@ -382,15 +416,20 @@ class Manager:
         return next((at for at, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
 
     def _tell_guard(self, tenant: Tenant, page: int = -1) -> None:
-        index = self._gpu_index(tenant)
+        index, live = self._gpu_index(tenant), self._live[tenant.id]
         if index is None:
+            live.untold, live.unguarded = False, []
             log.error("tenant %s: its GPU %s is not shared by this node any more", tenant.name, tenant.gpu)
             return
         try:
             self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
+            live.untold = False
         except GuardError as error:
-            log.warning("telling the guard of %s: %s", tenant.name, error)
-        self._live[tenant.id].refresh()
+            if not isinstance(error, GuardAway):  # of that the log has a line already
+                log.error("the guard does not take %s: %s", tenant.name, error)
+            live.untold = True
+            self._catch_up_later()
+        live.refresh()
 
     # --- what is told ---
 

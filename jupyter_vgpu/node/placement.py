@@ -70,7 +70,7 @@ def place(
     """
     candidates = [room for room in rooms if wanted in (None, room.uuid, str(room.index))]
     if not candidates:
-        known = ", ".join(room.uuid for room in rooms) or "none"
+        known = ", ".join(f"{room.index} ({room.uuid})" for room in rooms) or "none"
         raise NoRoom(f"this node has no GPU {wanted}; it has: {known}")
     meant = [room for room in candidates if room.is_meant(quota)]
     if not meant and not quota.model:

@@ -28,7 +28,7 @@ int gpu_count;
 /* Without a vgpud and without tenants there is nothing to guard: a forgotten guard ends by itself. */
 #define ORPHAN_NS 10000000000ull
 #define EVENTS 64
-#define SETTLED_NS 5000000000ull /* by then vgpud has handed over every listener of a predecessor */
+#define SETTLED_NS 15000000000ull /* by then vgpud has handed over every listener of a predecessor */
 
 #ifndef CAP_PERFMON /* Linux 5.8 */
 #define CAP_PERFMON 38

@@ -364,6 +364,29 @@ bool notify_note_process(int slot, pid_t pid)
     return noted;
 }
 
+/* Under the crew's lock. False: there is no room, or no thread to be had. */
+static bool listen_by(struct crew *crew, int fd)
+{
+    int i = 0;
+
+    while (i < CREW_LISTENERS && crew->listeners[i].fd >= 0)
+        i++;
+    if (i == CREW_LISTENERS)
+        return false;
+    uint16_t generation = (uint16_t)(crew->listeners[i].generation + 1);
+    crew->listeners[i] = (struct listener){.fd = fd, .generation = generation};
+    /* its end, no more */
+    bool watched = watch(crew, fd, 0, EVENT(EVENT_LISTENER, i | generation << 16));
+    if (watched)
+        start_receiver(crew, i, true);
+    if (watched && crew->listeners[i].receivers)
+        return true;
+    if (watched)
+        unwatch(crew, fd);
+    crew->listeners[i].fd = -1;
+    return false;
+}
+
 bool notify_add_listener(int slot, int fd, bool old)
 {
     struct crew *crew = crews[slot];
@@ -373,19 +396,7 @@ bool notify_add_listener(int slot, int fd, bool old)
         if (old)
             __atomic_store_n(&crew->shares, true, __ATOMIC_SEQ_CST);
         pthread_mutex_lock(&crew->lock);
-        for (int i = 0; i < CREW_LISTENERS && !added; i++) {
-            if (crew->listeners[i].fd >= 0)
-                continue;
-            uint16_t generation = (uint16_t)(crew->listeners[i].generation + 1);
-            crew->listeners[i] = (struct listener){.fd = fd, .generation = generation};
-            /* its end, no more */
-            added = watch(crew, fd, 0, EVENT(EVENT_LISTENER, i | generation << 16));
-            if (added)
-                start_receiver(crew, i, true);
-            added = added && crew->listeners[i].receivers;
-            if (!added)
-                crew->listeners[i].fd = -1;
-        }
+        added = listen_by(crew, fd);
         pthread_mutex_unlock(&crew->lock);
     }
     if (!added) {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -176,9 +178,10 @@ def test_a_restarted_daemon_has_tenants_quotas_and_ledger_as_before(node: Node) 
     worker.close()
 
 
-def test_a_guard_that_does_not_come_up_is_waited_for_by_programs_and_newcomers(node: Node) -> None:
-    tenant = node.tenant("1G", 50)
-    worker, guard = Worker(node, tenant), node.guard_pid()
+@contextlib.contextmanager
+def no_guard(node: Node) -> Iterator[None]:
+    """Nor does another come up."""
+    guard = node.guard_pid()
     assert node.process
     os.kill(node.process.pid, signal.SIGSTOP)
     with (node.run_dir / "ledger").open("rb") as ledger:
@@ -186,15 +189,37 @@ def test_a_guard_that_does_not_come_up_is_waited_for_by_programs_and_newcomers(n
         fcntl.flock(ledger, fcntl.LOCK_EX)  # which another guard would want
         os.kill(node.process.pid, signal.SIGCONT)
         wait_until(lambda: node.log.read_text().count("the guard does not come up") > 2, 20, "some tries")
+        yield
+
+
+def test_a_guard_that_does_not_come_up_is_waited_for_by_programs_and_newcomers(node: Node) -> None:
+    tenant = node.tenant("1G", 50)
+    worker = Worker(node, tenant)
+    with no_guard(node):
         newcomer = node.spawn(tenant, "echo", "in")
         worker.send("alloc", bytes=64 * MIB)
+        node.client.request("PATCH", "/api/tenants/tenant", {"memory": "512M"})
         with pytest.raises(subprocess.TimeoutExpired):
             newcomer.wait(1)
     out, err = newcomer.communicate(timeout=20)
     assert (out, newcomer.returncode) == ("in\n", 0), err
     assert worker.answer() == {"error": "CUDA_SUCCESS"}
     assert node.used("tenant") == CONTEXT + 64 * MIB
+    assert worker.ask("info")["total"] == 512 * MIB
     worker.close()
+
+
+def test_a_slice_removed_while_there_is_no_guard_leaves_nothing_to_the_next(node: Node) -> None:
+    worker = Worker(node, node.tenant("1G", 50, "old"))
+    worker.ask("alloc", bytes=256 * MIB)
+    with no_guard(node):
+        node.client.request("DELETE", "/api/tenants/old")
+        node.tenant("1G", 50, "new")
+    assert worker.process.wait(20) == -signal.SIGKILL
+    wait_until(lambda: node.used("new") == 0, 5, "nothing of the other's")
+    other = Worker(node, node.tenant("1G", 50, "third"))
+    assert other.ask("info")["free"] == GIB - CONTEXT
+    other.close()
 
 
 def test_a_guard_of_other_gpus_is_not_taken_over() -> None:

@@ -29,7 +29,7 @@ def test_a_gpu_without_compute_left_is_passed_over() -> None:
 
 def test_only_the_wanted_gpu_will_do() -> None:
     assert place(Quota(GIB, 50), [room(0), room(1, 8 * GIB)], "GPU-1").index == 1
-    with pytest.raises(NoRoom, match="has no GPU GPU-9; it has: GPU-0"):
+    with pytest.raises(NoRoom, match="has no GPU GPU-9; it has: 0 \\(GPU-0\\)"):
         place(Quota(GIB, 50), [room(0)], "GPU-9")
 
 
