@@ -11,6 +11,8 @@ ENV_RUN_DIR = "VGPU_RUN_DIR"
 ENV_SLICE_DIR = "VGPU_SLICE_DIR"
 ENV_BOARD_DIR = "VGPU_BOARD_DIR"
 """Where the notice board of a server without a slice is."""
+ENV_NO_QUOTA = "VGPU_NO_QUOTA"
+"""Set where a server has no slice and its user had none to choose."""
 ENV_QUEUE_URL = "VGPU_QUEUE_URL"
 """The queue's page, where the hub has one; without the host."""
 

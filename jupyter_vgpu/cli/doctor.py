@@ -15,8 +15,10 @@ from typing import Literal
 from rich.console import Console
 
 from ..client import Client, DaemonError
+from ..inside import slice_client
 from ..native import NativeMissing, native_dir, program
-from ..paths import ADMIN_SOCKET
+from ..paths import ADMIN_SOCKET, ENV_SLICE_DIR
+from ..quotas import Quota
 
 _SECCOMP_ACTIONS = Path("/proc/sys/kernel/seccomp/actions_avail")
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -132,7 +134,7 @@ def _daemon(run_dir: Path) -> Finding:
         where = run_dir / ADMIN_SOCKET
         way_out = "start it: jupyter vgpu node (--emulate where there is no GPU), or say where it is with --run-dir"
         return Finding("daemon", "missing", f"no node daemon answers at {where}", way_out)
-    text = f"vgpud answers: {health['status']}, backend {health['backend']}, {health['tenants']} slices"
+    text = f"vgpud answers: {health['status']}, backend {health['backend']}, slices: {health['tenants']}"
     return Finding("daemon", "ok", text)
 
 
@@ -152,8 +154,19 @@ def _tier(findings: list[Finding]) -> Finding:
     return Finding("tier", "ok", "slices run in the guard tier: limits hold whatever the program does")
 
 
+def _inside() -> Finding:
+    try:
+        view = slice_client(5).request("GET", "/api/slice")
+    except DaemonError as error:
+        return Finding("slice", "missing", str(error), "tell the admins of this hub")
+    held = "" if view["tier"] == "none" else f", in tier {view['tier']}"
+    return Finding("slice", "ok", f"{view['name']} has {Quota.from_json(view['quota'])} of {view['gpu']['name']}{held}")
+
+
 def examine(run_dir: Path) -> list[Finding]:
-    """Look at everything."""
+    """Look at everything; in a slice, at the slice: the rest is not its user's."""
+    if ENV_SLICE_DIR in os.environ:
+        return [_inside()]
     checks: list[Callable[[], Finding]] = [_native, _kernel, _reach, _driver, _docker]
     findings = [check() for check in checks]
     return [_tier(findings), *findings, _daemon(run_dir)]

@@ -16,7 +16,7 @@ from .. import hours, turn
 from ..client import Client, DaemonAway, DaemonError
 from ..idle import Action, IdleRule
 from ..inside import NoSlice, slice_client
-from ..paths import ENV_BOARD_DIR, ENV_QUEUE_URL, TENANT_SOCKET
+from ..paths import ENV_BOARD_DIR, ENV_NO_QUOTA, ENV_QUEUE_URL, TENANT_SOCKET
 from .attribution import Json, Owner, attribute, owner_of, owners_of_kernels
 from .explain import Involved, explain, involved
 from .rests import Rests
@@ -49,6 +49,9 @@ class Slice:
         except NoSlice:
             if "JUPYTERHUB_API_TOKEN" not in os.environ:
                 return nothing("not-under-hub", "This server was not started by a hub that shares GPUs.")
+            if ENV_NO_QUOTA in os.environ:
+                never = "You may have no GPU on this hub now: ask its admins for one."
+                return nothing("no-quota", never) | await _notices()
             without = "This server was started without a GPU. To get one, stop it and choose a GPU slice."
             return nothing("no-slice", without) | await _notices()
         try:

@@ -108,7 +108,9 @@ export class SliceModel extends VDomModel {
 
   private _setPace(): void {
     const reason = this._usage?.kind === 'none' ? this._usage.reason : null;
-    const never = reason === 'no-slice' || reason === 'not-under-hub';
+    const never =
+      reason !== null &&
+      ['no-slice', 'no-quota', 'not-under-hub'].includes(reason);
     const wanted = this._shown ? this._panelMs : BAR_FACTOR * this._panelMs;
     const rests = this._usage?.queue === undefined ? NEVER_MS : NEWS_MS;
     const interval = never ? rests : wanted;

@@ -77,6 +77,7 @@ function Nothing(props: {
   const { none, trans } = props;
   const titles: Record<INone['reason'], string> = {
     'no-slice': trans.__('No GPU'),
+    'no-quota': trans.__('No GPU'),
     'not-under-hub': trans.__('No GPU'),
     'daemon-away': trans.__('No numbers now'),
     'server-away': trans.__('No numbers now')
@@ -160,7 +161,12 @@ function Slice(props: {
         trans={trans}
         {...rows}
       />
-      <Refusals refusals={slice.refusals.recent} trans={trans} {...rows} />
+      <Refusals
+        refusals={slice.refusals.recent}
+        free={quota.memory - usage.memory}
+        trans={trans}
+        {...rows}
+      />
       {slice.hours && (
         <>
           <h3>{trans.__('GPU-hours')}</h3>
@@ -233,11 +239,15 @@ function Usage(props: {
   );
 }
 
-/** The last refused allocations, newest first. */
+/** The last refused allocations, newest first; ways out of it while there is no room for the last. free: bytes. */
 function Refusals(
-  props: { refusals: IRefusal[]; trans: TranslationBundle } & IRowActions
+  props: {
+    refusals: IRefusal[];
+    free: number;
+    trans: TranslationBundle;
+  } & IRowActions
 ): React.ReactElement | null {
-  const { refusals, trans, actions } = props;
+  const { refusals, free, trans, actions } = props;
   if (refusals.length === 0) {
     return null;
   }
@@ -245,9 +255,9 @@ function Refusals(
   return (
     <>
       <h3>{trans.__('Out of memory')}</h3>
-      <p>{adviceText(last, trans)}</p>
+      <p>{adviceText(last, free, trans)}</p>
       <p className="jp-vgpu-Ways">
-        {last.ways.map(way => (
+        {(last.bytes > free ? last.ways : []).map(way => (
           <button
             key={`${way.action} ${way.id}`}
             type="button"

@@ -137,7 +137,8 @@ export interface ISlice {
 /** There is nothing to show, and why. */
 export interface INone {
   kind: 'none';
-  reason: 'no-slice' | 'not-under-hub' | 'daemon-away' | 'server-away';
+  reason:
+    'no-slice' | 'no-quota' | 'not-under-hub' | 'daemon-away' | 'server-away';
   message: string;
   /** As in a slice; undefined: nobody tells this server of it. */
   queue?: IQueue | null;

@@ -61,6 +61,10 @@ export function noneText(none: INone, trans: TranslationBundle): string {
       return trans.__(
         'This server was started without a GPU. To get one, stop it and choose a GPU slice.'
       );
+    case 'no-quota':
+      return trans.__(
+        'You may have no GPU on this hub now: ask its admins for one.'
+      );
     case 'daemon-away':
       return trans.__(
         'The GPU service does not answer now. What runs goes on; numbers come back.'
@@ -124,11 +128,15 @@ export function refusalText(
   return `${said} ${holds}`;
 }
 
-/** What a person can do about it without a button. */
+/** What a person can do about it without a button. free: bytes, now. */
 export function adviceText(
   refusal: IRefusal,
+  free: number,
   trans: TranslationBundle
 ): string {
+  if (refusal.bytes <= free) {
+    return trans.__('There is room for it now.');
+  }
   return refusal.fits_never
     ? trans.__('Use less, or start the server with a larger slice.')
     : trans.__(

@@ -83,7 +83,13 @@ test('who rests is told what becomes of it, and when', () => {
 test('what never fits is called that', () => {
   const never = refusal(5 * GIB);
   assert.match(refusalText(never, trans), /more than your whole slice/);
-  assert.match(adviceText(never, trans), /a larger slice/);
+  assert.match(adviceText(never, GIB, trans), /a larger slice/);
+});
+
+test('who has made room is not told to make more', () => {
+  const refused = { ...refusal(GIB), fits_never: false };
+  assert.match(adviceText(refused, GIB - 1, trans), /^Make room/);
+  assert.equal(adviceText(refused, GIB, trans), 'There is room for it now.');
 });
 
 test('amber begins where the user says, red near the end', () => {
