@@ -79,7 +79,8 @@ class Fleet:
         return await self._look("tenants")
 
     async def look(self) -> View:
-        return await self._look("gpus", "tenants")
+        # in this order: whose slice comes in between is still waited for, and its room is not free
+        return await self._look("tenants", "gpus")
 
     async def servers(self) -> View:
         """Tenants, and boards of who has no slice."""
@@ -190,6 +191,9 @@ class Fleet:
             now = time.monotonic()
             if now - asked > SLOW_S:
                 self._resting[name] = (now + REST_S, error.why)
+            raise
+        except DaemonError:  # a no is an answer too
+            self._resting.pop(name, None)
             raise
         self._resting.pop(name, None)
         return answer

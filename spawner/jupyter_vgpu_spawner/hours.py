@@ -45,6 +45,8 @@ def why_spent(balance: Balance, window: Window, now: datetime) -> str:
     """Empty while hours are left, else the reason and when there will be more."""
     if not balance.is_spent:
         return ""
+    if not balance.allowed:
+        return "you have no GPU-hours on this hub: ask its admins for some"
     if window is Window.WEEK:
         more = f"there are new ones on {_monday(now) + timedelta(days=7):%A, %d %B, %H:%M} UTC"
     else:

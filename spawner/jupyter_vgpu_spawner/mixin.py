@@ -11,13 +11,12 @@ from weakref import WeakValueDictionary
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.utils import maybe_future
-from tornado import web
 from traitlets import default
 
 from jupyter_vgpu.client import BOARDS_PATH, DaemonAway, DaemonError, board_path, tenant_path
 from jupyter_vgpu.hours import Balance
 from jupyter_vgpu.idle import LABEL as IDLE_LABEL
-from jupyter_vgpu.paths import ENV_BOARD_DIR, ENV_QUEUE_URL
+from jupyter_vgpu.paths import ENV_BOARD_DIR, ENV_NO_QUOTA, ENV_QUEUE_URL
 from jupyter_vgpu.quotas import Quota, QuotaError
 from jupyter_vgpu.turn import Stage
 
@@ -36,12 +35,12 @@ from .choices import (
     why_too_many,
 )
 from .database import DatabaseError
-from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, NO_GPU_FOR, START_WITHOUT, spawn_error
+from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, NO_GPU_FOR, START_WITHOUT, Told, quiet
 from .hours import Window, why_spent
 from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry
 from .queueing import Queueing
-from .rules import CHOSEN_LABEL, DEFAULT_LABEL, HUB_LABEL, MADE_LABEL, USER_LABEL, Chosen
+from .rules import CHOSEN_LABEL, DEFAULT_LABEL, HUB_LABEL, USER_LABEL, WHOLE_LABEL, Chosen, as_whole
 from .turns import is_possible
 
 Json = dict[str, Any]
@@ -71,6 +70,10 @@ class Offer:
     why_none: str = ""
 
 
+def _apply_nothing(_spawner: Any, _options: Json) -> None:
+    """start() reads them itself; of what is in a dict of traits and is no trait the hub would complain each time."""
+
+
 class VGPUMixin(Queueing):
     """Give each server a slice of a GPU. Goes before a Spawner class in the bases."""
 
@@ -88,10 +91,10 @@ class VGPUMixin(Queueing):
             entitlement = await self.gpu_entitlement()
             balance = await self.gpu_balance(entitlement)
         except QuotaError as error:
-            raise spawn_error(500, f"This hub's GPU settings are wrong; tell its admins: {error}") from error
+            raise Told(500, f"This hub's GPU settings are wrong; tell its admins: {error}") from error
         except DatabaseError as error:
             self.log.error("quota of %s: %s", self.user.name, error)
-            raise spawn_error(503, DATABASE_AWAY) from error
+            raise Told(503, DATABASE_AWAY) from error
         if entitlement.quota is None:
             return Offer(balance=balance)
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices)
@@ -106,29 +109,29 @@ class VGPUMixin(Queueing):
         others = getattr(self.user, "spawners", {}).items()
         return sorted(name for name, each in others if each is not self and getattr(each, "_tenant", None))
 
-    async def chosen_quota(self) -> tuple[Quota | None, Chosen]:
-        """What this server gets: the user's choice among what is allowed. None: no GPU.
+    async def chosen_quota(self) -> tuple[Quota | None, Quota | None]:
+        """What this server gets: the user's choice among what is allowed; and what might be had. None: no GPU.
 
         `user_options` also come by REST and from the database, so they are checked here again. Raises HTTPError.
         """
         key = self.user_options.get(FIELD)
         if key == NO_GPU:
-            return None, Chosen()
+            return None, None
         offer = await self._offer()
         quota = self._pick(key, offer)
-        return quota, Chosen.of(quota, offer.whole) if quota else Chosen()
+        return quota, offer.whole
 
     def _pick(self, key: Any, offer: Offer) -> Quota | None:
         if not offer.slices:
             if key is not None and offer.why_none:
-                raise spawn_error(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
+                raise Told(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
             return None
         try:
             quota = pick(key if key is not None else slice_key(offer.slices[0]), offer.slices)
         except QuotaError as error:
-            raise spawn_error(400, str(error)) from error
+            raise Told(400, str(error)) from error
         if quota and offer.why_none:
-            raise spawn_error(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
+            raise Told(403, f"{NO_GPU_FOR}{offer.why_none}.{START_WITHOUT}")
         return quota
 
     # --- spawn page ---
@@ -142,8 +145,8 @@ class VGPUMixin(Queueing):
         return self.vgpu_options_from_form
 
     @default("apply_user_options")
-    def _default_apply_user_options(self) -> Json:
-        return {}  # start() reads them itself
+    def _default_apply_user_options(self) -> Any:
+        return _apply_nothing
 
     async def vgpu_options_form(self, spawner: Any) -> str:
         """The allowed slices with what is free now. What the base class would show comes first."""
@@ -153,8 +156,8 @@ class VGPUMixin(Queueing):
         trouble = ""
         try:
             offer = await self._offer()
-        except web.HTTPError as error:  # a GPU can't be had now: that must not keep anybody from working without one
-            offer, trouble = Offer(), str(error.log_message)
+        except Told as error:  # a GPU can't be had now: that must not keep anybody from working without one
+            offer, trouble = Offer(), error.jupyterhub_message
         if not offer.slices and not trouble:
             if not offer.why_none:
                 return str(form)
@@ -173,8 +176,8 @@ class VGPUMixin(Queueing):
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
             trouble = trouble or DAEMON_AWAY_FORM
-        except web.HTTPError as error:
-            trouble = trouble or str(error.log_message)
+        except Told as error:
+            trouble = trouble or error.jupyterhub_message
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
         hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
@@ -194,6 +197,7 @@ class VGPUMixin(Queueing):
 
     async def vgpu_options_from_form(self, form_data: dict[str, list[str]], spawner: Any = None) -> Json:
         """The form's choice; refused in words while the form is still on the screen. Reserves nothing."""
+        quiet(self.log)
         base = getattr(super(), "_default_options_from_form", None)
         from_form = base() if base else None
         options: Json = dict(await maybe_future(from_form(form_data))) if from_form else {}
@@ -215,7 +219,7 @@ class VGPUMixin(Queueing):
             if line.must_wait(quota):
                 await self._wait_in_queue(quota, options)
         elif reason := why_not(quota, view.gpus, away):
-            raise spawn_error(
+            raise Told(
                 409, f"No room for {describe(quota)} now; {reason}. Choose a smaller slice, or start without a GPU."
             )
 
@@ -231,7 +235,7 @@ class VGPUMixin(Queueing):
             await self._open_slice_alone()
 
     async def _open_slice_alone(self) -> None:
-        quota, chosen = await self.chosen_quota()
+        quota, whole = await self.chosen_quota()
         await self.close_slice()
         self._node = self.fleet.home
         # what an earlier server left, whose end nobody saw
@@ -242,8 +246,8 @@ class VGPUMixin(Queueing):
             return
         gpu = await self._check_turn(quota)
         bounds = await self.gpu_bounds()
-        labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), CHOSEN_LABEL: chosen.as_label()}
-        labels[MADE_LABEL] = json.dumps(quota.as_json())
+        labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), WHOLE_LABEL: as_whole(whole)}
+        labels[CHOSEN_LABEL] = Chosen.of(quota, whole).as_label()
         if rule := self.idle_rule():
             labels[IDLE_LABEL] = rule.as_label()
         body = {"name": self.tenant_name, **quota.as_json(), "ceiling": bounds.ceiling.as_json(), "labels": labels}
@@ -253,9 +257,9 @@ class VGPUMixin(Queueing):
             tenant = await self.fleet.place(quota, body | self.slice_owner(), Packing(self.vgpu_placement))
         except DaemonAway as error:
             self.log.error("%s", error)
-            raise spawn_error(503, DAEMON_AWAY) from error
+            raise Told(503, DAEMON_AWAY) from error
         except DaemonError as error:
-            raise spawn_error(error.status, f"No GPU slice for this server: {error}") from error
+            raise Told(error.status, f"No GPU slice for this server: {error}") from error
         self._node, self._tenant, self._launch = tenant["node"], tenant["id"], tenant["launch"]
 
     async def _open_board(self, labels: Json) -> None:
@@ -290,6 +294,7 @@ class VGPUMixin(Queueing):
 
     async def start(self) -> Any:
         """Open the slice, then start the server in it; a server that does not start leaves no slice."""
+        quiet(self.log)
         await self._open_slice()
         try:
             return await super().start()
@@ -323,6 +328,8 @@ class VGPUMixin(Queueing):
         env: dict[str, str] = super().get_env()
         if self._queue:
             env[ENV_QUEUE_URL] = self._queue_url
+        if not self._launch and self.user_options.get(FIELD) != NO_GPU:
+            env[ENV_NO_QUOTA] = "1"
         if self._board_dir:
             env[ENV_BOARD_DIR] = self.board_directory()
         return env | self.slice_environment() if self._launch else env

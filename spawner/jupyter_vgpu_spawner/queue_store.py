@@ -83,7 +83,9 @@ class QueueStore:
         now = time.time()
         with Session(self._writer) as session, session.begin():
             row = session.get(QueueRow, (user, server), with_for_update=True)
-            others = select(func.count()).where(QueueRow.user == user, QueueRow.server != server)
+            others = select(func.count()).where(
+                QueueRow.user == user, QueueRow.server != server, QueueRow.state != str(Stage.ENDED)
+            )
             if (session.scalar(others) or 0) >= SERVERS_MAX:
                 raise TooMany(f"{SERVERS_MAX} servers of yours wait already: take one of them out of the queue first")
             keeps = row is not None and row.state != Stage.ENDED and _is_no_more(quota, row.quota())

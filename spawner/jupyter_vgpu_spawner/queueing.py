@@ -18,7 +18,7 @@ from jupyter_vgpu.turn import Stage
 
 from .choices import describe, why_not
 from .database import DatabaseError
-from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, spawn_error
+from .errors import DAEMON_AWAY, DATABASE_AWAY, Elsewhere, Told
 from .fleet import Fleet, View, open_fleet
 from .limits import Limits
 from .nodes import Packing, parse_nodes
@@ -135,7 +135,7 @@ class Queueing(Limits):
             return await looking
         except DaemonAway as error:
             self.log.error("%s", error)
-            raise spawn_error(503, DAEMON_AWAY) from error
+            raise Told(503, DAEMON_AWAY) from error
 
     @property
     def _queue(self) -> QueueStore | None:
@@ -152,7 +152,7 @@ class Queueing(Limits):
             return await asyncio.to_thread(ask, *arguments)
         except DatabaseError as error:
             self.log.error("queue: %s", error)
-            raise spawn_error(503, DATABASE_AWAY) from error
+            raise Told(503, DATABASE_AWAY) from error
 
     async def _line(self, gpus: list[Json]) -> Line:
         """The queue in front of this server. Raises HTTPError."""
@@ -193,13 +193,13 @@ class Queueing(Limits):
         try:
             kept = json.loads(json.dumps(options))
         except (TypeError, ValueError) as error:  # such as an uploaded file
-            raise spawn_error(409, "These options can't wait in a queue: choose others, or another slice.") from error
+            raise Told(409, "These options can't wait in a queue: choose others, or another slice.") from error
         if self.name and not self.user.settings.get("allow_named_servers"):
-            raise spawn_error(400, "Named servers are not enabled.")
+            raise Told(400, "Named servers are not enabled.")
         try:
             await self._ask_queue(self._queue.join, self.user.name, self.name, quota, kept)
         except TooMany as error:
-            raise spawn_error(409, str(error)) from error
+            raise Told(409, str(error)) from error
         raise Elsewhere(self._queue_url, f"You wait for {describe(quota)} now.")
 
     async def _check_turn(self, quota: Quota) -> str | None:
@@ -208,8 +208,7 @@ class Queueing(Limits):
             return None
         gpus = (await self._look_for(self.fleet.gpus())).gpus
         line = await self._line(gpus)
-        if not why_not(quota, gpus) and line.must_wait(quota):
-            raise spawn_error(
-                409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}."
-            )
+        # where nobody waits and there is no room, the node has better words for it
+        if line.must_wait(quota) and (line.ahead or not why_not(quota, gpus)):
+            raise Told(409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}.")
         return line.where(quota)

@@ -16,9 +16,9 @@ Number = TypeVar("Number", int, float)
 
 FIELDS = ("memory", "cores", "policy", "gpus", "slices", "hours")
 USER_LABEL, DEFAULT_LABEL, HUB_LABEL = "jupyterhub_user", "jupyterhub_default", "jupyterhub_hub"
-CHOSEN_LABEL, MADE_LABEL = "jupyterhub_chosen", "jupyterhub_made"
+CHOSEN_LABEL, WHOLE_LABEL = "jupyterhub_chosen", "jupyterhub_whole"
 """What a spawner writes on its slices: whose it is, what the config gives that user, as JSON of a quota, and which hub
-made it, what of it was chosen smaller than might be had, and the quota that it was made with, as JSON."""
+made it; what of it was chosen smaller than might be had, and what might be had, which the service brings up to date."""
 NO_MEMORY = 0
 """Memory of somebody who gets no GPU."""
 MAX_HOURS = 24 * 7 * 1000
@@ -221,6 +221,20 @@ class Chosen:
             return cls(None if memory is None else int(memory), None if cores is None else float(cores))
         except (KeyError, TypeError, ValueError):
             return None
+
+
+def as_whole(quota: Quota | None) -> str:
+    """For a slice's label; None: its user may have no GPU any more."""
+    return json.dumps(quota.as_json() if quota else None)
+
+
+def is_whole(labels: Mapping[str, str], quota: Quota | None) -> bool | None:
+    """Is this what might be had when the slice was made, or followed last? None: it does not say."""
+    try:
+        said = json.loads(labels[WHOLE_LABEL])
+        return (Quota.from_json(said) if said else None) == quota
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def follow(held: Quota, chosen: Chosen, after: Entitlement) -> Quota | None:

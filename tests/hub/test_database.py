@@ -232,6 +232,9 @@ def test_a_user_has_so_many_places_and_no_more(database: Database) -> None:
     database.queue.join("eve", "x0", LARGE, {})  # what is there may change
     database.queue.join("bob", "", SMALL, {})
     assert len(database.queue.entries()) == SERVERS_MAX + 1
+    ended = next(entry for entry in database.queue.entries() if entry.waiting.server == "x1")
+    database.queue.move(ended, Stage.ENDED, "no luck")  # it does not wait any more
+    database.queue.join("eve", "one-more", SMALL, {})
 
 
 def test_a_row_that_can_not_be_read_keeps_nobody_else(database: Database, url: str) -> None:

@@ -85,7 +85,7 @@ def test_maintenance_is_of_one_node_or_of_all(hub: Hub, pair: tuple[Node, Node])
     anna, berta = pair
     try:
         assert "on anna is told" in admin.post("maintenance", message="New card", closed="1", node="anna").text
-        assert "Maintenance of anna: New card No new slices are given there." in admin.page()
+        assert "Maintenance of anna, no new slices: New card" in admin.page()
         alice = hub.user("alice")
         alice.spawn("1GiB-25")  # anna is the emptier one
         assert (names(anna), names(berta)) == ([], ["alice/"])

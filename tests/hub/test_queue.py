@@ -123,6 +123,11 @@ def test_who_finds_no_room_waits_and_the_server_starts_by_itself(
     remove(shared_node, other)
     wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "the server has started by itself")
     wait_until(lambda: queue(admin) == [], 5, "and waits no more")
+    log = hub.log.read_text()
+    assert "told to a user: You wait for 4 GiB of GPU memory" in log
+    assert "Failed to spawn" not in log  # an error with a traceback for each who waits
+    assert "Unhandled user option" not in log
+    assert "/queue/live" not in log
     assert "Your server is there: open it." in page_of(alice)
     alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()  # the server's own login
     assert alice.get("vgpu/slice")["quota"]["memory"] == 4 * GIB
@@ -269,7 +274,7 @@ def test_a_daemon_that_is_away_loses_nobody(hub: Hub, admin: Admin, shared_node:
     alice = hub.user("alice")
     choose(alice, "4GiB-50")
     shared_node.kill()
-    assert "It is not lost." in page_of(alice)
+    wait_until(lambda: "It is not lost." in page_of(alice), 10, "the page says so")
     shared_node.start()
     wait_until(lambda: "You are number 1" in page_of(alice), 20, "her place is known again")
     remove(shared_node, other)
@@ -282,7 +287,11 @@ def test_a_server_that_ends_after_it_got_its_slice_says_so(
     eve = hub.user("eve")
     choose(eve, "4GiB-50")
     remove(shared_node, other)
-    wait_until(lambda: "it was started with the GPU and ended before it was ready" in page_of(eve), 90, "she is told")
+    wait_until(
+        lambda: "it was started with the GPU and ended before it was ready" in page_of(eve),
+        120,
+        "she is told, after another try",
+    )
     wait_until(lambda: not shared_node.client.request("GET", "/api/tenants")["tenants"], 60, "the hub gives up")
     assert [(each["user"], each["stage"]) for each in queue(admin)] == [("eve", "ended")]
 

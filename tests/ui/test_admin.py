@@ -65,10 +65,13 @@ def test_a_quota_is_changed_in_the_row_and_stands_in_the_audit_log(admin: Page) 
     expect(admin.get_by_role("row", name="bob")).to_contain_text("3 GiB (user)")
     expect(admin.get_by_role("status")).to_have_count(0)
     admin.get_by_label("Memory of bob").fill("a lot")
+    admin.get_by_label("GPU-hours of bob").fill("7")
     admin.get_by_role("button", name="Save the quota of bob").click()
-    expect(admin.get_by_role("alert")).to_contain_text("Nothing was changed: memory='a lot' is not a size")
+    expect(admin.get_by_role("alert")).to_contain_text("Nothing was changed for bob: memory='a lot' is not a size")
+    expect(admin.get_by_label("Memory of bob")).to_have_value("a lot")  # what was typed is not lost
+    expect(admin.get_by_label("GPU-hours of bob")).to_have_value("7")
     admin.get_by_role("link", name="Audit log").click()
-    for word in ("dean", "bob", "memory", str(3 * GIB)):
+    for word in ("dean", "bob", "memory", "3 GiB"):
         expect(admin.get_by_role("row").nth(1)).to_contain_text(word)
 
 

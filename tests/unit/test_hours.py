@@ -46,6 +46,7 @@ def test_who_is_refused_is_told_when_there_will_be_more() -> None:
     assert "on Monday, 23 November, 00:00 UTC" in why_spent(Balance(10, 10), Window.WEEK, SATURDAY)
     assert "seven days after they were used" in why_spent(Balance(10, 10), Window.ROLLING, SATURDAY)
     assert why_spent(Balance(9, 10), Window.WEEK, SATURDAY) == ""
+    assert why_spent(Balance(2, 0), Window.ROLLING, SATURDAY).startswith("you have no GPU-hours")
 
 
 def tenant(key: str, user: str | None, cores: float, on_gpu_s: float, exclusive: bool = False) -> dict[str, object]:
@@ -53,6 +54,7 @@ def tenant(key: str, user: str | None, cores: float, on_gpu_s: float, exclusive:
     return {
         "id": key,
         "labels": labels,
+        "node": "node",
         "quota": Quota(1 << 30, cores, exclusive=exclusive).as_json(),
         "usage": {"on_gpu_ns": on_gpu_s * 1e9},
         "tier": "guard",
@@ -91,6 +93,15 @@ def test_a_guard_that_began_anew_and_a_service_that_was_away_charge_nobody() -> 
     meter.look([tenant("a", "alice", 100, 50)], 0)
     found = meter.look([tenant("a", "alice", 100, 1)], 10_000)
     assert (found["alice"].used, found["alice"].held) == (0, pytest.approx(LONGEST_S / 3600))
+
+
+def test_what_was_held_while_a_node_did_not_answer_is_counted_when_it_does() -> None:
+    meter, there, here = Meter(), tenant("a", "alice", 100, 0) | {"node": "b"}, tenant("c", "carol", 100, 0)
+    meter.look([there, here], 0)
+    meter.look([here], 10, {"b"})
+    assert meter.look([there, here], 30)["alice"].held == pytest.approx(30 / 3600)
+    meter.look([here], 40)  # it has ended
+    assert "alice" not in meter.look([there, here], 50)
 
 
 @pytest.mark.parametrize(

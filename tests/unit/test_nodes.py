@@ -234,6 +234,24 @@ def test_who_keeps_the_asker_waiting_is_left_alone_for_a_while_and_then_asked_by
     asyncio.run(story())
 
 
+def test_a_node_that_is_back_and_says_no_is_back(
+    tmp_path: Path, answering: Callable[..., Answering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "SLOW_S", 0.1)
+    monkeypatch.setattr(fleet_module, "REST_S", 0.3)
+    answering("a", (200, b"not yet"), (404, b'{"error": "no tenant"}'), told(gpu("a", 10)), seconds=0.2)
+    fleet = fleet_of(tmp_path, "a")
+
+    async def story() -> None:
+        with pytest.raises(DaemonAway):
+            await fleet.gpus()
+        await asyncio.sleep(0.4)
+        await fleet.remove_all("alice/", "")  # as each start begins: there is none
+        assert [each["node"] for each in (await fleet.gpus()).gpus] == ["a"]
+
+    asyncio.run(story())
+
+
 def test_a_node_that_was_faster_taken_is_not_the_last_that_is_asked(
     tmp_path: Path, answering: Callable[..., Answering]
 ) -> None:

@@ -79,7 +79,7 @@ async def serve(hub: int) -> None:
     api = HubApi(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
     fleet = settings.fleet
     manager = Manager(settings, database, fleet, api)
-    dispatcher = Dispatcher(database.queue, fleet, api, manager.recent) if settings.queue else None
+    dispatcher = Dispatcher(database.queue, fleet, api, manager.recent, manager.looked) if settings.queue else None
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
     pages = application(
         manager, dispatcher, prefix, os.environ["JUPYTERHUB_BASE_URL"] + "hub/", secrets.token_bytes(32)

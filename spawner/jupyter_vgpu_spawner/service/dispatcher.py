@@ -34,7 +34,7 @@ ENDED_S = 24 * 3600.0
 """So long the words for who got no GPU are kept."""
 STARTS_MAX = 4
 """At once: each holds a connection to the hub for as long as the hub waits for the server."""
-REFUSED_MAX = 5
+REFUSED_MAX, FAILED_MAX = 5, 2
 _NOT_NOW = (429, 503, 599)
 _BUSY = "Your server runs without a GPU: stop it, and it starts again with one."
 _PASSED = "its room was kept for ten minutes while your server ran without a GPU. Choose again when you can stop it."
@@ -59,13 +59,18 @@ class Standing:
 class Dispatcher:
     """Raises DaemonError, HubError, DatabaseError.
 
-    recent: the hub's users, and the properties of its groups.
+    recent: the hub's users, and the properties of its groups. looked: the nodes; for pages, which are many.
     """
 
     def __init__(
-        self, store: QueueStore, fleet: Fleet, hub: HubApi, recent: Recent[tuple[list[HubUser], dict[str, Any]]]
+        self,
+        store: QueueStore,
+        fleet: Fleet,
+        hub: HubApi,
+        recent: Recent[tuple[list[HubUser], dict[str, Any]]],
+        looked: Recent[View],
     ) -> None:
-        self._store, self._fleet, self._hub, self._recent = store, fleet, hub, recent
+        self._store, self._fleet, self._hub, self._recent, self._looked = store, fleet, hub, recent, looked
         self._alive: dict[str, Json] = {}  # slices of users, as last seen
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: dict[tuple[str, str], float] = {}
@@ -83,7 +88,7 @@ class Dispatcher:
         entries = await asyncio.to_thread(self._store.entries)
         if not any(user in (None, entry.waiting.user) for entry in entries):
             return []
-        view = await self._fleet.look()
+        view = await self._looked.get()
         order = await self._order(entries, view)
         forecasts = await self._foretell(order, entries, view)
         by_waiting = {entry.waiting: entry for entry in entries}
@@ -217,10 +222,14 @@ class Dispatcher:
 
     async def _start_or_tell(self, entry: Entry) -> None:
         user, server = entry.key
+        now = await asyncio.to_thread(self._store.entry, user, server)
+        if now is None or _call_of(now) != _call_of(entry) or now.stage != Stage.CALLED:
+            return  # it has left the queue, or asks for something else, since it was to be started
         is_ready = (await self._hub.servers(user)).get(server)
         was_asked = _call_of(entry) in self._asked
         if is_ready is None and was_asked:
-            await self._move(entry, Stage.ENDED, _FAILED)
+            # the hub does not tell why a start failed that took its time: once it may have been the node's trouble
+            await self._failed(entry, _FAILED, FAILED_MAX)
         elif is_ready is None:
             self._asked.add(_call_of(entry))
             await self._hub.start(user, server, dict(entry.options))
@@ -245,11 +254,18 @@ class Dispatcher:
         if error.status in _NOT_NOW:
             log.warning("%s is not started yet: %s", entry.name, error)
             return
+        # at 409 somebody on the node was faster
+        words = _FAILED if error.status >= 500 else str(error)
+        await self._failed(entry, words, REFUSED_MAX if error.status == 409 else 1)
+
+    async def _failed(self, entry: Entry, words: str, most: int) -> None:
+        """Back to its place in the queue; out of it at the most-th time."""
+        self._asked.discard(_call_of(entry))
         refused = self._refused[_wait_of(entry)] = self._refused.get(_wait_of(entry), 0) + 1
-        if error.status == 409 and refused < REFUSED_MAX:  # somebody on the node was faster
+        if refused < most:
             await self._move(entry, Stage.WAITING)
         else:
-            await self._move(entry, Stage.ENDED, _FAILED if error.status >= 500 else str(error))
+            await self._move(entry, Stage.ENDED, words)
 
 
 def _call_of(entry: Entry) -> tuple[str, str, float]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from jupyter_vgpu.api import Json, Refused
@@ -22,7 +22,20 @@ from ..database import Change, Database, DatabaseError, Metered
 from ..fleet import Fleet, View
 from ..hours import WEEK_HOURS, Measure, Window, hour_of, window_start
 from ..limits import group_rules
-from ..rules import DEFAULT_LABEL, HUB_LABEL, MADE_LABEL, Bounds, Chosen, Entitlement, Rule, entitle, follow, of_groups
+from ..rules import (
+    DEFAULT_LABEL,
+    HUB_LABEL,
+    WHOLE_LABEL,
+    Bounds,
+    Chosen,
+    Entitlement,
+    Rule,
+    as_whole,
+    entitle,
+    follow,
+    is_whole,
+    of_groups,
+)
 from .hub import HubApi, HubError, HubUser
 from .meter import Meter, user_of
 from .orphans import Orphans
@@ -35,7 +48,6 @@ Pick = Callable[[list[HubUser]], list[HubUser]]
 
 METER_S = 10.0
 STOP_AGAIN_S = 300.0
-NEW_S = 60.0
 DATABASE_AWAY = "The database with the users' quotas and GPU-hours does not answer now."
 SERVICE_ACTOR = "the service, for GPU-hours"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
@@ -114,14 +126,12 @@ class Manager:
         self._meter = Meter()
         self._uncounted: dict[int, dict[str, Metered]] = {}
         self._forgot_in = 0  # the hour in which old hours were forgotten last
-        # by tenant, as last seen: running slices follow changes of it; None: not known, and as it is is as it should be
-        self._entitled: dict[str, Entitlement | None] = {}
         self._orphans = Orphans()
         self._stopping: dict[str, float] = {}  # by tenant, when the hub was asked last
         self._changing = asyncio.Lock()
         self._changes = 0  # of rules, so far
         self.recent = Recent("the hub", self._ask_hub, HUB_FRESH_S, HUB_STALE_S)
-        self._looked = Recent("the nodes", fleet.look, NODES_FRESH_S, NODES_STALE_S)
+        self.looked = Recent("the nodes", fleet.look, NODES_FRESH_S, NODES_STALE_S)
 
     async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
         users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
@@ -132,12 +142,12 @@ class Manager:
     async def node_state(self) -> State:
         """GPUs and slices alone, for a page: what changes from second to second."""
         troubles: list[str] = []
-        view = await self._look_at_nodes(troubles, self._looked.get)
+        view = await self._look_at_nodes(troubles, self.looked.get)
         return State(self.nodes, view.gpus, view.tenants, view.maintenance, troubles=troubles, away=view.away)
 
     async def page_state(self, pick: Pick) -> State:
         """What a page shows, with the users that `pick` takes of all; of the nodes as of some moments ago."""
-        return await self._state(self._looked.get, pick)
+        return await self._state(self.looked.get, pick)
 
     async def state(self) -> State:
         """Everything as it is now. A part that does not answer leaves its words, and the rest is told."""
@@ -255,12 +265,11 @@ class Manager:
             for tenant in (await self._look_at_nodes(troubles, self._fleet.tenants)).tenants:
                 if user and user_of(tenant) == name:
                     try:
-                        if self._entitled.get(tenant["id"]) is None:
-                            self._entitled[tenant["id"]] = self._entitlement(tenant, user, groups, before)
-                        troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule))
+                        old = self._entitlement(tenant, user, groups, before).quota
+                        troubles += await self._follow(tenant, self._entitlement(tenant, user, groups, rule), old)
                     except Refused as error:
                         troubles.append(str(error))
-            self._looked.forget()
+            self.looked.forget()
             return troubles
 
     def _check_slices(self, rule: Rule) -> None:
@@ -275,7 +284,6 @@ class Manager:
         tenants = [tenant for tenant in view.tenants if user_of(tenant)]
         if not view.away:  # what is on a node that does not answer may go on there
             there = {tenant["id"] for tenant in tenants}
-            self._entitled = {key: value for key, value in self._entitled.items() if key in there}
             self._stopping = {key: at for key, at in self._stopping.items() if key in there}
         if not tenants and not view.boards:
             return
@@ -351,23 +359,33 @@ class Manager:
     def _entitlement(self, tenant: Json, user: HubUser, groups: dict[str, Any], rule: Rule) -> Entitlement:
         return entitle(_bounds_of(tenant, self.settings.hours), _group_rule(user, groups), rule)
 
-    async def _follow(self, tenant: Json, after: Entitlement) -> list[str]:
-        first, before = tenant["id"] not in self._entitled, self._entitled.get(tenant["id"])
-        held = Quota.from_json(tenant["quota"])
-        # an admin may have given this one slice more: that stays until what the user may have changes
-        changed = _is_new(tenant, held) if first else before is not None and before.quota != after.quota
-        chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, (before or after).quota)
-        quota = follow(held, chosen, after) if changed else None
+    async def _follow(self, tenant: Json, after: Entitlement, before: Quota | None = None) -> list[str]:
+        """before: what the user might have until now, for a slice that does not say."""
+        # an admin may have given this one slice more, or less: that stays until what the user may have changes
+        if is_whole(tenant["labels"], after.quota):
+            return []
         try:
-            if quota:
-                await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
-        except DaemonAway as error:
-            return [f"{tenant['name']} stays at {held} for now: {error}"]  # and is tried again
+            tenant = await self._fleet.ask(tenant, "GET") | {"node": tenant["node"]}  # as it is now
+            return await self._follow_now(tenant, after, before)
         except DaemonError as error:
-            self._entitled[tenant["id"]] = after
-            return [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
-        self._entitled[tenant["id"]] = after
-        return []
+            return [f"{tenant['name']} stays as it is for now: {error}"]  # and is tried again
+
+    async def _follow_now(self, tenant: Json, after: Entitlement, before: Quota | None) -> list[str]:
+        held, known, troubles = Quota.from_json(tenant["quota"]), is_whole(tenant["labels"], after.quota), []
+        if known is False or (known is None and before not in (None, after.quota)):
+            chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, before or after.quota)
+            quota = follow(held, chosen, after)
+            try:
+                if quota:
+                    await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
+            except DaemonAway:
+                raise
+            except DaemonError as error:
+                troubles = [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
+            if after.quota is None:
+                troubles = [f"{tenant['name']} keeps its slice of {held} until its server stops"]
+        await self._fleet.ask(tenant, "PATCH", "/labels", {WHOLE_LABEL: as_whole(after.quota)})
+        return troubles
 
     async def _cut(self, tenant: Json, held: Quota, quota: Quota) -> list[str]:
         """Where there is no room for more of one, less of the other holds all the same."""
@@ -376,6 +394,8 @@ class Manager:
             return []
         try:
             await self._fleet.ask(tenant, "PATCH", body=less.as_json())
+        except DaemonAway:
+            raise
         except DaemonError as error:
             return [f"{tenant['name']} could not be cut to {less}: {error}"]
         return [f"{tenant['name']} is cut to {less}"]
@@ -391,7 +411,6 @@ class Manager:
             policy=parse_policy(values.get("policy", old.policy)),
         )
         async with self.noted(actor, name, "slice", str(old), str(wanted)):
-            self._entitled.setdefault(tenant["id"], None)
             try:
                 resized: Json = await self._fleet.ask(tenant, "PATCH", body=values)
             except DaemonError as error:
@@ -403,6 +422,8 @@ class Manager:
 
         Returns where that was not done, in words. Raises Refused where nothing was.
         """
+        if not message.strip():
+            raise Refused(400, "Say something: those with a slice are told nothing else.")
         words = message.strip() + (" (no new slices)" if closed else "")
         return await self._maintain(actor, words, node, "PUT", {"message": message, "closed": closed})
 
@@ -454,7 +475,7 @@ class Manager:
             await asyncio.to_thread(self._database.note, actor, name, field, new, f"refused: {old}")
             raise
         finally:
-            self._looked.forget()
+            self.looked.forget()
 
     async def _tenant(self, name: str) -> Json:
         try:
@@ -469,10 +490,10 @@ class Manager:
 
     async def meter(self) -> None:
         """Count since the last call; called every METER_S seconds. What could not be written waits for the next."""
-        tenants = (await self._fleet.tenants()).tenants
+        view = await self._fleet.tenants()
         hour = hour_of(datetime.now(UTC))
         counted = self._uncounted.setdefault(hour, {})
-        for user, more in self._meter.look(tenants, time.monotonic()).items():
+        for user, more in self._meter.look(view.tenants, time.monotonic(), view.away).items():
             counted[user] = counted.get(user, Metered()) + more
         for when in sorted(self._uncounted):
             await asyncio.to_thread(self._database.meter, when, self._uncounted[when])
@@ -494,14 +515,6 @@ class Manager:
     def spent(self, metered: Metered) -> float:
         """Hours as this hub counts them."""
         return metered.held if self.settings.measure == Measure.HELD else metered.used
-
-
-def _is_new(tenant: Json, held: Quota) -> bool:
-    """Made a moment ago, perhaps of a quota that was changed since it was read, and not resized at its node since."""
-    if datetime.now(UTC) - datetime.fromisoformat(tenant["created"]) >= timedelta(seconds=NEW_S):
-        return False
-    made = tenant["labels"].get(MADE_LABEL)
-    return made is None or json.loads(made) == held.as_json()
 
 
 def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class _Look:
     at: float
     on_gpu_ns: int
     busy: bool
+    node: str
 
 
 class Meter:
@@ -35,8 +36,11 @@ class Meter:
     def __init__(self) -> None:
         self._last: dict[str, _Look] = {}
 
-    def look(self, tenants: Iterable[Mapping[str, Any]], now: float) -> dict[str, Metered]:
-        """What users held and used since the last look. now: seconds of a clock that only goes forward."""
+    def look(self, tenants: Iterable[Mapping[str, Any]], now: float, away: Collection[str] = ()) -> dict[str, Metered]:
+        """What users held and used since the last look. now: seconds of a clock that only goes forward.
+
+        away: nodes that do not answer; what is there is counted when they do again.
+        """
         sums: dict[str, Metered] = {}
         seen = {}
         for tenant in tenants:
@@ -47,12 +51,13 @@ class Meter:
             if before := self._last.get(tenant["id"]):
                 kept = Quota.from_json(tenant["quota"]).cores_kept
                 sums[user] = sums.get(user, Metered()) + _between(before, look, kept)
-        self._last = seen
+        self._last = {key: look for key, look in self._last.items() if look.node in away} | seen
         return sums
 
 
 def _look_at(tenant: Mapping[str, Any], now: float) -> _Look:
-    return _Look(now, int(tenant["usage"]["on_gpu_ns"]), tenant["tier"] == "shim" and tenant["activity"]["busy"])
+    busy = tenant["tier"] == "shim" and tenant["activity"]["busy"]
+    return _Look(now, int(tenant["usage"]["on_gpu_ns"]), busy, tenant["node"])
 
 
 def _between(before: _Look, now: _Look, cores: float) -> Metered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +14,7 @@ from tornado import web
 
 from jupyter_vgpu.api import Refused
 from jupyter_vgpu.client import DaemonError
-from jupyter_vgpu.quotas import exact_bytes, format_bytes, format_percent
+from jupyter_vgpu.quotas import format_bytes, format_percent
 
 from ..choices import describe
 from ..database import DatabaseError
@@ -24,13 +24,14 @@ from .dispatcher import Standing
 from .handler import ServiceHandler, status_of
 from .hub import HubError, HubUser
 from .settings import READ_SCOPE, WRITE_SCOPE
-from .words import format_duration, say_when
+from .words import fields_of, format_duration, say_value, say_when
 
 log = logging.getLogger("vgpu.service")
 
 AUDIT_LINES = 200
 PAGE = 100
 """Users on a page."""
+_ERROR_MAX = 300
 _SAID, _SAID_MAX = "vgpu-said", 2500
 """The cookie that takes what a form did to the page after it; browsers take 4 KB."""
 
@@ -43,7 +44,8 @@ _templates = Environment(
 _templates.filters |= {
     "bar": bars.draw,
     "bytes": format_bytes,
-    "exact": exact_bytes,
+    "fields": fields_of,
+    "value": say_value,
     "percent": format_percent,
     "slice": describe,
     "duration": format_duration,
@@ -98,7 +100,10 @@ class AdminHandler(PageHandler):
     async def get(self) -> None:
         await self.show(*self.said())
 
-    async def show(self, message: str = "", troubles: Iterable[str] = ()) -> None:
+    async def show(
+        self, message: str = "", troubles: Iterable[str] = (), typed: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        """typed: by user, what stands in the fields instead of the user's rule."""
         part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
         state = await self.manager.page_state(part.take)
         queue, queue_trouble = await self.queue()
@@ -116,6 +121,7 @@ class AdminHandler(PageHandler):
             trends=trends,
             most=max((max(days) for days in trends.values()), default=0),
             message=message,
+            typed=typed or {},
             troubles=list(dict.fromkeys([*troubles, *state.troubles])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
@@ -180,14 +186,16 @@ class EditHandler(FormHandler):
     @web.authenticated
     async def post(self) -> None:
         user = self.get_body_argument("user")
+        typed = {name: self.get_body_argument(name, "") for name in FIELDS}
         try:
-            rule = Rule.parse({name: self.get_body_argument(name, "") for name in FIELDS})
+            rule = Rule.parse(typed)
             seen = self.get_body_argument("expected", "")
             expected = Rule.parse(json.loads(seen)) if seen else None
             troubles = await self.manager.set_rule(user, rule, self.actor, expected)
         except (Refused, HubError, ValueError) as error:  # a QuotaError is a ValueError
             self.set_status(status_of(error) or 400)
-            await self.show(troubles=[f"Nothing was changed: {error}"])
+            why = f"Nothing was changed for {user[:80]}: {str(error)[:_ERROR_MAX]}"
+            await self.show(troubles=[why], typed={user: typed})
             return
         self.back(f"The quota of {user} is changed.", troubles)
 

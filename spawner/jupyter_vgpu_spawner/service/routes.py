@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler
 from tornado import web
+from tornado.log import access_log
 
 from . import exports, pages, rest
 from .dispatcher import Dispatcher
@@ -49,7 +51,20 @@ def application(
         default_handler_class=pages.NotFoundHandler,
         default_handler_args=arguments,
         cookie_secret=cookie_secret,
+        log_function=_log_request,
         xsrf_cookies=True,
         prefix=prefix,
         hub_prefix=hub_prefix,
+    )
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    """Not of what a page asks by itself every two seconds, and nothing of what only the login may know."""
+    status, request = handler.get_status(), handler.request
+    if status < 400 and request.path.endswith("/live"):
+        return
+    where = request.path if request.path.endswith("/oauth_callback") else request.uri
+    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    access_log.log(
+        level, "%d %s %s (%s) %.1f ms", status, request.method, where, request.remote_ip, 1000 * request.request_time()
     )

@@ -1,7 +1,10 @@
-"""Times in words, for the queue's pages. Pure."""
+"""Times and quotas in words, for the pages. Pure."""
 
 from __future__ import annotations
 
+from jupyter_vgpu.quotas import exact_bytes, format_bytes, format_percent
+
+from ..rules import Rule
 from ..turns import Forecast
 
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -31,3 +34,23 @@ def say_when(forecast: Forecast | None) -> str:
     if late == middle:
         return f"That will be in about {middle}."
     return f"As likely as not within {middle}; nine in ten such waits end within {late}."
+
+
+def fields_of(rule: Rule) -> dict[str, str]:
+    """A rule as a form has it: what is not said is empty."""
+    said = {name: str(value).removesuffix(".0") for name, value in rule.as_json().items()}
+    said |= {"memory": exact_bytes(rule.memory)} if rule.memory is not None else {}
+    said |= {"slices": ", ".join(rule.slices)} if rule.slices is not None else {}
+    return dict.fromkeys(("memory", "cores", "policy", "gpus", "hours", "slices"), "") | said
+
+
+def say_value(value: str | None, field: str) -> str:
+    """Of the audit log, which has bytes and percent as numbers."""
+    if value is None:
+        return ""
+    try:
+        if field == "memory":
+            return format_bytes(int(value))
+        return format_percent(float(value)) if field == "cores" else value
+    except ValueError:  # a change of something else, with that name
+        return value

@@ -1,0 +1,94 @@
+"""Starting who is called, on a real database: only what is asked for still."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from jupyter_vgpu_spawner.database import Database
+from jupyter_vgpu_spawner.fleet import Fleet, View
+from jupyter_vgpu_spawner.nodes import NodeConfig
+from jupyter_vgpu_spawner.service import dispatcher as dispatcher_module
+from jupyter_vgpu_spawner.service.dispatcher import STARTS_MAX, Dispatcher
+from jupyter_vgpu_spawner.service.hub import HubApi, HubUser
+from jupyter_vgpu_spawner.service.recent import Recent
+
+from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.turn import Stage
+
+SMALL = Quota(1 << 30, 25)
+
+
+class SlowHub(HubApi):
+    """Takes a start and says nothing more, as a hub does of a start that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1/hub/api", "token")
+        self.started: list[str] = []
+        self.is_busy, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def servers(self, user: str) -> dict[str, bool]:
+        return {}
+
+    async def start(self, user: str, server: str, options: dict[str, Any]) -> None:
+        self.started.append(user)
+        if len(self.started) == STARTS_MAX:
+            self.is_busy.set()
+        await self.goes_on.wait()
+
+
+def made(tmp_path: Path, hub: HubApi) -> tuple[Dispatcher, Database]:
+    database = Database(f"sqlite:///{tmp_path}/vgpu.sqlite")
+    database.upgrade()
+    fleet = Fleet([NodeConfig("node", str(tmp_path / "nobody.sock"))])
+
+    async def users() -> tuple[list[HubUser], dict[str, Any]]:
+        return [], {}
+
+    async def look() -> View:
+        return View()
+
+    recent, looked = Recent("the hub", users, 5, 60), Recent("the nodes", look, 1, 2)
+    return Dispatcher(database.queue, fleet, hub, recent, looked), database
+
+
+def call(database: Database, *users: str) -> None:
+    for user in users:
+        database.queue.join(user, "", SMALL, {})
+    for entry in database.queue.entries():
+        database.queue.move(entry, Stage.CALLED, gpu="GPU-1")
+
+
+def test_who_left_the_queue_while_others_were_started_is_not_started(tmp_path: Path) -> None:
+    async def story() -> None:
+        hub = SlowHub()
+        dispatcher, database = made(tmp_path, hub)
+        first = [f"user{number}" for number in range(STARTS_MAX)]
+        call(database, *first, "late", "later")
+        starts = [asyncio.create_task(dispatcher._start(entry)) for entry in database.queue.entries()]
+        await hub.is_busy.wait()
+        database.queue.leave("late", "")
+        hub.goes_on.set()
+        await asyncio.gather(*starts)
+        assert sorted(hub.started) == sorted([*first, "later"])
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_a_start_that_came_to_nothing_is_tried_again_once_in_its_place(tmp_path: Path) -> None:
+    async def story() -> None:
+        hub = SlowHub()
+        hub.goes_on.set()
+        dispatcher, database = made(tmp_path, hub)
+        for stage in (Stage.WAITING, Stage.ENDED):
+            call(database, *([] if hub.started else ["alice"]))
+            since = database.queue.entries()[0].waiting.since
+            await dispatcher._start(database.queue.entries()[0])  # the hub takes it
+            await dispatcher._start(database.queue.entries()[0])  # and it is not there at the next look
+            entry = database.queue.entries()[0]
+            assert (entry.stage, entry.waiting.since) == (stage, since)
+        assert hub.started == ["alice"] * 2
+        assert entry.words == dispatcher_module._FAILED
+
+    asyncio.run(asyncio.wait_for(story(), 30))
