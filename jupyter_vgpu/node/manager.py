@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -34,7 +33,7 @@ from .store import Maintenance, Store, Tenant, timestamp
 log = logging.getLogger("vgpud")
 
 MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
-_AGAIN_SECONDS = 1.0
+_AGAIN_SECONDS, _AWAY_SECONDS = 1.0, 10.0
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -104,8 +103,8 @@ class Manager:
                 live.listeners.append(fd)
                 continue
             os.close(fd)
-            if slot not in by_slot:
-                self.guard.remove_tenant(slot)
+        for slot in set(range(layout()["tenants_max"])) - by_slot.keys():  # removed while nobody told the guard
+            self.guard.remove_tenant(slot)
         for stray in self._tenants_dir.iterdir():
             if stray.name not in by_slot.values():
                 shutil.rmtree(stray, ignore_errors=True)
@@ -127,7 +126,7 @@ class Manager:
     def _guard_revived(self) -> None:
         for live in self._live.values():
             live.untold, live.unguarded = True, list(live.listeners)
-        self._catch_up()
+        self._catch_up_again()
 
     def _catch_up(self) -> None:
         """What the guard has not heard, or not taken. Programs of which it has not, wait. Raises GuardAway."""
@@ -135,7 +134,7 @@ class Manager:
             self._forget_at_guard(tenant, page)
         for tenant_id, live in self._live.items():
             if live.untold:
-                self._tell_guard(self.tenants[tenant_id], live.page.fd)
+                self._set_at_guard(self.tenants[tenant_id], live.page.fd)
             for fd in list(live.unguarded):
                 self._hand_over(self.tenants[tenant_id], live, fd)
 
@@ -147,7 +146,6 @@ class Manager:
                 self.guard.set_tenant(tenant.slot, index, tenant.quota, 1.0, tenant.id, page)
             self.guard.remove_tenant(tenant.slot)
         except GuardAway:
-            self._catch_up_later()
             raise
         except GuardError as error:
             log.error("the guard does not forget %s: %s", tenant.name, error)
@@ -160,7 +158,6 @@ class Manager:
         try:
             self.guard.add_listener(tenant.slot, listener, old=True)
         except GuardAway:
-            self._catch_up_later()
             raise
         except GuardError as error:
             log.error("programs of %s wait: the guard does not take them (%s)", tenant.name, error)
@@ -168,14 +165,18 @@ class Manager:
         else:
             live.unguarded.remove(listener)
 
-    def _catch_up_later(self) -> None:
+    def _catch_up_later(self, seconds: float = _AGAIN_SECONDS) -> None:
         if self._catching_up is None:
-            self._catching_up = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._catch_up_again)
+            self._catching_up = asyncio.get_running_loop().call_later(seconds, self._catch_up_again)
 
     def _catch_up_again(self) -> None:
+        if self._catching_up:
+            self._catching_up.cancel()
         self._catching_up = None
-        with contextlib.suppress(GuardAway):
+        try:
             self._catch_up()
+        except GuardAway:  # its successor hears all; one that hangs keeps the daemon waiting with each try
+            self._catch_up_later(_AWAY_SECONDS)
 
     # --- what hub and CLI ask for ---
 
@@ -416,20 +417,28 @@ class Manager:
         return next((at for at, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
 
     def _tell_guard(self, tenant: Tenant, page: int = -1) -> None:
+        try:
+            self._set_at_guard(tenant, page)
+        except GuardAway:
+            self._catch_up_later()
+        self._live[tenant.id].refresh()
+
+    def _set_at_guard(self, tenant: Tenant, page: int) -> None:
+        """Raises GuardAway."""
         index, live = self._gpu_index(tenant), self._live[tenant.id]
         if index is None:
             live.untold, live.unguarded = False, []
             log.error("tenant %s: its GPU %s is not shared by this node any more", tenant.name, tenant.gpu)
             return
+        live.untold = True
         try:
             self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
             live.untold = False
+        except GuardAway:
+            raise
         except GuardError as error:
-            if not isinstance(error, GuardAway):  # of that the log has a line already
-                log.error("the guard does not take %s: %s", tenant.name, error)
-            live.untold = True
+            log.error("the guard does not take %s: %s", tenant.name, error)
             self._catch_up_later()
-        live.refresh()
 
     # --- what is told ---
 

@@ -21,6 +21,11 @@ class Told(web.HTTPError):
         self.jupyterhub_message = message
 
 
+def words_of(error: web.HTTPError) -> str:
+    """Ours, or those of a hook of the config's."""
+    return str(getattr(error, "jupyterhub_message", "") or error.log_message or error)
+
+
 class Elsewhere(Told):
     """The form is taken, and the answer is another page: the hub sends the headers of what options_from_form raises."""
 

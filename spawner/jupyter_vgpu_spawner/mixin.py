@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from jupyterhub.utils import maybe_future
+from tornado import web
 from traitlets import default
 
 from jupyter_vgpu.client import BOARDS_PATH, DaemonAway, DaemonError, board_path, tenant_path
@@ -35,7 +36,7 @@ from .choices import (
     why_too_many,
 )
 from .database import DatabaseError
-from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, NO_GPU_FOR, START_WITHOUT, Told, quiet
+from .errors import DAEMON_AWAY, DAEMON_AWAY_FORM, DATABASE_AWAY, NO_GPU_FOR, START_WITHOUT, Told, quiet, words_of
 from .hours import Window, why_spent
 from .nodes import BOARD_KEY, NODE_KEY, ONLY, TENANT_KEY, Packing
 from .queue_store import Entry
@@ -156,8 +157,8 @@ class VGPUMixin(Queueing):
         trouble = ""
         try:
             offer = await self._offer()
-        except Told as error:  # a GPU can't be had now: that must not keep anybody from working without one
-            offer, trouble = Offer(), error.jupyterhub_message
+        except web.HTTPError as error:  # a GPU can't be had now: that must not keep anybody from working without one
+            offer, trouble = Offer(), words_of(error)
         if not offer.slices and not trouble:
             if not offer.why_none:
                 return str(form)
@@ -176,8 +177,8 @@ class VGPUMixin(Queueing):
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
             trouble = trouble or DAEMON_AWAY_FORM
-        except Told as error:
-            trouble = trouble or error.jupyterhub_message
+        except web.HTTPError as error:
+            trouble = trouble or words_of(error)
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
         hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
@@ -295,7 +296,11 @@ class VGPUMixin(Queueing):
     async def start(self) -> Any:
         """Open the slice, then start the server in it; a server that does not start leaves no slice."""
         quiet(self.log)
-        await self._open_slice()
+        try:
+            await self._open_slice()
+        except Told as error:
+            await self._note_refusal(error)
+            raise
         try:
             return await super().start()
         except BaseException:

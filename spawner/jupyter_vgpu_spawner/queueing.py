@@ -23,7 +23,7 @@ from .fleet import Fleet, View, open_fleet
 from .limits import Limits
 from .nodes import Packing, parse_nodes
 from .queue_store import Entry, QueueStore, TooMany, promised
-from .turns import Line, Space, without
+from .turns import Line, Space, is_possible, without
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -209,6 +209,20 @@ class Queueing(Limits):
         gpus = (await self._look_for(self.fleet.gpus())).gpus
         line = await self._line(gpus)
         # where nobody waits and there is no room, the node has better words for it
-        if line.must_wait(quota) and (line.ahead or not why_not(quota, gpus)):
+        waits = bool(line.ahead) and is_possible(quota, line.spaces)
+        if line.must_wait(quota) and (waits or not why_not(quota, gpus)):
             raise Told(409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}.")
         return line.where(quota)
+
+    async def _note_refusal(self, error: Told) -> None:
+        """For the service, where it started this server: of a start that takes its time the hub does not tell why it
+        failed. With words it counts as refused; without, it is tried again."""
+        if not self._queue or error.status_code not in (409, 503):
+            return
+        try:
+            entry = await asyncio.to_thread(self._queue.entry, self.user.name, self.name)
+            if entry and entry.stage == Stage.CALLED:
+                words = error.jupyterhub_message if error.status_code == 409 else ""
+                await asyncio.to_thread(self._queue.say, entry, words)
+        except DatabaseError as trouble:
+            self.log.error("queue: %s", trouble)

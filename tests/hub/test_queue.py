@@ -123,11 +123,12 @@ def test_who_finds_no_room_waits_and_the_server_starts_by_itself(
     remove(shared_node, other)
     wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "the server has started by itself")
     wait_until(lambda: queue(admin) == [], 5, "and waits no more")
+    alice.session.get(f"{hub.url}/services/vgpu/queue/live", timeout=30)
     log = hub.log.read_text()
     assert "told to a user: You wait for 4 GiB of GPU memory" in log
     assert "Failed to spawn" not in log  # an error with a traceback for each who waits
     assert "Unhandled user option" not in log
-    assert "/queue/live" not in log
+    assert "200 GET /services/vgpu/queue/live" not in log
     assert "Your server is there: open it." in page_of(alice)
     alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()  # the server's own login
     assert alice.get("vgpu/slice")["quota"]["memory"] == 4 * GIB

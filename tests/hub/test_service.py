@@ -385,6 +385,7 @@ def test_what_another_admin_changed_meanwhile_is_not_written_over(admin: Admin) 
     admin.post("edit", user="alice", memory="3G")
     answer = admin.post("edit", user="alice", cores="10", expected="{}")  # a page of before
     assert (answer.status_code, "was changed meanwhile" in answer.text) == (409, True)
+    assert re.search(r'aria-label="Memory of alice"[^>]*value="3G"', answer.text)  # a second click keeps it
     assert admin.person("alice")["rule"] == {"memory": 3 * GIB}
     now = json.dumps(admin.person("alice")["rule"])
     assert admin.post("edit", user="alice", cores="10", expected=now).status_code == 200

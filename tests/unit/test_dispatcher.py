@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from jupyter_vgpu_spawner import VGPUSimpleLocalProcessSpawner
 from jupyter_vgpu_spawner.database import Database
+from jupyter_vgpu_spawner.errors import Told
 from jupyter_vgpu_spawner.fleet import Fleet, View
 from jupyter_vgpu_spawner.nodes import NodeConfig
-from jupyter_vgpu_spawner.service import dispatcher as dispatcher_module
 from jupyter_vgpu_spawner.service.dispatcher import STARTS_MAX, Dispatcher
 from jupyter_vgpu_spawner.service.hub import HubApi, HubUser
 from jupyter_vgpu_spawner.service.recent import Recent
@@ -76,19 +79,45 @@ def test_who_left_the_queue_while_others_were_started_is_not_started(tmp_path: P
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
-def test_a_start_that_came_to_nothing_is_tried_again_once_in_its_place(tmp_path: Path) -> None:
+def test_a_start_that_came_to_nothing_ends_the_wait(tmp_path: Path) -> None:
+    """It failed, or somebody stopped it: the hub does not say which, and who stopped it does not want it back."""
+
     async def story() -> None:
         hub = SlowHub()
         hub.goes_on.set()
         dispatcher, database = made(tmp_path, hub)
-        for stage in (Stage.WAITING, Stage.ENDED):
-            call(database, *([] if hub.started else ["alice"]))
-            since = database.queue.entries()[0].waiting.since
+        call(database, "alice")
+        await dispatcher._start(database.queue.entries()[0])  # the hub takes it
+        await dispatcher._start(database.queue.entries()[0])  # and it is not there at the next look
+        entry = database.queue.entries()[0]
+        assert (entry.stage, "ended before it was ready" in entry.words) == (Stage.ENDED, True)
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+@pytest.mark.parametrize(("status", "stages"), [(409, ["waiting"] * 4 + ["ended"]), (503, ["called"] * 6)])
+def test_a_start_that_the_node_refuses_slowly_keeps_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, stages: list[str]
+) -> None:
+    async def story() -> None:
+        hub = SlowHub()
+        hub.goes_on.set()
+        dispatcher, database = made(tmp_path, hub)
+        spawner = VGPUSimpleLocalProcessSpawner(gpu_queue=True)
+        spawner.user = SimpleNamespace(name="alice")
+        monkeypatch.setattr(type(spawner), "_database", database)
+        call(database, "alice")
+        since = database.queue.entries()[0].waiting.since
+        for stage in stages:
+            if database.queue.entries()[0].stage == Stage.WAITING:
+                call(database)
             await dispatcher._start(database.queue.entries()[0])  # the hub takes it
-            await dispatcher._start(database.queue.entries()[0])  # and it is not there at the next look
+            await spawner._note_refusal(Told(status, "no room"))  # some time later
+            if status == 409:
+                await dispatcher._start(database.queue.entries()[0])
             entry = database.queue.entries()[0]
             assert (entry.stage, entry.waiting.since) == (stage, since)
-        assert hub.started == ["alice"] * 2
-        assert entry.words == dispatcher_module._FAILED
+        assert hub.started == ["alice"] * len(stages)
+        assert entry.words == ("no room" if status == 409 else "")
 
     asyncio.run(asyncio.wait_for(story(), 30))

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jupyter_vgpu_spawner.rules import CHOSEN_LABEL, Bounds, Chosen, Rule, entitle, follow, of_groups
+from jupyter_vgpu_spawner.rules import (
+    CHOSEN_LABEL,
+    WHOLE_LABEL,
+    Bounds,
+    Chosen,
+    Rule,
+    as_whole,
+    entitle,
+    follow,
+    is_whole,
+    of_groups,
+)
 
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError
 
@@ -146,3 +157,12 @@ def test_a_running_slice_under_mps_follows_in_memory_alone() -> None:
     chosen = Chosen.of(held, before.quota)
     assert follow(held, chosen, after) == Quota(2 * GIB, 25, model="MPS")
     assert follow(held, chosen, entitle(BOUNDS, NOTHING, Rule(cores=10, policy=Policy.BURST))) is None
+
+
+@pytest.mark.parametrize("whole", [None, Quota(4 << 30, 33.333333333), Quota(1 << 30, 25, Policy.BURST)])
+def test_a_slice_says_what_might_be_had(whole: Quota | None) -> None:
+    labels = {WHOLE_LABEL: as_whole(whole)}
+    assert is_whole(labels, whole) is True
+    assert is_whole(labels, Quota(2 << 30, 25)) is False
+    assert is_whole({}, whole) is None
+    assert is_whole({WHOLE_LABEL: "{"}, whole) is None

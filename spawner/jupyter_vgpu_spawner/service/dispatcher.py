@@ -34,7 +34,7 @@ ENDED_S = 24 * 3600.0
 """So long the words for who got no GPU are kept."""
 STARTS_MAX = 4
 """At once: each holds a connection to the hub for as long as the hub waits for the server."""
-REFUSED_MAX, FAILED_MAX = 5, 2
+REFUSED_MAX = 5
 _NOT_NOW = (429, 503, 599)
 _BUSY = "Your server runs without a GPU: stop it, and it starts again with one."
 _PASSED = "its room was kept for ten minutes while your server ran without a GPU. Choose again when you can stop it."
@@ -227,9 +227,10 @@ class Dispatcher:
             return  # it has left the queue, or asks for something else, since it was to be started
         is_ready = (await self._hub.servers(user)).get(server)
         was_asked = _call_of(entry) in self._asked
-        if is_ready is None and was_asked:
-            # the hub does not tell why a start failed that took its time: once it may have been the node's trouble
-            await self._failed(entry, _FAILED, FAILED_MAX)
+        if is_ready is None and entry.words not in ("", _BUSY):  # the spawner says that it was refused
+            await self._failed(entry, entry.words, REFUSED_MAX)
+        elif is_ready is None and was_asked:
+            await self._move(entry, Stage.ENDED, _FAILED)
         elif is_ready is None:
             self._asked.add(_call_of(entry))
             await self._hub.start(user, server, dict(entry.options))
@@ -260,12 +261,14 @@ class Dispatcher:
 
     async def _failed(self, entry: Entry, words: str, most: int) -> None:
         """Back to its place in the queue; out of it at the most-th time."""
-        self._asked.discard(_call_of(entry))
+        now = await asyncio.to_thread(self._store.entry, *entry.key)
+        if now is None or now.stage != Stage.CALLED or _wait_of(now) != _wait_of(entry):
+            return
         refused = self._refused[_wait_of(entry)] = self._refused.get(_wait_of(entry), 0) + 1
         if refused < most:
-            await self._move(entry, Stage.WAITING)
+            await self._move(now, Stage.WAITING)
         else:
-            await self._move(entry, Stage.ENDED, words)
+            await self._move(now, Stage.ENDED, words)
 
 
 def _call_of(entry: Entry) -> tuple[str, str, float]:

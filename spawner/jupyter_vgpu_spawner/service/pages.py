@@ -195,7 +195,9 @@ class EditHandler(FormHandler):
         except (Refused, HubError, ValueError) as error:  # a QuotaError is a ValueError
             self.set_status(status_of(error) or 400)
             why = f"Nothing was changed for {user[:80]}: {str(error)[:_ERROR_MAX]}"
-            await self.show(troubles=[why], typed={user: typed})
+            # another's change is to be seen, not written over by a second click
+            kept = {} if isinstance(error, Refused) and error.status == 409 else {user: typed}
+            await self.show(troubles=[why], typed=kept)
             return
         self.back(f"The quota of {user} is changed.", troubles)
 
