@@ -79,12 +79,16 @@ class HubUser:
         model: Json = answer.json()
         return model
 
-    def stop(self, seconds: float = 60) -> None:
-        """Stop the server and wait until it is gone."""
+    def ask_to_stop(self) -> None:
+        """Stop the server, which takes its time; who waits in the queue may have another at once."""
         url = f"{self.url}/hub/api/users/{self.name}/server"
         headers = {"X-XSRFToken": self._xsrf("/hub/")}
         answer = self.session.delete(url, headers=headers, timeout=60)
         answer.raise_for_status()
+
+    def stop(self, seconds: float = 60) -> None:
+        """Stop the server and wait until it is gone."""
+        self.ask_to_stop()
         end = time.monotonic() + seconds
         while "" in self.model()["servers"]:
             if time.monotonic() > end:

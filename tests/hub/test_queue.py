@@ -185,8 +185,8 @@ def test_a_server_without_a_gpu_is_a_way_on_meanwhile(
     bob = hub.user("bob")
     choose(bob, "4GiB-50")  # there is room for both
     wait_until(lambda: has_slice(bob, shared_node, 4 * GIB), 40, "bob's server")
-    alice.stop()
-    wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 40, "hers starts again, and has what was kept for her")
+    alice.ask_to_stop()
+    wait_until(lambda: has_slice(alice, shared_node, 4 * GIB), 60, "hers starts again, and has what was kept for her")
     assert shared_node.client.request("GET", "/api/boards") == {"boards": []}
     alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()
     wait_until(lambda: alice.get("vgpu/slice")["queue"] is None, 20, "and nothing is left to tell")

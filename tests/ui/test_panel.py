@@ -289,8 +289,14 @@ def test_notebook_7_has_it_too(student: Student, browser: Browser) -> None:
         page.goto(f"{student.demo.url}/user/alice/notebooks/train.ipynb")
         expect(page.locator(".jp-NotebookPanel")).to_be_visible()
         page.locator(".jp-Cell").first.click()
-        page.keyboard.press("Control+Shift+C")
-        page.locator(".lm-CommandPalette-input").fill("show gpu slice")
+        palette = page.locator(".lm-CommandPalette-input")
+        # a page that is still being put together hears no shortcut
+        wait_until(
+            lambda: page.keyboard.press("Control+Shift+C") or page.wait_for_timeout(500) or palette.is_visible(),
+            30,
+            "the palette opens",
+        )
+        palette.fill("show gpu slice")
         page.keyboard.press("Enter")
         expect(panel_of(page)).to_be_visible()
         expect(row_of(page, "train.ipynb")).to_contain_text("832 MiB")
