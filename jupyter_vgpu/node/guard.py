@@ -37,13 +37,13 @@ class GuardAway(GuardError):
 
 
 class Guard:
-    """The node's guard. `revived` is called with a fresh one, to tell it the tenants again."""
+    """The node's guard."""
 
-    def __init__(self, run_dir: Path, gpus: list[Gpu], revived: Callable[[], None]) -> None:
+    def __init__(self, run_dir: Path, gpus: list[Gpu]) -> None:
         self._socket_path = run_dir / "guard.sock"
         self._state_path = run_dir / "ledger"
         self._gpus = gpus
-        self._revived = revived
+        self._revived: Callable[[], None] = lambda: None
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
@@ -55,11 +55,12 @@ class Guard:
 
     # --- life ---
 
-    def start(self) -> list[tuple[int, int]]:
+    def start(self, revived: Callable[[], None]) -> list[tuple[int, int]]:
         """Adopt the guard that runs, or start one. Returns (slot, listener) for each that the old one held.
 
-        Raises GuardError.
+        revived: called with each successor, to tell it the tenants again. Raises GuardError.
         """
+        self._revived = revived
         try:
             adopted = self._adopt() if self._connect() else None
             if adopted is None:
@@ -157,7 +158,6 @@ class Guard:
         try:
             self._spawn()
             self._watch()
-            self._tell_new()
         except Exception as error:  # noqa: BLE001 (whatever it was, nobody else tries again)
             # tenants wait meanwhile: nothing is let through without a guard
             self._unwatch()
@@ -169,16 +169,7 @@ class Guard:
         else:
             self.restarts += 1
             self._failures = 0
-
-    def _tell_new(self) -> None:
-        try:
             self._revived()
-        except BaseException:  # it was told half, and what it has of the listeners its successor gets anew
-            if self._child:
-                self._child.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):  # in the driver, which may be for long
-                    self._child.wait(1)
-            raise
 
     def _disconnect(self) -> None:
         if self._socket:

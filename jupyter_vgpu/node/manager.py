@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..api import Json, Refused
+from ..api import Json, Refused, checked_message
 from ..native import layout
 from ..paths import TENANT_SOCKET
 from ..quotas import Quota, is_mps, share_now
 from . import views
 from .gpus import Gpu
-from .guard import Guard, GuardAway, GuardError
+from .guard import Guard, GuardError
 from .join import MAX_LISTENERS, JoinServer, NoEntry
 from .labels import changed, check_labels, check_name
 from .live import Live
@@ -29,11 +29,10 @@ from .placement import NoRoom, Room, Strategy, place
 from .samples import Samples
 from .shim_tier import Allowance
 from .store import Maintenance, Store, Tenant, timestamp
+from .telling import Telling
 
 log = logging.getLogger("vgpud")
 
-MESSAGE_MAX = 110  # what a toast of JupyterLab shows whole
-_AGAIN_SECONDS, _AWAY_SECONDS = 1.0, 10.0
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -71,13 +70,12 @@ class Manager:
         # names in here are secrets, so it may be passed through but not listed
         self._tenants_dir.mkdir(parents=True, exist_ok=True)
         self._tenants_dir.chmod(0o711)
-        self.guard = Guard(run_dir, gpus, self._guard_revived)
+        self.guard = Guard(run_dir, gpus)
         self.tenants: dict[str, Tenant] = {}
         self._live: dict[str, Live] = {}
         self.samples = Samples(gpus, self.guard, self.tenants, self._live, self.directory)
+        self._telling = Telling(self.guard, gpus, self.tenants, self._live, limits.mem_oversubscribe)
         self._guarded_slots: set[int] = set()
-        self._unremoved: list[tuple[Tenant, int]] = []  # removed while no guard heard it, and their pages
-        self._catching_up: asyncio.TimerHandle | None = None
         self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
         self.unknown_symbols: dict[str, int] = {}
 
@@ -86,7 +84,7 @@ class Manager:
     def start(self) -> None:
         stored = list(self._store.tenants())
         self.mps.start(any(is_mps(tenant.quota.model) for tenant in stored))
-        adopted = self.guard.start()
+        adopted = self.guard.start(self._telling.tell_all)
         self._guarded_slots = {slot for slot, _ in adopted}
         for tenant in stored:
             self.tenants[tenant.id] = tenant
@@ -111,8 +109,7 @@ class Manager:
 
     def stop(self) -> None:
         """Tenants go on under the guard; without any, the guard ends too."""
-        if self._catching_up:
-            self._catching_up.cancel()
+        self._telling.stop()
         for live in self._live.values():
             live.close()
         if self._live:
@@ -122,61 +119,6 @@ class Manager:
             self.guard.stop()
             self.mps.stop()
         self._store.close()
-
-    def _guard_revived(self) -> None:
-        for live in self._live.values():
-            live.untold, live.unguarded = True, list(live.listeners)
-        self._catch_up_again()
-
-    def _catch_up(self) -> None:
-        """What the guard has not heard, or not taken. Programs of which it has not, wait. Raises GuardAway."""
-        for tenant, page in list(self._unremoved):
-            self._forget_at_guard(tenant, page)
-        for tenant_id, live in self._live.items():
-            if live.untold:
-                self._set_at_guard(self.tenants[tenant_id], live.page.fd)
-            for fd in list(live.unguarded):
-                self._hand_over(self.tenants[tenant_id], live, fd)
-
-    def _forget_at_guard(self, tenant: Tenant, page: int) -> None:
-        """It is told whom it forgets, for one that was started since knows nobody: it ends who is left in the slice."""
-        index = self._gpu_index(tenant)
-        try:
-            if index is not None:
-                self.guard.set_tenant(tenant.slot, index, tenant.quota, 1.0, tenant.id, page)
-            self.guard.remove_tenant(tenant.slot)
-        except GuardAway:
-            raise
-        except GuardError as error:
-            log.error("the guard does not forget %s: %s", tenant.name, error)
-            self._catch_up_later()
-        else:
-            self._unremoved.remove((tenant, page))
-            os.close(page)
-
-    def _hand_over(self, tenant: Tenant, live: Live, listener: int) -> None:
-        try:
-            self.guard.add_listener(tenant.slot, listener, old=True)
-        except GuardAway:
-            raise
-        except GuardError as error:
-            log.error("programs of %s wait: the guard does not take them (%s)", tenant.name, error)
-            self._catch_up_later()
-        else:
-            live.unguarded.remove(listener)
-
-    def _catch_up_later(self, seconds: float = _AGAIN_SECONDS) -> None:
-        if self._catching_up is None:
-            self._catching_up = asyncio.get_running_loop().call_later(seconds, self._catch_up_again)
-
-    def _catch_up_again(self) -> None:
-        if self._catching_up:
-            self._catching_up.cancel()
-        self._catching_up = None
-        try:
-            self._catch_up()
-        except GuardAway:  # its successor hears all; one that hangs keeps the daemon waiting with each try
-            self._catch_up_later(_AWAY_SECONDS)
 
     # --- what hub and CLI ask for ---
 
@@ -236,7 +178,7 @@ class Manager:
             room = place(quota, self.rooms(), gpu, self.limits.placement, held)
         except NoRoom as error:
             raise Refused(409, str(error)) from error
-        used = {tenant.slot for tenant in [*self._promised(), *(tenant for tenant, _ in self._unremoved)]}
+        used = {tenant.slot for tenant in self._promised()} | self._telling.unremoved_slots
         slot = next((slot for slot in range(layout()["tenants_max"]) if slot not in used), None)
         if slot is None:
             raise Refused(409, f"this node has {len(used)} tenants, the most that it can hold")
@@ -280,7 +222,7 @@ class Manager:
         self._store.resize(tenant.id, quota)
         tenant = replace(tenant, quota=quota)
         self.tenants[tenant.id] = tenant
-        self._tell_guard(tenant)
+        self._telling.tell(tenant)
         return self.describe(tenant)
 
     def label(self, key: str, changes: Mapping[str, str | None]) -> Json:
@@ -299,13 +241,7 @@ class Manager:
         live = self._live.pop(tenant.id, None)
         if live and live.shim:
             live.shim.end_all()
-        try:
-            self.guard.remove_tenant(tenant.slot)
-        except GuardError as error:
-            log.warning("removing %s while the guard restarts: %s", tenant.name, error)
-            if live:
-                self._unremoved.append((tenant, os.dup(live.page.fd)))
-                self._catch_up_later()
+        self._telling.remove(tenant, live.page.fd if live else None)
         if live:
             live.close()
         shutil.rmtree(self._tenants_dir / tenant.id, ignore_errors=True)
@@ -313,9 +249,7 @@ class Manager:
 
     def set_maintenance(self, message: str, closed: bool) -> Maintenance:
         """Tell everybody who has a slice here; closed: and give no new ones. Slices that there are go on."""
-        text = message.strip()
-        if not text or len(text) > MESSAGE_MAX or not text.isprintable():
-            raise Refused(400, f"message={message[:40]!r} tells nobody: give 1 to {MESSAGE_MAX} printable characters")
+        text = checked_message(message)
         said = Maintenance(text, closed, time.time())
         self._store.set_maintenance(said)
         self.maintenance = said
@@ -339,7 +273,7 @@ class Manager:
         directory.chmod(0o755)
         page = SlicePage(directory / layout()["page_file"], tenant.gpu)
         live = self._live[tenant.id] = Live(page)
-        self._tell_guard(tenant, page.fd)
+        self._telling.tell(tenant, page.fd)
         live.join = JoinServer(
             directory,
             page,
@@ -359,7 +293,7 @@ class Manager:
             self._watch(tenant, live)
 
     def _probe(self, tenant: Tenant, pid: int) -> str | None:
-        if self._gpu_index(tenant) is None:
+        if self._telling.index_of(tenant) is None:
             raise NoEntry(f"GPU {tenant.gpu} is not shared by this node any more: stop the server and start it anew")
         if is_mps(tenant.quota.model):  # its server and its clients have objects in common, which the guard refuses
             return "this GPU is shared by MPS"
@@ -386,10 +320,7 @@ class Manager:
             return f"this slice has {MAX_LISTENERS} launchers running, the most that it may"
         live.listeners.append(fd)
         try:
-            self.guard.add_listener(tenant.slot, fd)
-        except GuardAway:
-            live.unguarded.append(fd)
-            self._catch_up_later()
+            self._telling.hand_over(tenant, fd)
         except GuardError as error:
             live.forget(fd)
             return f"the guard does not take this program: {error}"
@@ -411,34 +342,6 @@ class Manager:
         for fd, events in poller.poll(0):
             if events & select.POLLHUP:  # no process is left under that filter
                 live.forget(fd)
-
-    def _gpu_index(self, tenant: Tenant) -> int | None:
-        """As the guard counts them; None: it has left the node, or is left out."""
-        return next((at for at, gpu in enumerate(self.gpus) if gpu.uuid == tenant.gpu), None)
-
-    def _tell_guard(self, tenant: Tenant, page: int = -1) -> None:
-        try:
-            self._set_at_guard(tenant, page)
-        except GuardAway:
-            self._catch_up_later()
-        self._live[tenant.id].refresh()
-
-    def _set_at_guard(self, tenant: Tenant, page: int) -> None:
-        """Raises GuardAway."""
-        index, live = self._gpu_index(tenant), self._live[tenant.id]
-        if index is None:
-            live.untold, live.unguarded = False, []
-            log.error("tenant %s: its GPU %s is not shared by this node any more", tenant.name, tenant.gpu)
-            return
-        live.untold = True
-        try:
-            self.guard.set_tenant(tenant.slot, index, tenant.quota, self.limits.mem_oversubscribe, tenant.id, page)
-            live.untold = False
-        except GuardAway:
-            raise
-        except GuardError as error:
-            log.error("the guard does not take %s: %s", tenant.name, error)
-            self._catch_up_later()
 
     # --- what is told ---
 

@@ -30,20 +30,19 @@ class Samples:
         directory: Callable[[Tenant], Path],
     ) -> None:
         self._gpus, self._guard, self._tenants, self._live, self._directory = gpus, guard, tenants, live, directory
-        # by GPU as the guard counts them: NVML's index is another where some are left out
-        self._usage: dict[int, dict[int, int]] = {}
-        self._on_gpu: dict[int, set[int]] = {}  # processes, as the driver says
-        self._by_mps: dict[int, set[int] | None] = {}  # of them, those that are there by way of MPS
+        # by a GPU's UUID
+        self._usage: dict[str, dict[int, int]] = {}
+        self._on_gpu: dict[str, set[int]] = {}  # processes, as the driver says
+        self._by_mps: dict[str, set[int] | None] = {}  # of them, those that are there by way of MPS
         self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
         self._cores: dict[str, int] = {}
 
     def take(self, since_us: int) -> None:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
-        gpus = dict(enumerate(self._gpus))
-        self._usage = {at: gpu_module.utilisation(gpu.index, since_us) for at, gpu in gpus.items()}
+        self._usage = {gpu.uuid: gpu_module.utilisation(gpu.index, since_us) for gpu in self._gpus}
         if any(live.shim for live in list(self._live.values())):
-            self._on_gpu = {at: gpu_module.processes(gpu.index) for at, gpu in gpus.items()}
-            self._by_mps = {at: gpu_module.mps_clients(gpu.index) for at, gpu in gpus.items() if gpu.mps}
+            self._on_gpu = {gpu.uuid: gpu_module.processes(gpu.index) for gpu in self._gpus}
+            self._by_mps = {gpu.uuid: gpu_module.mps_clients(gpu.index) for gpu in self._gpus if gpu.mps}
 
     def publish(self) -> None:
         """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
@@ -106,21 +105,19 @@ class Samples:
 
     def _memory_of(self, pid: int) -> int:
         """Bytes of all GPUs that a process is on."""
-        return sum(self._guard.memory_of(at, pid) for at, pids in self._on_gpu.items() if pid in pids)
+        # the guard counts those that are shared; NVML's index is another where some are left out
+        shared = enumerate(self._gpus)
+        return sum(self._guard.memory_of(at, pid) for at, gpu in shared if pid in self._on_gpu.get(gpu.uuid, ()))
 
     def by_mps(self, tenant: Tenant) -> int | None:
         """How many of its processes are on the GPU, all by way of MPS; None: not all of them are."""
-        at = self._place(tenant)
-        clients, rows = self._by_mps.get(at, set()), self._live[tenant.id].page.read().processes
-        there = {row.pid for row in rows} & self._on_gpu.get(at, set())
+        clients, rows = self._by_mps.get(tenant.gpu, set()), self._live[tenant.id].page.read().processes
+        there = {row.pid for row in rows} & self._on_gpu.get(tenant.gpu, set())
         return len(there) if clients is None or there <= clients else None
 
     def busy(self, tenant: Tenant) -> dict[int, int]:
         """Percent of its GPU's compute by process, others' too; nothing where that is not in this node any more."""
-        return self._usage.get(self._place(tenant), {})
-
-    def _place(self, tenant: Tenant) -> int:
-        return next((at for at, gpu in enumerate(self._gpus) if gpu.uuid == tenant.gpu), -1)
+        return self._usage.get(tenant.gpu, {})
 
     def cores(self, tenant: Tenant) -> int:
         """Percent of its GPU's compute that a tenant uses."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from jupyter_vgpu.api import Json, Refused
+from jupyter_vgpu.api import Json, Refused, checked_message
 from jupyter_vgpu.client import MAINTENANCE_PATH, DaemonAway, DaemonError
 from jupyter_vgpu.hours import LABEL as HOURS_LABEL
 from jupyter_vgpu.hours import Balance, End
@@ -422,9 +422,7 @@ class Manager:
 
         Returns where that was not done, in words. Raises Refused where nothing was.
         """
-        if not message.strip():
-            raise Refused(400, "Say something: those with a slice are told nothing else.")
-        words = message.strip() + (" (no new slices)" if closed else "")
+        words = checked_message(message) + (" (no new slices)" if closed else "")
         return await self._maintain(actor, words, node, "PUT", {"message": message, "closed": closed})
 
     async def end_maintenance(self, actor: str, node: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, select_autoescape
 from tornado import web
 
-from jupyter_vgpu.api import Refused
+from jupyter_vgpu.api import MESSAGE_MAX, Refused
 from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.quotas import format_bytes, format_percent
 
@@ -51,6 +51,7 @@ _templates.filters |= {
     "duration": format_duration,
     "sentence": say_when,
 }
+_templates.globals["message_max"] = MESSAGE_MAX
 
 
 class PageHandler(ServiceHandler):

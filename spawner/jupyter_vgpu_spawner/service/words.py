@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jupyter_vgpu.quotas import exact_bytes, format_bytes, format_percent
 
-from ..rules import Rule
+from ..rules import FIELDS, Rule
 from ..turns import Forecast
 
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -41,7 +41,7 @@ def fields_of(rule: Rule) -> dict[str, str]:
     said = {name: str(value).removesuffix(".0") for name, value in rule.as_json().items()}
     said |= {"memory": exact_bytes(rule.memory)} if rule.memory is not None else {}
     said |= {"slices": ", ".join(rule.slices)} if rule.slices is not None else {}
-    return dict.fromkeys(("memory", "cores", "policy", "gpus", "hours", "slices"), "") | said
+    return dict.fromkeys(FIELDS, "") | said
 
 
 def say_value(value: str | None, field: str) -> str:
