@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import docker
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 BASE_TAG = "vgpu-test-base"
 IMAGE_TAG = "vgpu-test-user"
+PREFIX = "vgpu-docker-"
 _PRINT_VERSION = "import platform; print(platform.python_version())"
 
 
@@ -32,11 +35,56 @@ def available() -> str | None:
     return None
 
 
-def _command(process: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return (process / "cmdline").read_bytes()
+        return path.read_bytes()
     except OSError:
         return b""
+
+
+def _runs_on(directory: Path) -> Iterator[int]:
+    """Processes of the engine there: its own name the directory, its containers have their root in it."""
+    mine = str(directory).encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        roots = [line for line in _read(entry / "mountinfo").splitlines() if line.split()[4] == b"/"]
+        if mine in _read(entry / "cmdline") or any(mine in root for root in roots):
+            yield int(entry.name)
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _unmount(directory: Path) -> None:
+    """What a killed engine left mounted: layers, and networks, whose addresses the next one gives out again."""
+    mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for path in [path for path in reversed(mounted) if path.startswith(f"{directory}/")]:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def _lock(directory: Path) -> int | None:
+    """A file descriptor that says that a run uses the directory, for as long as the run lives; None if one does."""
+    held = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    return held
+
+
+def _sweep() -> None:
+    """End what runs that were killed have left."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        held = _lock(directory)
+        if held is None:
+            continue
+        _kill(_runs_on(directory))
+        _unmount(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)
 
 
 class Engine:
@@ -44,7 +92,9 @@ class Engine:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="vgpu-docker-"))
+        _sweep()
+        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._held = _lock(self._directory)
         self._tag = ""
         if not self._answers():
             self._start()
@@ -84,25 +134,18 @@ class Engine:
 
         Of an engine that was here already only this project's containers end.
         """
-        pids = [
-            container.attrs["State"]["Pid"] for container in self.client.containers.list(filters={"name": "jupyter-"})
-        ]
         if self._process:
-            mine = str(self._directory).encode()
-            pids += [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if mine in _command(entry)]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self._process:
+            _kill(_runs_on(self._directory))
             self._process.wait()
+            return
+        running = self.client.containers.list(filters={"name": "jupyter-"})
+        _kill(container.attrs["State"]["Pid"] for container in running)
 
     def boot(self) -> None:
         """After a crash."""
         if self._process:
             (self._directory / "docker.pid").unlink(missing_ok=True)
-            mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-            for path in [path for path in reversed(mounted) if path.startswith(f"{self._directory}/")]:
-                subprocess.run(["umount", "--lazy", path], check=True)
+            _unmount(self._directory)
             shutil.rmtree(self._directory / "exec")  # it lies in memory where an engine boots
             self._start()
             self.client.close()
@@ -116,6 +159,8 @@ class Engine:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(60)
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
 
     def image(self) -> str:
         """The user's image, with the package as it is now; built once for all tests."""
