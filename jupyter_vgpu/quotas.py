@@ -14,6 +14,9 @@ MAX_MEMORY = 1 << 50
 MODEL_MAX = 64
 MPS = "MPS"
 """What a GPU is called that NVIDIA's Multi-Process Service shares; it is for slices that ask for it alone."""
+MIG = "MIG"
+"""What each part of a GPU in MIG mode is called, and its name goes on from there: `NVIDIA H100 80GB HBM3 MIG 1g.10gb`.
+Such a part is a GPU of its own, for one slice at a time that asks for it."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
@@ -102,13 +105,18 @@ class Quota:
 def is_called(model: str, names: Iterable[str]) -> bool:
     """Is a GPU of these names (its model, and its labels) what `model` asks for? Whole words of a name will do.
 
-    `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any but those of MPS.
+    `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any but those of MPS and MIG. A
+    part of an H100 is called `MIG`, `MIG 1g.10gb` or `1g.10gb`, and not `H100`.
     """
     called = list(names)
     if is_mps(model) or MPS in called:
         return is_mps(model) and MPS in called
-    wanted = re.compile(rf"(?<!\w){re.escape(model)}(?!\w)", re.IGNORECASE)
-    return not model or any(wanted.search(name) for name in called)
+    if MIG in called:
+        called = [name[max(name.find(MIG), 0) :] for name in called]
+    if not model:
+        return MIG not in called
+    wanted = re.compile(rf"(?<![\w.]){re.escape(model)}(?!\w)", re.IGNORECASE)
+    return any(wanted.search(name) for name in called)
 
 
 def is_mps(model: str) -> bool:
@@ -116,10 +124,16 @@ def is_mps(model: str) -> bool:
     return model.upper() == MPS
 
 
+def goes_alone(quota: Quota, names: Iterable[str]) -> bool:
+    """Is nobody else on a GPU of these names beside such a slice?"""
+    return quota.exclusive or MIG in names
+
+
 def has_room(quota: Quota, names: Iterable[str], slices: int, memory_free: int, cores_free: float) -> bool:
     """May a slice go onto a GPU of these names, with so many slices on it and so much free? Bytes and percent."""
-    alone = not quota.exclusive or not slices
-    return is_called(quota.model, names) and alone and quota.memory <= memory_free and quota.cores <= cores_free
+    called = list(names)
+    empty = not slices or not goes_alone(quota, called)
+    return is_called(quota.model, called) and empty and quota.memory <= memory_free and quota.cores <= cores_free
 
 
 def is_roomy(slices: Sequence[int]) -> bool:

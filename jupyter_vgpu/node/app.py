@@ -105,6 +105,19 @@ class NodeApp(JupyterApp):
             c.NodeApp.emulated_gpus = 2
         """,
     ).tag(config=True)
+    emulated_mig = Int(
+        0,
+        min=0,
+        max=7,
+        help="""
+        Into how many parts the last emulated GPU is divided, as by MIG.
+
+        Each has an eighth of its memory and a seventh of its compute, and is for one slice that asks for the model
+        `MIG`. 0: it is a whole GPU::
+
+            c.NodeApp.emulated_mig = 7
+        """,
+    ).tag(config=True)
     memory_overcommit = Float(
         1.0,
         min=0.1,
@@ -252,6 +265,7 @@ class NodeApp(JupyterApp):
         "data-dir": "NodeApp.data_dir_path",
         "emulated-memory": "NodeApp.emulated_memory",
         "emulated-gpus": "NodeApp.emulated_gpus",
+        "emulated-mig": "NodeApp.emulated_mig",
         "memory-overcommit": "NodeApp.memory_overcommit",
         "placement": "NodeApp.placement",
         "metrics": "NodeApp.metrics_address",
@@ -327,7 +341,8 @@ class NodeApp(JupyterApp):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if self.emulate:
-            emulate(run_dir / "emulated", parse_memory(self.emulated_memory, "--emulated-memory"), self.emulated_gpus)
+            memory = parse_memory(self.emulated_memory, "--emulated-memory")
+            emulate(run_dir / "emulated", memory, self.emulated_gpus, self.emulated_mig)
         gpus = share_by_mps(label(discover(), self.gpu_labels), self.mps_gpus)
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

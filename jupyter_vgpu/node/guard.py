@@ -26,6 +26,7 @@ log = logging.getLogger("vgpud.guard")
 _START_SECONDS = 10
 _ANSWER_SECONDS = 5
 _MESSAGE = 2048
+UNGUARDED = "-"
 
 
 class GuardError(RuntimeError):
@@ -76,7 +77,7 @@ class Guard:
         # it counts them as it was started
         words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
         guarded = [value for option, value in pairwise(words) if option == "--gpu"]
-        here = [gpu.where for gpu in self._gpus]
+        here = self._wheres
         if guarded == here:
             log.info("took over guard %d with %d listeners", self.pid, len(adopted))
             return adopted
@@ -90,12 +91,17 @@ class Guard:
             f"({', '.join(here)}): stop the GPU servers of this node, and start again"
         )
 
+    @property
+    def _wheres(self) -> list[str]:
+        """As the guard counts the GPUs; a part of one is in no guard's hands."""
+        return [UNGUARDED if gpu.mig else gpu.where for gpu in self._gpus]
+
     def _arguments(self) -> list[str]:
         self.backend = "emulated" if self._gpus[0].emulated else "nvidia"
         arguments = [str(program("vgpu-guard")), "--socket", str(self._socket_path), "--state", str(self._state_path)]
         arguments += ["--backend", self.backend]
-        for gpu in self._gpus:
-            arguments += ["--gpu", gpu.where]
+        for where in self._wheres:
+            arguments += ["--gpu", where]
         if os.environ.get("VGPU_GUARD_TRACE"):
             arguments.append("--trace")
         return arguments

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..api import Json, Refused, checked_message
 from ..native import layout
 from ..paths import TENANT_SOCKET
-from ..quotas import Quota, is_mps, share_now
+from ..quotas import Quota, goes_alone, is_mps, share_now
 from . import views
 from .gpus import Gpu
 from .guard import Guard, GuardError
@@ -136,16 +136,18 @@ class Manager:
     def rooms(self) -> list[Room]:
         def room(gpu: Gpu) -> Room:
             here = [tenant.quota for tenant in self._promised() if tenant.gpu == gpu.uuid]
+            # of a part the hardware gives no more than there is, and to one slice
+            memory, cores = (1.0, 1.0) if gpu.mig else (self.limits.memory_overcommit, self.limits.core_overcommit)
             return Room(
                 uuid=gpu.uuid,
                 index=gpu.index,
-                memory_total=int(gpu.memory * self.limits.memory_overcommit),
+                memory_total=int(gpu.memory * memory),
                 memory_reserved=sum(quota.memory for quota in here),
-                cores_total=100 * self.limits.core_overcommit,
+                cores_total=gpu.cores * cores,
                 cores_reserved=sum(quota.cores for quota in here),
                 names=gpu.names,
                 slices=len(here),
-                taken=any(quota.exclusive for quota in here),
+                taken=any(goes_alone(quota, gpu.names) for quota in here),
             )
 
         return [room(gpu) for gpu in self.gpus]
@@ -284,7 +286,7 @@ class Manager:
             join=lambda fd: self._join(tenant.id, fd),
             note_unknown=lambda symbol: self._note_unknown(live, symbol),
             note_refused=live.refusals.tell,
-            allow_shim=self.limits.allow_shim_tier or is_mps(tenant.quota.model),
+            allow_shim=self.limits.allow_shim_tier or self._why_unguarded(tenant) is not None,
             guarded=tenant.slot in self._guarded_slots,
             owner=tenant.owner,
         )
@@ -295,9 +297,20 @@ class Manager:
     def _probe(self, tenant: Tenant, pid: int) -> str | None:
         if self._telling.index_of(tenant) is None:
             raise NoEntry(f"GPU {tenant.gpu} is not shared by this node any more: stop the server and start it anew")
+        if why := self._why_unguarded(tenant):
+            return why
+        return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
+
+    def _why_unguarded(self, tenant: Tenant) -> str | None:
+        """Of a GPU that is never in the guard's hands."""
         if is_mps(tenant.quota.model):  # its server and its clients have objects in common, which the guard refuses
             return "this GPU is shared by MPS"
-        return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
+        gpu = self._gpu_of(tenant)
+        return "this is a part of a GPU, held by the hardware (MIG)" if gpu and gpu.mig else None
+
+    def _gpu_of(self, tenant: Tenant) -> Gpu | None:
+        """None: it is not in this node any more."""
+        return next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None)
 
     def _watch(self, tenant: Tenant, live: Live) -> None:
         loop = asyncio.get_running_loop()
@@ -352,7 +365,7 @@ class Manager:
         state = live.page.read()
         return views.of_tenant(
             tenant,
-            next((gpu for gpu in self.gpus if gpu.uuid == tenant.gpu), None),
+            self._gpu_of(tenant),
             live,
             state,
             cores=self.samples.cores(tenant),
@@ -380,7 +393,9 @@ class Manager:
             for other in self.tenants.values()
             if other.gpu == tenant.gpu and other.id != tenant.id and self.samples.cores(other) > 0
         ]
-        return Allowance(memory, limit, share_now(tenant.quota, at_work))
+        gpu = self._gpu_of(tenant)
+        whole = gpu.cores if gpu else 100.0  # of a part the shim times all that there is
+        return Allowance(memory, limit, min(100.0, share_now(tenant.quota, at_work) * 100 / whole))
 
     def health(self) -> Json:
         return {

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..quotas import MPS, Quota, format_bytes, format_percent, has_room, is_called, is_roomy
+from ..quotas import MIG, MPS, Quota, format_bytes, format_percent, goes_alone, has_room, is_called, is_roomy
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """One GPU and what is reserved on it. Bytes and percent; the totals have the overcommit factors in them.
 
-    names: its model, and its labels. slices: how many there are. taken: one of them is exclusive.
+    names: its model, and its labels. slices: how many there are. taken: one of them is alone there.
     """
 
     uuid: str
@@ -75,14 +75,16 @@ def place(
     meant = [room for room in candidates if room.is_meant(quota)]
     if not meant and not quota.model:
         which = f"GPU {wanted} is" if wanted else "all GPUs of this node are"
-        raise NoRoom(f"{which} shared by MPS: ask for the model {MPS!r}")
+        kinds = sorted({name for room in candidates for name in room.names} & {MIG, MPS})
+        ask = " or ".join(map(repr, kinds))
+        raise NoRoom(f"{which} for slices that ask for them: give the model {ask}")
     if not meant:
         known = ", ".join(sorted({name for room in candidates for name in room.names}))
         raise NoRoom(f"this node has no GPU called {quota.model!r}; it has: {known}")
     fitting = [room for room in meant if room.fits(quota)]
     if not fitting:
         raise NoRoom(_why_not(quota, meant))
-    if quota.exclusive:  # it takes all of it, so the smallest
+    if all(goes_alone(quota, room.names) for room in fitting):  # it takes all of it, so the smallest
         return min(fitting, key=lambda room: (room.memory_total, room.index))
     if strategy is Strategy.SPREAD and is_roomy([room.slices for room in meant]):
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
@@ -111,7 +113,7 @@ def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:
         largest = max(room.memory_total for room in rooms)
         has = f"the largest has {format_bytes(largest)}"
         return f"no GPU here is large enough for {quota}: {has}. Ask for a smaller slice."
-    if quota.exclusive:
+    if all(goes_alone(quota, room.names) for room in large):
         return (
             f"no GPU that is large enough is without slices now, as {quota} needs it. Ask for a shared one, or wait "
             "until servers stop."

@@ -32,17 +32,17 @@ class Samples:
         self._gpus, self._guard, self._tenants, self._live, self._directory = gpus, guard, tenants, live, directory
         # by a GPU's UUID
         self._usage: dict[str, dict[int, int]] = {}
-        self._on_gpu: dict[str, set[int]] = {}  # processes, as the driver says
+        self._on_gpu: dict[str, dict[int, int]] = {}  # processes and their bytes, as NVML says
         self._by_mps: dict[str, set[int] | None] = {}  # of them, those that are there by way of MPS
         self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
         self._cores: dict[str, int] = {}
 
     def take(self, since_us: int) -> None:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
-        self._usage = {gpu.uuid: gpu_module.utilisation(gpu.index, since_us) for gpu in self._gpus}
+        self._usage = {gpu.uuid: gpu_module.utilisation(gpu, since_us) for gpu in self._gpus}
         if any(live.shim for live in list(self._live.values())):
-            self._on_gpu = {gpu.uuid: gpu_module.processes(gpu.index) for gpu in self._gpus}
-            self._by_mps = {gpu.uuid: gpu_module.mps_clients(gpu.index) for gpu in self._gpus if gpu.mps}
+            self._on_gpu = {gpu.uuid: gpu_module.processes(gpu) for gpu in self._gpus}
+            self._by_mps = {gpu.uuid: gpu_module.mps_clients(gpu) for gpu in self._gpus if gpu.mps}
 
     def publish(self) -> None:
         """What was sampled, onto each tenant's page: NVML in the slice says the same as the daemon."""
@@ -105,14 +105,17 @@ class Samples:
 
     def _memory_of(self, pid: int) -> int:
         """Bytes of all GPUs that a process is on."""
-        # the guard counts those that are shared; NVML's index is another where some are left out
-        shared = enumerate(self._gpus)
-        return sum(self._guard.memory_of(at, pid) for at, gpu in shared if pid in self._on_gpu.get(gpu.uuid, ()))
+
+        def on(at: int, gpu: Gpu) -> int:
+            # the guard asks the driver now and counts the GPUs as they are here; of parts it knows nothing
+            return self._on_gpu[gpu.uuid][pid] if gpu.mig else self._guard.memory_of(at, pid)
+
+        return sum(on(at, gpu) for at, gpu in enumerate(self._gpus) if pid in self._on_gpu.get(gpu.uuid, ()))
 
     def by_mps(self, tenant: Tenant) -> int | None:
         """How many of its processes are on the GPU, all by way of MPS; None: not all of them are."""
         clients, rows = self._by_mps.get(tenant.gpu, set()), self._live[tenant.id].page.read().processes
-        there = {row.pid for row in rows} & self._on_gpu.get(tenant.gpu, set())
+        there = {row.pid for row in rows} & self._on_gpu.get(tenant.gpu, {}).keys()
         return len(there) if clients is None or there <= clients else None
 
     def busy(self, tenant: Tenant) -> dict[int, int]:

@@ -46,6 +46,7 @@ def of_tenant(
             "name": gpu.name if gpu else "not in this node any more",
             "emulated": gpu.emulated if gpu else False,
             "mps": gpu.mps if gpu else False,
+            "mig": gpu.mig if gpu else False,
         },
         "quota": tenant.quota.as_json(),
         "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,

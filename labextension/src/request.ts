@@ -117,7 +117,7 @@ export interface ISlice {
   /** By the server's clock, in seconds since 1970: so are all times in here. */
   now: number;
   tier: 'guard' | 'shim' | 'none';
-  gpu: { name: string; emulated: boolean; mps?: boolean };
+  gpu: { name: string; emulated: boolean; mps?: boolean; mig?: boolean };
   quota: IQuota;
   usage: { memory: number; memory_over_by: number; cores: number };
   refusals: { count: number; recent: IRefusal[] };

@@ -351,6 +351,11 @@ function heldText(slice: ISlice, trans: TranslationBundle): string {
           'Others run on this GPU at the same time (MPS): memory is held by the shim, compute by MPS. A fault in one program may end others.'
         );
       }
+      if (slice.gpu.mig) {
+        return trans.__(
+          'A part of the GPU of your own (MIG): the hardware holds it. It does not tell how much compute is used.'
+        );
+      }
       return trans.__(
         'Held by the shim, for programs that use CUDA as usual: %1.',
         policy

@@ -101,7 +101,7 @@ static void open_visible(char paths[][512], int count)
     for (int n = 0; visible ? rest != NULL : n < count; n++) {
         char *item = visible ? strsep(&rest, ",") : NULL, *end = NULL;
         int pick = visible ? -1 : n;
-        if (item && strncasecmp(item, "GPU-", 4) == 0) {
+        if (item && (strncasecmp(item, "GPU-", 4) == 0 || strncasecmp(item, "MIG-", 4) == 0)) {
             for (int i = 0; i < count && pick < 0; i++)
                 if (all[i].device && strncasecmp(all[i].device->uuid, item, strlen(item)) == 0)
                     pick = i;

@@ -320,7 +320,8 @@ void emu_wait_enabled(struct emu_object *channel)
 
 /* --- device files --- */
 
-static int initialise(struct emu_device *device, uint64_t memory, int index)
+/* part: its number from 1, of GPU `index`; 0: it is the whole one. */
+static int initialise(struct emu_device *device, uint64_t memory, int index, int part)
 {
     pthread_mutexattr_t attributes;
     unsigned char random[16];
@@ -329,9 +330,13 @@ static int initialise(struct emu_device *device, uint64_t memory, int index)
         return -EIO;
     device->version = EMU_VERSION;
     device->memory_total = memory / EMU_GRANULE * EMU_GRANULE;
-    device->next_client = 1 + ((uint32_t)index << 14); /* no two GPUs give the same numbers */
-    snprintf(device->name, sizeof device->name, "Emulated vGPU device %d", index);
-    char *out = device->uuid + sprintf(device->uuid, "GPU-");
+    /* no two GPUs give the same numbers */
+    device->next_client = 1 + ((uint32_t)(index + EMU_MAX_DEVICES * part) << 14);
+    int named = snprintf(device->name, sizeof device->name, "Emulated vGPU device %d", index);
+    if (part)
+        snprintf(device->name + named, sizeof device->name - (size_t)named, " MIG 1g.%llugb",
+                 (unsigned long long)(memory >> 30));
+    char *out = device->uuid + sprintf(device->uuid, part ? "MIG-" : "GPU-");
     for (int i = 0; i < 16; i++)
         out += sprintf(out, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", random[i]);
     pthread_mutexattr_init(&attributes);
@@ -344,7 +349,7 @@ static int initialise(struct emu_device *device, uint64_t memory, int index)
 }
 
 /* Make a device file whole before it gets its name, so that nobody ever opens half of one. */
-static int create(const char *path, uint64_t memory, int index)
+static int create(const char *path, uint64_t memory, int index, int part)
 {
     char draft[600];
     snprintf(draft, sizeof draft, "%s.%d", path, getpid());
@@ -357,7 +362,7 @@ static int create(const char *path, uint64_t memory, int index)
         rc = -errno;
     if (rc == 0) {
         void *map = mmap(NULL, sizeof(struct emu_device), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        rc = map == MAP_FAILED ? -errno : initialise(map, memory, index);
+        rc = map == MAP_FAILED ? -errno : initialise(map, memory, index, part);
         if (map != MAP_FAILED)
             munmap(map, sizeof(struct emu_device));
     }
@@ -368,9 +373,31 @@ static int create(const char *path, uint64_t memory, int index)
     return rc;
 }
 
+/* Is it there, or can it be made? */
+static bool has_device(const char *path, uint64_t memory, int index, int part, bool make)
+{
+    if (make && access(path, F_OK) < 0)
+        create(path, memory, index, part);
+    return access(path, F_OK) == 0;
+}
+
+/* The parts of GPU `index`, of which so many are to be made; -1: those that there are. */
+static int discover_parts(char paths[][512], int max, const char *dir, int index, uint64_t memory, int wanted)
+{
+    int found = 0;
+
+    for (int part = 1; part <= (wanted < 0 ? EMU_MAX_PARTS : wanted) && found < max; part++) {
+        snprintf(paths[found], 512, "%s/gpu%d" EMU_PART_INFIX "%d", dir, index, part);
+        found += has_device(paths[found], memory / (EMU_MAX_PARTS + 1), index, part, wanted > 0);
+    }
+    return found;
+}
+
 int emu_discover(char paths[][512], int max)
 {
-    const char *dir = getenv(EMU_ENV_DIR), *memory = getenv(EMU_ENV_MEMORY), *wanted = getenv(EMU_ENV_COUNT);
+    const char *dir = getenv(EMU_ENV_DIR), *size = getenv(EMU_ENV_MEMORY), *wanted = getenv(EMU_ENV_COUNT),
+               *divided = getenv(EMU_ENV_MIG);
+    uint64_t memory = size ? strtoull(size, NULL, 10) : DEFAULT_MEMORY;
     int count = wanted ? atoi(wanted) : 1, found = 0;
 
     if (!dir) {
@@ -379,11 +406,14 @@ int emu_discover(char paths[][512], int max)
     }
     /* who does not say how many has those that there are */
     for (int i = 0; i < (wanted ? count : EMU_MAX_DEVICES) && found < max; i++) {
-        snprintf(paths[found], 512, "%s/gpu%d", dir, i);
-        if (access(paths[found], F_OK) < 0 && i < count)
-            create(paths[found], memory ? strtoull(memory, NULL, 10) : DEFAULT_MEMORY, i);
-        if (access(paths[found], F_OK) == 0)
-            found++;
+        int parts = !wanted ? -1 : i == count - 1 && divided ? atoi(divided) : 0;
+        parts = discover_parts(paths + found, max - found, dir, i, memory, parts > EMU_MAX_PARTS ? 0 : parts);
+        char whole[512];
+        snprintf(whole, sizeof whole, "%s/gpu%d", dir, i);
+        bool is_whole = has_device(whole, memory, i, 0, i < count && !(parts && !wanted)) && parts == 0;
+        if (is_whole)
+            memcpy(paths[found], whole, sizeof whole);
+        found += parts + is_whole;
     }
     return found;
 }

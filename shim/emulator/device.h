@@ -27,6 +27,9 @@
 #define EMU_ENV_DIR "VGPU_EMULATED_DIR"       /* where device files live */
 #define EMU_ENV_MEMORY "VGPU_EMULATED_MEMORY" /* bytes of each device made */
 #define EMU_ENV_COUNT "VGPU_EMULATED_GPUS"    /* how many devices to make */
+#define EMU_ENV_MIG "VGPU_EMULATED_MIG"       /* into how many parts the last of them is divided, as by MIG */
+#define EMU_MAX_PARTS 7
+#define EMU_PART_INFIX ".mig" /* in a path, between the divided device's and the part's number */
 
 struct emu_client {
     uint32_t handle; /* 0: free */
@@ -61,7 +64,10 @@ struct emu_driver {
     int probe_fd; /* a second open file, to ask who still holds theirs */
 };
 
-/* Paths of the devices that exist, after making those that the environment asks for. Returns their number. */
+/*
+ * Paths of the devices that programs can use, after making those that the environment asks for: whole ones, and the
+ * parts of a divided one instead of it. Returns their number.
+ */
 int emu_discover(char paths[][512], int max);
 
 /* Returns 0 or -errno. */

@@ -1,8 +1,10 @@
 /* libnvidia-ml.so.1 of the emulated GPU: what the device file says. Types and numbers: nvml.h of CUDA 13. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cuda_api.h"
 #include "device.h"
@@ -48,18 +50,67 @@ struct nvml_pci {
     char id[32];
 };
 
+struct nvml_attributes {
+    unsigned multiprocessors, copy_engines, decoders, encoders, jpeg, ofa, gpu_slices, compute_slices;
+    unsigned long long memory_mib;
+};
+
 struct nvml_device {
     struct emu_driver driver;
     uint64_t sampled_at, seen[EMU_CLIENTS]; /* for utilisation: busy time at the last look */
+    unsigned index;                         /* of a part among its device's */
+    unsigned instance;                      /* a part's number, else 0 */
+    struct nvml_device *parent;             /* of a part */
 };
-static struct nvml_device devices[EMU_MAX_DEVICES];
-static int device_count, users;
+static struct nvml_device devices[EMU_MAX_DEVICES], parts[EMU_MAX_DEVICES];
+static int device_count, part_count, users;
 
 static uint64_t now_us(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
     return (uint64_t)t.tv_sec * 1000000ull + (uint64_t)t.tv_nsec / 1000;
+}
+
+static struct nvml_device *add_device(const char *path)
+{
+    struct nvml_device *added = &devices[device_count];
+
+    if (device_count == EMU_MAX_DEVICES || emu_open(&added->driver, path) != 0)
+        return NULL;
+    added->sampled_at = now_us();
+    added->index = (unsigned)device_count++;
+    return added;
+}
+
+static bool is_divided(const struct nvml_device *device)
+{
+    for (int i = 0; i < part_count; i++)
+        if (parts[i].parent == device)
+            return true;
+    return false;
+}
+
+/* Of a part the device too is there, but in a container that has the part alone. */
+static void add(const char *path)
+{
+    const char *infix = strstr(path, EMU_PART_INFIX);
+    struct nvml_device *parent = device_count ? &devices[device_count - 1] : NULL, *part = &parts[part_count];
+    char whole[512];
+
+    snprintf(whole, sizeof whole, "%.*s", infix ? (int)(infix - path) : 0, path);
+    if (infix && !(parent && strcmp(parent->driver.path, whole) == 0))
+        parent = access(whole, F_OK) == 0 ? add_device(whole) : NULL;
+    if (!infix || !parent) {
+        add_device(path);
+        return;
+    }
+    if (emu_open(&part->driver, path) != 0)
+        return;
+    part->parent = parent;
+    part->index = part_count && part[-1].parent == parent ? part[-1].index + 1 : 0;
+    part->instance = (unsigned)atoi(infix + strlen(EMU_PART_INFIX));
+    part_count++;
 }
 
 API nvmlReturn_t nvmlInitWithFlags(unsigned flags)
@@ -70,8 +121,7 @@ API nvmlReturn_t nvmlInitWithFlags(unsigned flags)
         return NVML_SUCCESS;
     int count = emu_discover(paths, EMU_MAX_DEVICES);
     for (int i = 0; i < count; i++)
-        if (emu_open(&devices[device_count].driver, paths[i]) == 0)
-            devices[device_count++].sampled_at = now_us();
+        add(paths[i]);
     return device_count ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
 }
 API nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
@@ -80,9 +130,12 @@ API nvmlReturn_t nvmlShutdown(void)
 {
     if (users == 0)
         return NVML_ERROR_UNINITIALIZED;
-    if (--users == 0)
+    if (--users == 0) {
+        while (part_count > 0)
+            emu_close(&parts[--part_count].driver);
         while (device_count > 0)
             emu_close(&devices[--device_count].driver);
+    }
     return NVML_SUCCESS;
 }
 API const char *nvmlErrorString(nvmlReturn_t code)
@@ -148,6 +201,11 @@ API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *devic
             *device = &devices[i];
             return NVML_SUCCESS;
         }
+    for (int i = 0; i < part_count; i++)
+        if (strcmp(parts[i].driver.device->uuid, uuid) == 0) {
+            *device = &parts[i];
+            return NVML_SUCCESS;
+        }
     return NVML_ERROR_NOT_FOUND;
 }
 API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *out, unsigned length)
@@ -163,7 +221,7 @@ API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *out, unsigned leng
 API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
 {
     CHECK(device && index);
-    *index = (unsigned)(device - devices);
+    *index = device->index;
     return NVML_SUCCESS;
 }
 API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor)
@@ -173,7 +231,7 @@ API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned *minor)
 API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct nvml_pci *pci)
 {
     CHECK(device && pci);
-    *pci = (struct nvml_pci){.domain = 0xFFFF, .bus = (unsigned)(device - devices)};
+    *pci = (struct nvml_pci){.domain = 0xFFFF, .bus = (device->parent ? device->parent : device)->index};
     snprintf(pci->id, sizeof pci->id, "0000FFFF:%02X:00.0", pci->bus & 0xFF);
     snprintf(pci->legacy_id, sizeof pci->legacy_id, "FFFF:%02X:00.0", pci->bus & 0xFF);
     return NVML_SUCCESS;
@@ -256,6 +314,8 @@ API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct nvm
 
     (void)since;
     CHECK(device && count);
+    if (device->parent || is_divided(device)) /* as NVML has it in MIG mode */
+        return NVML_ERROR_NOT_SUPPORTED;
     emu_reap(&device->driver);
     uint64_t elapsed = now > device->sampled_at ? now - device->sampled_at : 1;
     for (int c = 0; c < EMU_CLIENTS; c++) {
@@ -282,15 +342,73 @@ API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct nvml_
     static uint64_t last_busy[EMU_MAX_DEVICES], last_time[EMU_MAX_DEVICES];
     uint64_t busy = 0, now = now_us(), i;
     CHECK(device && rates);
+    if (device->parent)
+        return NVML_ERROR_NOT_SUPPORTED;
     for (int c = 0; c < EMU_CLIENTS; c++)
         busy += device->driver.device->clients[c].busy_ns;
-    i = (uint64_t)(device - devices);
+    i = device->index;
     uint64_t percent = last_time[i] && now > last_time[i] && busy > last_busy[i]
                            ? (busy - last_busy[i]) / 10 / (now - last_time[i])
                            : 0;
     last_busy[i] = busy;
     last_time[i] = now;
     *rates = (struct nvml_utilization){.gpu = percent > 100 ? 100 : (unsigned)percent};
+    return NVML_SUCCESS;
+}
+
+/* --- parts, as of MIG --- */
+
+API nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
+{
+    CHECK(device && current && pending && !device->parent);
+    *current = *pending = is_divided(device);
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned *count)
+{
+    CHECK(device && count);
+    *count = EMU_MAX_PARTS;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned index, nvmlDevice_t *part)
+{
+    CHECK(device && part);
+    for (int i = 0; i < part_count; i++)
+        if (parts[i].parent == device && parts[i].index == index) {
+            *part = &parts[i];
+            return NVML_SUCCESS;
+        }
+    return NVML_ERROR_NOT_FOUND;
+}
+API nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned *is_part)
+{
+    CHECK(device && is_part);
+    *is_part = device->parent != NULL;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t part, nvmlDevice_t *device)
+{
+    CHECK(part && part->parent && device);
+    *device = part->parent;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t part, unsigned *id)
+{
+    CHECK(part && part->parent && id);
+    *id = part->instance;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t part, unsigned *id)
+{
+    CHECK(part && part->parent && id);
+    *id = 0;
+    return NVML_SUCCESS;
+}
+API nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t part, struct nvml_attributes *attributes)
+{
+    CHECK(part && part->parent && attributes);
+    *attributes = (struct nvml_attributes){
+        .gpu_slices = 1, .compute_slices = 1, .memory_mib = part->driver.device->memory_total >> 20};
     return NVML_SUCCESS;
 }
 

@@ -10,6 +10,7 @@
 #include "rm_abi.h"
 
 #define MAX_GPUS 64
+#define UNGUARDED "-" /* a GPU that has its number and is never opened: nobody gets onto it through the guard */
 
 struct channel {
     uint32_t root, handle;

@@ -26,7 +26,8 @@ static struct emu_driver *driver_of(int fd)
     if (fstat(fd, &theirs) < 0)
         return NULL;
     for (int i = 0; i < gpu_count; i++)
-        if (fstat(drivers[i].fd, &ours) == 0 && ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
+        if (drivers[i].device && fstat(drivers[i].fd, &ours) == 0 && ours.st_dev == theirs.st_dev &&
+            ours.st_ino == theirs.st_ino)
             return &drivers[i];
     return NULL;
 }
@@ -44,7 +45,7 @@ static enum file_kind emulated_kind(int fd) { return driver_of(fd) ? FILE_CONTRO
 static bool emulated_client_lives(uint32_t root)
 {
     for (int i = 0; i < gpu_count; i++)
-        if (emu_client_lives(&drivers[i], root))
+        if (drivers[i].device && emu_client_lives(&drivers[i], root))
             return true;
     return false;
 }
@@ -69,6 +70,8 @@ static uint32_t emulated_set_channels(int index, const struct channel *channels,
 static bool emulated_memory_of(int index, const pid_t *pids, int count, uint64_t *bytes)
 {
     *bytes = 0;
+    if (!drivers[index].device)
+        return false;
     for (int i = 0; i < count; i++)
         *bytes += emu_process_bytes(&drivers[index], pids[i]);
     return true;

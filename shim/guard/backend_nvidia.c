@@ -202,7 +202,7 @@ static int nvidia_gpu_of_device(int fd, const struct nv0080_alloc_params *params
 {
     (void)fd;
     for (int i = 0; i < gpu_count; i++)
-        if (gpus[i].instance == params->device_id)
+        if (gpus[i].client && gpus[i].instance == params->device_id)
             return i;
     return -1;
 }
@@ -234,6 +234,8 @@ static bool nvidia_memory_of(int index, const pid_t *pids, int count, uint64_t *
     struct nv2080_get_pid_info question;
 
     *bytes = 0;
+    if (!gpus[index].client)
+        return false;
     for (int at = 0; at < count; at += NV2080_PID_INFO_MAX) {
         question = (struct nv2080_get_pid_info){.count = count - at < NV2080_PID_INFO_MAX ? (uint32_t)(count - at)
                                                                                           : NV2080_PID_INFO_MAX};

@@ -208,7 +208,8 @@ static void usage(FILE *out)
     fputs("usage: vgpu-guard --socket PATH --state PATH --backend nvidia|emulated --gpu WHERE [--gpu WHERE ...] "
           "[--trace]\n"
           "       vgpu-guard --layout\n"
-          "WHERE is a PCI bus id (nvidia) or a device file (emulated). "
+          "WHERE is a PCI bus id (nvidia) or a device file (emulated), or " UNGUARDED
+          " for a GPU that the guard is to leave alone. "
           "--layout prints the layouts shared with Python as JSON.\n"
           "--trace says every judged call on stderr: what to send with a report about a new driver.\n",
           out);
@@ -257,7 +258,8 @@ int main(int argc, char **argv)
     }
     ledger_open(state);
     for (int i = 0; i < gpu_count; i++)
-        backend->open(i, gpus[i]);
+        if (strcmp(gpus[i], UNGUARDED) != 0)
+            backend->open(i, gpus[i]);
     int signals = signal_descriptor(), server = listen_on(socket_path), epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         die_with_error("epoll_create1");

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quotas import FIELDS, Policy, Quota, QuotaError, format_bytes, format_percent, is_mps
+from jupyter_vgpu.quotas import FIELDS, MIG, Policy, Quota, QuotaError, format_bytes, format_percent, goes_alone, is_mps
 
 from .turns import Line, Space, is_possible
 
@@ -102,7 +102,8 @@ def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each model of GPU: how many there are, and the most that one of them has free."""
     models: dict[str, list[Mapping[str, Any]]] = {}
     for gpu in gpus:
-        labels = f" ({', '.join(gpu['labels'])})" if gpu["labels"] else ""
+        given = [label for label in gpu["labels"] if label != MIG]  # that stands in the name
+        labels = f" ({', '.join(given)})" if given else ""
         models.setdefault(f"{gpu['name']}{labels}", []).append(gpu)
     lines = []
     for name, here in models.items():
@@ -131,7 +132,8 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
     if away and not any(space.could_fit(quota) for space, _ in spaces):
         return "a machine with GPUs does not answer now"
     if gpus and not any(space.is_meant(quota) for space, _ in spaces):
-        return f"no GPU here is called {quota.model!r}" if quota.model else "all GPUs here are shared by MPS"
+        everywhere = "all GPUs here are for other slices (MIG, MPS)"
+        return f"no GPU here is called {quota.model!r}" if quota.model else everywhere
     large = [gpu for space, gpu in spaces if space.could_fit(quota)]
     given = [gpu for gpu in large or gpus if not gpu["closed"]]
     best = max(given or large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
@@ -139,7 +141,7 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
         return "there is no GPU here"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
-    if quota.exclusive and large:
+    if large and all(goes_alone(quota, space.names) for space, _ in spaces if space.could_fit(quota)):
         return "each GPU that is large enough is in use by others"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "

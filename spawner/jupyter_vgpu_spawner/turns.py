@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jupyter_vgpu.quotas import Quota, has_room, is_called
+from jupyter_vgpu.quotas import Quota, goes_alone, has_room, is_called
 
 AGE_S = 3600.0
 """So long a wait outweighs a group that holds every GPU."""
@@ -23,7 +23,7 @@ _SAMPLES, _ENDS_MAX, _LONGER_MIN = 40, 400, 3
 class Space:
     """One GPU: bytes and percent, with the overcommit factors in them.
 
-    names: its model, and its labels. slices: how many are on it. taken: one of them is exclusive.
+    names: its model, and its labels. slices: how many are on it. taken: one of them is alone there.
     """
 
     memory_total: int
@@ -69,12 +69,13 @@ class Space:
         """How much must become free first, as a part of the GPU."""
         if self.taken:
             return 1.0
-        memory, cores = (self.memory_total, self.cores_total) if quota.exclusive else (quota.memory, quota.cores)
+        whole = goes_alone(quota, self.names)
+        memory, cores = (self.memory_total, self.cores_total) if whole else (quota.memory, quota.cores)
         return max((memory - self.memory_free) / self.memory_total, (cores - self.cores_free) / self.cores_total)
 
     def suits(self, quota: Quota) -> int:
         """The more the better, of those that it fits: much room, but for who takes all of it the smallest GPU."""
-        return -self.memory_total if quota.exclusive else self.memory_free
+        return -self.memory_total if goes_alone(quota, self.names) else self.memory_free
 
     def less(self, quota: Quota) -> Space:
         """With one slice more on it."""
@@ -90,7 +91,7 @@ class Space:
             memory_free=self.memory_free - slices * quota.memory,
             cores_free=round(self.cores_free - slices * quota.cores, 3),
             slices=self.slices + slices,
-            taken=slices > 0 if quota.exclusive else self.taken,
+            taken=slices > 0 if goes_alone(quota, self.names) else self.taken,
         )
 
     def kept(self) -> Space:

@@ -72,3 +72,60 @@ def test_each_goes_where_it_asks_to_and_who_is_alone_stays_alone(hub: Hub, two_g
     assert two_gpus.show("alice%2F")["quota"]["exclusive"] is True
     for user in (alice, bob, eve):
         user.stop()
+
+
+PARTS = """
+c.VGPUMixin.gpu_mem_limit = "4G"
+c.VGPUMixin.gpu_core_limit = 50
+c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
+c.VGPUMixin.gpu_slices = [{"memory": "1G", "cores": 25}, {"memory": "1G", "cores": 14, "model": "MIG 1g.1gb"}]
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
+"""
+
+TOTAL = """
+from cuda.bindings import driver
+from cuda.core import Device
+Device(0).set_current()
+print(driver.cuMemGetInfo()[2] >> 20, Device(0).name)
+"""
+
+
+@pytest.fixture
+def divided() -> Iterator[Node]:
+    """A whole GPU, and two parts of another."""
+    made = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--emulated-mig=2")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def hub_of_parts(divided: Node) -> Iterator[Hub]:
+    made = with_service(divided, PARTS)
+    yield made
+    made.stop()
+
+
+def test_a_part_of_a_gpu_is_one_users_and_the_next_waits_for_it(hub_of_parts: Hub, divided: Node) -> None:
+    alice, bob, eve, admin = (*map(hub_of_parts.user, ("alice", "bob", "eve")), Admin(hub_of_parts))
+    key = "1GiB-14-MIG_1g.1gb"
+    page = alice.spawn_page()
+    assert "1 GiB of GPU memory, 14 % of its compute, on MIG 1g.1gb" in page
+    assert "Emulated vGPU device 1 MIG 1g.1gb: up to 1 GiB and 14 % of compute free on one" in page
+    for user in (alice, bob):
+        user.spawn(key)
+    kernel = alice.open_notebook("work.ipynb")["kernel"]["id"]
+    assert alice.execute(kernel, TOTAL) == "1024 Emulated vGPU device 1 MIG 1g.1gb\n"
+    view = alice.get("vgpu/slice")
+    assert (view["tier"], view["gpu"]["mig"], view["usage"]["memory"]) == ("shim", True, 64 << 20)
+    assert "each GPU that is large enough is in use by others; you would wait in the queue" in eve.spawn_page()
+    assert choose(eve, key).status_code == 200
+    assert [each["user"] for each in queue(admin)] == ["eve"]
+    assert "1 slice, with nobody else on it" in admin.page("live")
+    bob.stop()
+    wait_until(lambda: eve.model()["servers"].get("", {}).get("ready"), 60, "eve's turn comes")
+    assert divided.show("eve%2F")["gpu"]["mig"] is True
+    bob.spawn("1GiB-25")
+    assert (divided.show("bob%2F")["gpu"]["index"], divided.show("bob%2F")["gpu"]["mig"]) == (0, False)
+    for user in (alice, bob, eve):
+        user.stop()

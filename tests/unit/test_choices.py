@@ -164,7 +164,7 @@ def test_a_slice_under_mps_is_offered_to_who_is_named_for_it() -> None:
         "2 GiB of GPU memory, 10 % of its compute, and more while the GPU is idle, at the same time as others (MPS)",
         "",
     )
-    assert choices(offered, [shared])[0].why_not == "all GPUs here are shared by MPS"
+    assert choices(offered, [shared])[0].why_not == "all GPUs here are for other slices (MIG, MPS)"
     assert choices(trusted, [gpu(8 * GIB, 100)])[0].why_not == "no GPU here is called 'MPS'"
 
 

@@ -133,10 +133,34 @@ def test_a_gpu_of_mps_is_for_who_asks_for_it_and_for_nobody_else(reserved: list[
         except NoRoom:
             continue
         assert ("MPS" in placed.names) == asks
-    with pytest.raises(NoRoom, match="all GPUs of this node are shared by MPS: ask for the model 'MPS'"):
+    with pytest.raises(NoRoom, match="all GPUs of this node are for slices that ask for them: give the model 'MPS'"):
         place(Quota(GIB, 10), [replace(room(0), names=("H100", "MPS"))])
     with pytest.raises(NoRoom, match="no GPU called 'H100'"):
         place(Quota(GIB, 10, model="H100"), [replace(room(0), names=("H100", "MPS"))])
+
+
+def part(index: int, total: int = 10 * GIB, name: str = "1g.10gb", slices: int = 0) -> Room:
+    return Room(
+        f"MIG-{index}", index, total, 0, 14, 0, (f"NVIDIA H100 80GB HBM3 MIG {name}", "MIG"), slices, slices > 0
+    )
+
+
+def test_a_part_of_a_gpu_is_for_one_slice_that_asks_for_it() -> None:
+    rooms = [room(0), part(1, 20 * GIB, "2g.20gb"), part(2), part(3), part(4, name="1c.1g.10gb")]
+    assert place(Quota(GIB, 1), rooms).index == 0
+    for model in ("MIG", "mig", "1g.10gb", "MIG 1g.10gb"):
+        assert place(Quota(GIB, 14, model=model), rooms).index == 2, model  # the smallest will do
+    assert place(Quota(12 * GIB, 14, model="MIG"), rooms).index == 1
+    assert place(Quota(GIB, 14, model="1c.1g.10gb"), rooms).index == 4
+    with pytest.raises(NoRoom, match="no GPU called 'H100'"):
+        place(Quota(GIB, 1, model="H100"), rooms[1:])
+    with pytest.raises(NoRoom, match="all GPUs of this node are for slices that ask for them: give the model 'MIG'"):
+        place(Quota(GIB, 1), rooms[1:])
+    with pytest.raises(NoRoom, match="no GPU that is large enough is without slices now"):
+        place(Quota(GIB, 1, model="1g.10gb"), [part(2, slices=1), part(3, slices=1)])
+    assert place(Quota(GIB, 1, model="1g.10gb"), [part(2, slices=1), part(3)], strategy=Strategy.BINPACK).index == 3
+    labelled = replace(part(2), names=(*part(2).names, "teaching"))
+    assert place(Quota(GIB, 1, model="teaching"), [room(0), labelled]).index == 2
 
 
 def test_spread_gives_each_its_own_gpu_until_a_quarter_is_left_and_then_packs() -> None:
@@ -159,5 +183,5 @@ def test_spread_gives_each_its_own_gpu_until_a_quarter_is_left_and_then_packs() 
 def test_a_label_with_mps_in_it_makes_no_gpu_of_mps() -> None:
     with pytest.raises(NoRoom, match="no GPU called 'MPS'"):
         place(Quota(GIB, 10, model="MPS"), [replace(room(0), names=("H100", "no MPS here"))])
-    with pytest.raises(NoRoom, match="GPU 1 is shared by MPS"):
+    with pytest.raises(NoRoom, match="GPU 1 is for slices that ask for them: give the model 'MPS'"):
         place(Quota(GIB, 10), [room(0), replace(room(1), names=("H100", "MPS"))], "1")

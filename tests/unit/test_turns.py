@@ -24,7 +24,7 @@ from jupyter_vgpu_spawner.turns import (
     without,
 )
 
-from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.quotas import Quota, goes_alone
 
 GIB = 1 << 30
 HOUR = 3600.0
@@ -39,7 +39,7 @@ def wants(user: str, memory: int, cores: float = 10, since: float = 0) -> Waitin
     return Waiting(user, "", Quota(memory * GIB, cores), since)
 
 
-models = st.sampled_from(["H100", "A100"])
+models = st.sampled_from(["H100", "A100", "MIG"])
 quotas = st.builds(
     lambda memory, cores, model, exclusive: Quota(memory * GIB, cores, model=model, exclusive=exclusive),
     *(st.integers(1, 24), st.integers(1, 100), st.just("") | models, st.booleans()),
@@ -61,7 +61,7 @@ def test_nothing_is_promised_twice(line: list[Waiting], free: list[Space]) -> No
         here = [each.quota for each, place in seated if place == at]
         assert sum(quota.memory for quota in here) <= space.memory_free
         assert sum(quota.cores for quota in here) <= space.cores_free + 1e-6
-        assert not any(quota.exclusive for quota in here) or space.slices + len(here) == 1
+        assert not any(goes_alone(quota, space.names) for quota in here) or space.slices + len(here) == 1
         assert all(quota.model in ("", *space.names) for quota in here)
     assert len({each for each, _ in seated}) == len(seated)
 
