@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from jupyter_vgpu_spawner.limits import group_rules, group_share
-from jupyter_vgpu_spawner.service.words import format_duration, say_when
+from jupyter_vgpu_spawner.service.words import format_duration, format_waited, say_when
 from jupyter_vgpu_spawner.turns import Forecast
 
 
@@ -14,6 +14,14 @@ from jupyter_vgpu_spawner.turns import Forecast
 )
 def test_a_wait_is_told_no_finer_than_anybody_can_know(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
+
+
+def test_a_wait_that_has_begun_is_not_a_minute_long() -> None:
+    assert [format_waited(seconds) for seconds in (2, 59, 60)] == [
+        "less than a minute",
+        "less than a minute",
+        "a minute",
+    ]
 
 
 def test_a_turn_is_told_with_how_sure_it_is() -> None:

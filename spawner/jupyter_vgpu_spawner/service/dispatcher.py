@@ -39,6 +39,7 @@ _NOT_NOW = (429, 503, 599)
 _BUSY = "Your server runs without a GPU: stop it, and it starts again with one."
 _PASSED = "its room was kept for ten minutes while your server ran without a GPU. Choose again when you can stop it."
 _WITHOUT = "it was started without a GPU, for you may have none now."
+_REMOVED = "an admin took it out of the queue."
 _FAILED = "it was started with the GPU and ended before it was ready. The hub's log says more."
 
 
@@ -147,6 +148,13 @@ class Dispatcher:
         if not await asyncio.to_thread(self._store.leave, user, server):
             raise Refused(404, f"{user}/{server} does not wait for a GPU"[:200])
 
+    async def remove(self, user: str, server: str) -> None:
+        """Take a server out, so that its user is told; one that waits no more is forgotten. Raises Refused."""
+        entry = await asyncio.to_thread(self._store.entry, user, server)
+        waits = entry is not None and entry.stage != Stage.ENDED
+        if not (entry and waits and await self._move(entry, Stage.ENDED, _REMOVED)):
+            await self.leave(user, server)
+
     async def tick(self) -> None:
         """Called every TICK_S seconds."""
         view = await self._fleet.tenants()
@@ -198,9 +206,12 @@ class Dispatcher:
         if old or gone or (entry.name in names and (await self._hub.servers(user)).get(server)):
             await asyncio.to_thread(self._store.leave, user, server)
 
-    async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> None:
-        if await asyncio.to_thread(self._store.move, entry, stage, words, gpu):
+    async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> bool:
+        """False: it is gone, or not as it was."""
+        is_moved = await asyncio.to_thread(self._store.move, entry, stage, words, gpu)
+        if is_moved:
             log.info("%s is %s: %s", entry.name, stage, words or entry.waiting.quota)
+        return is_moved
 
     def _try(self, entry: Entry) -> None:
         """Beside the rest: a hub takes its time to start a server."""

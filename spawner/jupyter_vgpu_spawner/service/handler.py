@@ -66,16 +66,17 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
         user: Json | None = super().get_current_user()
         return user
 
-    async def leave(self, user: str, server: str) -> None:
-        """Out of the queue. Raises Refused."""
+    @property
+    def queue(self) -> Dispatcher:
+        """Raises Refused."""
         if self.dispatcher is None:
             raise Refused(404, "this hub has no queue")
-        await self.dispatcher.leave(user, server)
+        return self.dispatcher
 
     async def remove(self, user: str, server: str) -> None:
-        """As an admin, noted. Raises Refused."""
+        """Out of the queue, by an admin; noted. Raises Refused."""
         async with self.manager.noted(self.actor, f"{user}/{server}", "queue", "waiting", "removed"):
-            await self.leave(user, server)
+            await self.queue.remove(user, server)
 
     @property
     def actor(self) -> str:

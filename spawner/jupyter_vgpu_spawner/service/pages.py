@@ -24,7 +24,7 @@ from .dispatcher import Standing
 from .handler import ServiceHandler, status_of
 from .hub import HubError, HubUser
 from .settings import READ_SCOPE, WRITE_SCOPE
-from .words import fields_of, format_duration, say_value, say_when
+from .words import fields_of, format_waited, say_value, say_when
 
 log = logging.getLogger("vgpu.service")
 
@@ -48,7 +48,7 @@ _templates.filters |= {
     "value": say_value,
     "percent": format_percent,
     "slice": describe,
-    "duration": format_duration,
+    "waited": format_waited,
     "sentence": say_when,
 }
 _templates.globals["message_max"] = MESSAGE_MAX
@@ -107,7 +107,7 @@ class AdminHandler(PageHandler):
         """typed: by user, what stands in the fields instead of the user's rule."""
         part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
         state = await self.manager.page_state(part.take)
-        queue, queue_trouble = await self.queue()
+        queue, queue_trouble = await self.who_waits()
         try:
             trends = await self.manager.trends(person.name for person in state.people)
         except DatabaseError:  # the state has said so
@@ -128,13 +128,28 @@ class AdminHandler(PageHandler):
             spent=self.manager.spent,
         )
 
-    async def queue(self) -> tuple[list[Standing], str]:
+    async def who_waits(self) -> tuple[list[Standing], str]:
         """Who waits; a part that does not answer leaves its words."""
         try:
             return (await self.dispatcher.standings() if self.dispatcher else []), ""
         except (DaemonError, HubError, DatabaseError) as error:
             log.error("%s", error)
             return [], "The queue is not known now."
+
+
+class FrontHandler(AdminHandler):
+    """Where the hub's menu leads everybody: who may not read the admin page is shown the own place in the queue."""
+
+    scopes = ()
+
+    @web.authenticated
+    async def get(self) -> None:
+        if READ_SCOPE in self.current_user["scopes"]:
+            await self.show(*self.said())
+        elif self.dispatcher:
+            self.redirect(self.settings["prefix"] + "queue")
+        else:
+            raise web.HTTPError(403)
 
 
 class _Part:
@@ -162,7 +177,7 @@ class LiveHandler(AdminHandler):
     @web.authenticated
     async def get(self) -> None:
         state = await self.manager.node_state()
-        queue, trouble = await self.queue()
+        queue, trouble = await self.who_waits()
         self.page("live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time())
 
 
@@ -291,7 +306,7 @@ class LeaveHandler(QueueHandler):
     @web.authenticated
     async def post(self) -> None:
         try:
-            await self.leave(self.actor, self.get_body_argument("server", ""))
+            await self.queue.leave(self.actor, self.get_body_argument("server", ""))
         except Refused as error:
             self.set_status(error.status)
             await self.show("queue.html", str(error))

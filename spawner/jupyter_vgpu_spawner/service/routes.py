@@ -21,7 +21,7 @@ def application(
     """prefix: where the hub's proxy puts the service, with a slash at its end."""
     arguments = {"manager": manager, "dispatcher": dispatcher}
     routes: list[tuple[str, Any]] = [
-        (r"", pages.AdminHandler),
+        (r"", pages.FrontHandler),
         (r"live", pages.LiveHandler),
         (r"edit", pages.EditHandler),
         (r"stop", pages.StopHandler),

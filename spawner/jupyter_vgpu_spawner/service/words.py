@@ -21,6 +21,11 @@ def format_duration(seconds: float) -> str:
     return f"{round(seconds / _HOUR)} hours"
 
 
+def format_waited(seconds: float) -> str:
+    """`format_duration` of what is over."""
+    return "less than a minute" if seconds < _MINUTE else format_duration(seconds)
+
+
 def say_when(forecast: Forecast | None) -> str:
     """What is told of a turn, and how sure it is."""
     if forecast is None:
