@@ -78,7 +78,7 @@ class Quota:
     @property
     def cores_kept(self) -> float:
         """Percent of the GPU that nobody else can have."""
-        return 100.0 if self.exclusive else self.cores
+        return 100.0 if self.exclusive and not names_part(self.model) else self.cores
 
     def as_json(self) -> dict[str, int | float | str | bool]:
         """As the daemon's API has it: model and exclusive where they are said."""
@@ -111,12 +111,21 @@ def is_called(model: str, names: Iterable[str]) -> bool:
     called = list(names)
     if is_mps(model) or MPS in called:
         return is_mps(model) and MPS in called
-    if MIG in called:
-        called = [name[max(name.find(MIG), 0) :] for name in called]
-    if not model:
-        return MIG not in called
-    wanted = re.compile(rf"(?<![\w.]){re.escape(model)}(?!\w)", re.IGNORECASE)
-    return any(wanted.search(name) for name in called)
+    if MIG not in called:
+        return not names_part(model) and (not model or _has_words(model, called, before=r"\w"))
+    # of `1c.3g.40gb` the `3g.40gb` is no word
+    return bool(model) and _has_words(model, (name[max(name.find(MIG), 0) :] for name in called), before=r"\w.")
+
+
+def _has_words(words: str, names: Iterable[str], before: str) -> bool:
+    """before: what may not stand before them."""
+    wanted = re.compile(rf"(?<![{before}]){re.escape(words)}(?!\w)", re.IGNORECASE)
+    return any(wanted.search(name) for name in names)
+
+
+def names_part(model: str) -> bool:
+    """Does it have the word MIG? Then it is meant for a part of a GPU alone."""
+    return _has_words(MIG, [model], before=r"\w")
 
 
 def is_mps(model: str) -> bool:

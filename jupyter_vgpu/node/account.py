@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,12 @@ class Account:
             place: Said(min(get(base, "device"), _MOST), min(get(base, "managed"), _MOST), get(base, "busy_at"))
             for place, base in ((place, self._base(place)) for place in places)
         }
+
+    @property
+    def used_ns(self) -> int:
+        """Time on the GPU that the tenant's processes have measured, of all that there ever were."""
+        said = os.pread(self._fd, 8, self._layout["account_used_offset"]).ljust(8, b"\0")
+        return int.from_bytes(said, sys.byteorder)
 
     def write(self, place: int, pid: int, device: int = 0) -> None:
         """Whose row it is from now on, and what it holds; pid 0: nobody's."""

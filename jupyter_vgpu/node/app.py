@@ -125,7 +125,7 @@ class NodeApp(JupyterApp):
         How much memory may be promised, as a factor of what each GPU has.
 
         Above 1 slices are promised more than there is: an allocation inside its quota may then be refused
-        by the driver when all use theirs at once::
+        by the driver when all use theirs at once. Parts of GPUs (MIG) give what they have::
 
             c.NodeApp.memory_overcommit = 1.0
         """,
@@ -136,7 +136,8 @@ class NodeApp(JupyterApp):
         help="""
         How much compute may be promised, as a factor of each GPU.
 
-        Above 1 all shares shrink in proportion while the tenants that use the GPU have over 100 percent together::
+        Above 1 all shares shrink in proportion while the tenants that use the GPU have over 100 percent together.
+        Parts of GPUs (MIG) give what they have::
 
             c.NodeApp.core_overcommit = 4.0
         """,
@@ -253,7 +254,8 @@ class NodeApp(JupyterApp):
         Let a server start in the weaker tier where the guard can't hold it.
 
         The guard needs to reach into the tenant's processes: root, or the same user and no Yama restriction.
-        Default: only when the daemon is not root. The tier in force is shown to the user::
+        Default: only when the daemon is not root. Slices on GPUs of MPS and on parts of GPUs (MIG) are always in the
+        shim tier. The tier in force is shown to the user::
 
             c.NodeApp.allow_shim_tier = False
         """

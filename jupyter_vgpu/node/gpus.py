@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 
 from ..native import native_dir
-from ..quotas import MIG, MPS, QuotaError, is_mps, parse_model
+from ..quotas import MIG, MPS, QuotaError, is_mps, names_part, parse_model
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ ENV_EMULATED_DIR = "VGPU_EMULATED_DIR"
 ENV_EMULATED_MEMORY = "VGPU_EMULATED_MEMORY"
 ENV_EMULATED_GPUS = "VGPU_EMULATED_GPUS"
 ENV_EMULATED_MIG = "VGPU_EMULATED_MIG"
-_CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
+_CAPABILITIES, _CAPABILITY_DEVICES = Path("/proc/driver/nvidia/capabilities"), Path("/dev/nvidia-caps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,11 @@ def _parts(parent_index: int, first: int) -> list[Gpu]:
     for at in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(parent)):
         try:
             part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, at)
-            found.append(_describe_part(first + len(found), parent_index, part))
-        except pynvml.NVMLError_NotFound:  # there are fewer than there may be
+        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):  # there are fewer than there may be
             continue
-        except _NoCapabilityError as error:
+        try:
+            found.append(_describe_part(first + len(found), parent_index, part))
+        except (pynvml.NVMLError, _NoCapabilityError) as error:  # such as one that is gone by now
             log.warning("a part of GPU %d is left out: %s", parent_index, error)
     if not found:
         log.warning(
@@ -138,7 +139,7 @@ def label(gpus: Iterable[Gpu], given: Mapping[str, Sequence[str]]) -> list[Gpu]:
             raise QuotaError(f"gpu_labels[{key!r}]={names!r} is no list of labels: give one such as ['teaching']")
         if any(is_mps(name) for name in names):
             raise QuotaError(f"gpu_labels[{key!r}]={names!r} has {MPS!r}, which mps_gpus gives: take another name")
-        if MIG in names:
+        if any(names_part(name) for name in names):
             raise QuotaError(f"gpu_labels[{key!r}]={names!r} has {MIG!r}, as parts of GPUs are called: take another")
 
     def given_to(gpu: Gpu) -> tuple[str, ...]:
@@ -234,9 +235,12 @@ def _capability(instance: str) -> str:
     access = _CAPABILITIES / instance / "access"
     try:
         said = dict(line.split(":", 1) for line in access.read_text().splitlines())
-        return f"/dev/nvidia-caps/nvidia-cap{int(said['DeviceFileMinor'])}"
+        device = _CAPABILITY_DEVICES / f"nvidia-cap{int(said['DeviceFileMinor'])}"
     except (OSError, KeyError, ValueError) as error:
         raise _NoCapabilityError(f"{access} names no file ({error!r}): see to the driver's installation") from error
+    if not device.exists():
+        raise _NoCapabilityError(f"{device} is not there: 'nvidia-modprobe -f {access}' makes it")
+    return str(device)
 
 
 def _handle(gpu: Gpu) -> Any:
@@ -248,7 +252,8 @@ def processes(gpu: Gpu) -> dict[int, int]:
     found: dict[int, int] = {}
     for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
         with contextlib.suppress(pynvml.NVMLError):
-            found |= {int(row.pid): int(row.usedGpuMemory or 0) for row in ask(_handle(gpu))}
+            for row in ask(_handle(gpu)):
+                found[int(row.pid)] = max(int(row.usedGpuMemory or 0), found.get(int(row.pid), 0))
     return found
 
 

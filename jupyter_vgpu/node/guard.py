@@ -93,8 +93,15 @@ class Guard:
 
     @property
     def _wheres(self) -> list[str]:
-        """As the guard counts the GPUs; a part of one is in no guard's hands."""
-        return [UNGUARDED if gpu.mig else gpu.where for gpu in self._gpus]
+        """As the guard counts the GPUs. The last stands for all parts, which are in no guard's hands."""
+        return [*(gpu.where for gpu in self._gpus if not gpu.mig), UNGUARDED]
+
+    def index_of(self, uuid: str) -> int | None:
+        """As the guard counts it; None: it is not in this node."""
+        whole = [gpu.uuid for gpu in self._gpus if not gpu.mig]
+        if uuid in whole:
+            return whole.index(uuid)
+        return len(whole) if any(gpu.uuid == uuid for gpu in self._gpus) else None
 
     def _arguments(self) -> list[str]:
         self.backend = "emulated" if self._gpus[0].emulated else "nvidia"

@@ -33,6 +33,8 @@ from .telling import Telling
 
 log = logging.getLogger("vgpud")
 
+MEASURED = 99.999
+"""Percent: all there is, and yet paced, so that the shim measures. Of a part nobody else tells who is at work."""
 MAX_UNKNOWN_SYMBOLS = 50  # of a tenant, who may say any name
 
 
@@ -74,7 +76,7 @@ class Manager:
         self.tenants: dict[str, Tenant] = {}
         self._live: dict[str, Live] = {}
         self.samples = Samples(gpus, self.guard, self.tenants, self._live, self.directory)
-        self._telling = Telling(self.guard, gpus, self.tenants, self._live, limits.mem_oversubscribe)
+        self._telling = Telling(self.guard, self.tenants, self._live, limits.mem_oversubscribe)
         self._guarded_slots: set[int] = set()
         self._unserved: list[Tenant] = []  # stored ones that could not be opened: what they were promised stays theirs
         self.unknown_symbols: dict[str, int] = {}
@@ -297,12 +299,12 @@ class Manager:
     def _probe(self, tenant: Tenant, pid: int) -> str | None:
         if self._telling.index_of(tenant) is None:
             raise NoEntry(f"GPU {tenant.gpu} is not shared by this node any more: stop the server and start it anew")
-        if why := self._why_unguarded(tenant):
-            return why
-        return "this node is set to tier shim" if self.limits.force_shim_tier else self.guard.probe(pid)
+        return self._why_unguarded(tenant) or self.guard.probe(pid)
 
     def _why_unguarded(self, tenant: Tenant) -> str | None:
-        """Of a GPU that is never in the guard's hands."""
+        """Of a GPU that is never in the guard's hands; None: the guard is asked."""
+        if self.limits.force_shim_tier:
+            return "this node is set to tier shim"
         if is_mps(tenant.quota.model):  # its server and its clients have objects in common, which the guard refuses
             return "this GPU is shared by MPS"
         gpu = self._gpu_of(tenant)
@@ -327,6 +329,9 @@ class Manager:
 
     def _join(self, tenant_id: str, fd: int) -> str | None:
         live, tenant = self._live[tenant_id], self.tenants[tenant_id]
+        if why := self._why_unguarded(tenant):  # else it would be taken for guarded, and nobody would look after it
+            os.close(fd)
+            return f"no guard holds it: {why}"
         self._drop_dead_listeners(live)
         if len(live.listeners) >= MAX_LISTENERS:
             os.close(fd)
@@ -394,8 +399,10 @@ class Manager:
             if other.gpu == tenant.gpu and other.id != tenant.id and self.samples.cores(other) > 0
         ]
         gpu = self._gpu_of(tenant)
-        whole = gpu.cores if gpu else 100.0  # of a part the shim times all that there is
-        return Allowance(memory, limit, min(100.0, share_now(tenant.quota, at_work) * 100 / whole))
+        share = share_now(tenant.quota, at_work)
+        if gpu and gpu.mig:
+            share = min(MEASURED, share * 100 / gpu.cores)
+        return Allowance(memory, limit, share)
 
     def health(self) -> Json:
         return {

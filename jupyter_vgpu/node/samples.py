@@ -35,11 +35,12 @@ class Samples:
         self._on_gpu: dict[str, dict[int, int]] = {}  # processes and their bytes, as NVML says
         self._by_mps: dict[str, set[int] | None] = {}  # of them, those that are there by way of MPS
         self._seen: dict[int, tuple[int, int]] = {}  # by process, at the last look: when it was started, its bytes
-        self._cores: dict[str, int] = {}
+        self._cores: dict[str, int] = {}  # by tenant
+        self._used: dict[str, tuple[int, int]] = {}  # of tenants on parts, at the last look: now, and time on the GPU
 
     def take(self, since_us: int) -> None:
         """Refresh compute use; runs on a thread, for NVML may take its time."""
-        self._usage = {gpu.uuid: gpu_module.utilisation(gpu, since_us) for gpu in self._gpus}
+        self._usage = {gpu.uuid: gpu_module.utilisation(gpu, since_us) for gpu in self._gpus if not gpu.mig}
         if any(live.shim for live in list(self._live.values())):
             self._on_gpu = {gpu.uuid: gpu_module.processes(gpu) for gpu in self._gpus}
             self._by_mps = {gpu.uuid: gpu_module.mps_clients(gpu) for gpu in self._gpus if gpu.mps}
@@ -71,12 +72,25 @@ class Samples:
 
     def _cores_by_tenant(self) -> dict[str, int]:
         """Percent of its GPU's compute, as last sampled."""
+        parts = {gpu.uuid: gpu for gpu in self._gpus if gpu.mig}
         found = {}
         for tenant_id, live in self._live.items():
-            busy = self.busy(self._tenants[tenant_id])
+            tenant = self._tenants[tenant_id]
+            if part := parts.get(tenant.gpu):
+                found[tenant_id] = self._cores_of_part(tenant_id, live, part)
+                continue
+            busy = self.busy(tenant)
             rows = live.page.read().processes if busy else ()
             found[tenant_id] = sum(busy.get(row.pid, 0) for row in rows)
+        self._used = {key: value for key, value in self._used.items() if key in self._live}
         return found
+
+    def _cores_of_part(self, tenant_id: str, live: Live, part: Gpu) -> int:
+        """NVML does not tell; the shim has measured it."""
+        now, used = time.monotonic_ns(), live.shim.used_ns if live.shim else 0
+        then, before = self._used.get(tenant_id, (now, used))
+        self._used[tenant_id] = now, used
+        return round(part.cores * min(1.0, max(0.0, (used - before) / max(1, now - then))))
 
     def _witness(self) -> None:
         """Tenants in tier `shim`: what their processes have on any GPU, by the driver's account."""
@@ -106,11 +120,12 @@ class Samples:
     def _memory_of(self, pid: int) -> int:
         """Bytes of all GPUs that a process is on."""
 
-        def on(at: int, gpu: Gpu) -> int:
-            # the guard asks the driver now and counts the GPUs as they are here; of parts it knows nothing
-            return self._on_gpu[gpu.uuid][pid] if gpu.mig else self._guard.memory_of(at, pid)
+        def on(gpu: Gpu) -> int:
+            # the guard asks the driver now; of parts it knows nothing
+            at = self._guard.index_of(gpu.uuid)
+            return self._on_gpu[gpu.uuid][pid] if gpu.mig or at is None else self._guard.memory_of(at, pid)
 
-        return sum(on(at, gpu) for at, gpu in enumerate(self._gpus) if pid in self._on_gpu.get(gpu.uuid, ()))
+        return sum(on(gpu) for gpu in self._gpus if pid in self._on_gpu.get(gpu.uuid, ()))
 
     def by_mps(self, tenant: Tenant) -> int | None:
         """How many of its processes are on the GPU, all by way of MPS; None: not all of them are."""

@@ -132,6 +132,11 @@ class ShimTier:
             self._end(member)
 
     @property
+    def used_ns(self) -> int:
+        """Time on the GPU, as its processes say; only where they are paced is it measured."""
+        return self._account.used_ns
+
+    @property
     def is_used(self) -> bool:
         """Has it processes that are alive?"""
         return bool(self._members)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from .gpus import Gpu
 from .guard import Guard, GuardAway, GuardError
 from .live import Live
 from .store import Tenant
@@ -28,19 +27,18 @@ class Telling:
     def __init__(
         self,
         guard: Guard,
-        gpus: Sequence[Gpu],
         tenants: Mapping[str, Tenant],
         live: Mapping[str, Live],
         oversubscribe: float,
     ) -> None:
-        self._guard, self._gpus, self._tenants, self._live = guard, gpus, tenants, live
+        self._guard, self._tenants, self._live = guard, tenants, live
         self._oversubscribe = oversubscribe
         self._unremoved: list[tuple[Tenant, int]] = []  # removed while no guard heard it, and their pages
         self._later: asyncio.TimerHandle | None = None
 
     def index_of(self, tenant: Tenant) -> int | None:
         """Its GPU as the guard counts them; None: it has left the node, or is left out."""
-        return next((at for at, gpu in enumerate(self._gpus) if gpu.uuid == tenant.gpu), None)
+        return self._guard.index_of(tenant.gpu)
 
     @property
     def unremoved_slots(self) -> set[int]:

@@ -47,6 +47,7 @@ def of_tenant(
             "emulated": gpu.emulated if gpu else False,
             "mps": gpu.mps if gpu else False,
             "mig": gpu.mig if gpu else False,
+            "cores": gpu.cores if gpu else None,
         },
         "quota": tenant.quota.as_json(),
         "ceiling": tenant.ceiling.as_json() if tenant.ceiling else None,

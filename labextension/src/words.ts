@@ -353,7 +353,7 @@ function heldText(slice: ISlice, trans: TranslationBundle): string {
       }
       if (slice.gpu.mig) {
         return trans.__(
-          'A part of the GPU of your own (MIG): the hardware holds it. It does not tell how much compute is used.'
+          'A part of a GPU for you alone (MIG), held by the hardware.'
         );
       }
       return trans.__(

@@ -43,6 +43,7 @@ struct vgpu_account {
     VGPU_ACCOUNT_FIELDS(FIELD)
 #undef FIELD
     struct vgpu_account_row rows[VGPU_ACCOUNT_ROWS];
+    uint64_t used_ns; /* what was ever charged; here, so that programs with an older shim find the rest where it was */
 };
 
 #endif

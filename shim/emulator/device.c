@@ -386,9 +386,12 @@ static int discover_parts(char paths[][512], int max, const char *dir, int index
 {
     int found = 0;
 
-    for (int part = 1; part <= (wanted < 0 ? EMU_MAX_PARTS : wanted) && found < max; part++) {
+    for (int part = 1; part <= EMU_MAX_PARTS && found < max; part++) {
         snprintf(paths[found], 512, "%s/gpu%d" EMU_PART_INFIX "%d", dir, index, part);
-        found += has_device(paths[found], memory / (EMU_MAX_PARTS + 1), index, part, wanted > 0);
+        if (wanted >= 0 && part > wanted)
+            unlink(paths[found]); /* it would hide the whole device from who finds what there is */
+        else
+            found += has_device(paths[found], memory / (EMU_MAX_PARTS + 1), index, part, wanted > 0);
     }
     return found;
 }

@@ -94,7 +94,7 @@ static bool is_divided(const struct nvml_device *device)
 /* Of a part the device too is there, but in a container that has the part alone. */
 static void add(const char *path)
 {
-    const char *infix = strstr(path, EMU_PART_INFIX);
+    const char *infix = strstr(strrchr(path, '/') ? strrchr(path, '/') : path, EMU_PART_INFIX);
     struct nvml_device *parent = device_count ? &devices[device_count - 1] : NULL, *part = &parts[part_count];
     char whole[512];
 

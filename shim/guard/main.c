@@ -66,9 +66,11 @@ static void print_layout(void)
     VGPU_PROCESS_FIELDS(FIELD)
 #undef STRUCT
     printf("},\n \"account_file\": \"%s\", \"account_magic\": %u, \"account_version\": %u, \"account_size\": %zu, "
-           "\"account_rows_offset\": %zu, \"account_row_size\": %zu, \"account_rows\": %u,\n \"account\": {",
+           "\"account_rows_offset\": %zu, \"account_row_size\": %zu, \"account_rows\": %u, "
+           "\"account_used_offset\": %zu,\n \"account\": {",
            VGPU_ACCOUNT_FILE, VGPU_ACCOUNT_MAGIC, VGPU_ACCOUNT_VERSION, sizeof(struct vgpu_account),
-           offsetof(struct vgpu_account, rows), sizeof(struct vgpu_account_row), VGPU_ACCOUNT_ROWS);
+           offsetof(struct vgpu_account, rows), sizeof(struct vgpu_account_row), VGPU_ACCOUNT_ROWS,
+           offsetof(struct vgpu_account, used_ns));
     comma = "";
 #define STRUCT vgpu_account
     VGPU_ACCOUNT_FIELDS(FIELD)

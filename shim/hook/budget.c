@@ -27,6 +27,7 @@ void budget_charge(struct vgpu_account *account, struct span *span, uint64_t unt
             from = covered;
     } while (!replace(&account->covered_until, &covered, until));
     __atomic_sub_fetch(&account->budget, (int64_t)(until - from), __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&account->used_ns, until - from, __ATOMIC_RELAXED);
     span->charged_from_ns = from;
     span->charged_ns = until;
 }
@@ -37,8 +38,10 @@ void budget_settle(struct vgpu_account *account, struct span *span, uint64_t end
     budget_charge(account, span, ended_ns < now ? ended_ns : now);
     uint64_t claimed = span->charged_ns, end = ended_ns > span->charged_from_ns ? ended_ns : span->charged_from_ns;
 
-    if (end < span->charged_ns && replace(&account->covered_until, &claimed, end))
+    if (end < span->charged_ns && replace(&account->covered_until, &claimed, end)) {
         __atomic_add_fetch(&account->budget, (int64_t)(span->charged_ns - end), __ATOMIC_SEQ_CST);
+        __atomic_sub_fetch(&account->used_ns, span->charged_ns - end, __ATOMIC_RELAXED);
+    }
     *span = (struct span){0};
 }
 

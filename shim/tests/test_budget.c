@@ -16,9 +16,9 @@ static void what_runs_side_by_side_is_paid_once(void)
     fill(100 * MS);
     budget_charge(&account, &one, 110 * MS);
     budget_charge(&account, &other, 112 * MS); /* two of its ten are new */
-    CHECK(account.budget == 88 * MS);
+    CHECK(account.budget == 88 * MS && account.used_ns == 12 * MS);
     budget_charge(&account, &one, 111 * MS);
-    CHECK(account.budget == 88 * MS);
+    CHECK(account.budget == 88 * MS && account.used_ns == 12 * MS);
 }
 
 static void what_ended_earlier_than_was_seen_is_given_back(void)
@@ -31,7 +31,7 @@ static void what_ended_earlier_than_was_seen_is_given_back(void)
     CHECK(account.budget == -3 * MS && account.covered_until == (uint64_t)(103 * MS));
     span = (struct span){.started_ns = 110 * MS};
     budget_settle(&account, &span, 112 * MS, 115 * MS); /* never looked at while it ran */
-    CHECK(account.budget == -5 * MS && !span.started_ns);
+    CHECK(account.budget == -5 * MS && account.used_ns == 5 * MS && !span.started_ns);
     budget_charge(&account, &span, 200 * MS); /* nothing runs */
     CHECK(account.budget == -5 * MS);
 }

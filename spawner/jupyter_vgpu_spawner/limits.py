@@ -193,7 +193,8 @@ class Limits(_Base):
         The slices that a user may choose from on the spawn page.
 
         Each with `memory` and `cores`; those above the user's quota are not offered. With a `model` only a GPU with
-        these words in its name, or that the node labels so (`NodeApp.gpu_labels`), will do. With `exclusive`
+        these words in its name, or that the node labels so (`NodeApp.gpu_labels`), will do; `MIG`, or a profile such as
+        `MIG 1g.10gb`, is for a part of a GPU, which nothing else asks for by accident. With `exclusive`
         nobody else is on the GPU meanwhile; that is for who may have 100 percent, and counts as that.
         Empty, or all of those for any GPU are larger: the quota itself is the one slice::
 

@@ -138,6 +138,15 @@ def in_order(waiting: Iterable[Waiting], loads: Mapping[str, float], now: float)
     return sorted(waiting, key=weight)
 
 
+def _whole(quota: Quota, spaces: Iterable[Space]) -> tuple[float, float] | None:
+    """What a slice takes that is alone on its GPU, on the mean of those that it may be on; None: it is not alone."""
+    meant = [space for space in spaces if space.is_meant(quota)]
+    if not meant or not all(goes_alone(quota, space.names) for space in meant):
+        return None
+    memory, cores = sum(space.memory_total for space in meant), sum(space.cores_total for space in meant)
+    return memory / len(meant), cores / len(meant)
+
+
 def loads(
     held: Iterable[tuple[str, Quota]],
     groups: Mapping[str, Iterable[str]],
@@ -151,12 +160,14 @@ def loads(
     """
     memory = sum(space.memory_total for space in spaces) or 1
     cores = sum(space.cores_total for space in spaces) or 1.0
-    whole = memory // (len(spaces) or 1), cores / (len(spaces) or 1)
-    sums: dict[tuple[bool, str], tuple[int, float]] = {}
+    wholes: dict[tuple[str, bool], tuple[float, float] | None] = {}
+    sums: dict[tuple[bool, str], tuple[float, float]] = {}
     for user, quota in held:
         for key in [(True, name) for name in groups.get(user, ())] or [(False, user)]:
             before = sums.get(key, (0, 0.0))
-            more = whole if quota.exclusive else (quota.memory, quota.cores)
+            if quota.where not in wholes:
+                wholes[quota.where] = _whole(quota, spaces)
+            more = wholes[quota.where] or (quota.memory, quota.cores)
             sums[key] = (before[0] + more[0], before[1] + more[1])
 
     def load(key: tuple[bool, str]) -> float:
@@ -195,7 +206,7 @@ def _seat(
             left[at] = left[at].less(each.quota)
             seated.append((each, at))
         elif free:
-            keeps[min(free, key=lambda at: left[at].lacks(each.quota))] = each
+            keeps[min(free, key=lambda at: (left[at].lacks(each.quota), left[at].memory_total))] = each
     return seated, left, keeps
 
 

@@ -47,7 +47,9 @@ def _runs_on(directory: Path) -> Iterator[int]:
     mine = str(directory).encode()
     for entry in Path("/proc").glob("[0-9]*"):
         roots = [line for line in _read(entry / "mountinfo").splitlines() if line.split()[4] == b"/"]
-        if mine in _read(entry / "cmdline") or any(mine in root for root in roots):
+        command = _read(entry / "cmdline")
+        is_engine = Path(os.fsdecode(command.split(b"\0")[0])).name.startswith(("dockerd", "containerd"))
+        if (is_engine and mine in command) or any(mine in root for root in roots):
             yield int(entry.name)
 
 
@@ -57,11 +59,11 @@ def _kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _unmount(directory: Path) -> None:
+def _unmount(directory: Path, *, check: bool = True) -> None:
     """What a killed engine left mounted: layers, and networks, whose addresses the next one gives out again."""
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for path in [path for path in reversed(mounted) if path.startswith(f"{directory}/")]:
-        subprocess.run(["umount", "--lazy", path], check=True)
+        subprocess.run(["umount", "--lazy", path], check=check)
 
 
 def _lock(directory: Path) -> int | None:
@@ -75,16 +77,26 @@ def _lock(directory: Path) -> int | None:
     return held
 
 
-def _sweep() -> None:
-    """End what runs that were killed have left."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        held = _lock(directory)
-        if held is None:
-            continue
-        _kill(_runs_on(directory))
-        _unmount(directory)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(held)
+def _own_directory() -> tuple[Path, int | None]:
+    """A new one, with its lock; what runs that were killed have left is ended first."""
+    temporary = Path(tempfile.gettempdir())
+    with (temporary / "vgpu-docker.lock").open("w") as one_after_the_other:
+        fcntl.flock(one_after_the_other, fcntl.LOCK_EX)
+        for directory in temporary.glob(f"{PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # its run has just ended
+                _sweep(directory)
+        made = Path(tempfile.mkdtemp(prefix=PREFIX))
+        return made, _lock(made)
+
+
+def _sweep(directory: Path) -> None:
+    held = _lock(directory)
+    if held is None:
+        return
+    _kill(_runs_on(directory))
+    _unmount(directory, check=False)  # some go with the processes
+    shutil.rmtree(directory, ignore_errors=True)
+    os.close(held)
 
 
 class Engine:
@@ -92,9 +104,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        _sweep()
-        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._held = _lock(self._directory)
+        self._directory, self._held = _own_directory()
         self._tag = ""
         if not self._answers():
             self._start()

@@ -96,6 +96,15 @@ pynvml.nvmlInit()
 device = pynvml.nvmlDeviceGetHandleByIndex(0)
 memory = pynvml.nvmlDeviceGetMemoryInfo(device)
 rows = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
+for tells_of_others in (
+    lambda: pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device),
+    lambda: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, 0),
+):
+    try:
+        tells_of_others()
+        raise SystemExit("it is told of the GPU that the part is of")
+    except pynvml.NVMLError_NotSupported:
+        pass
 print(json.dumps([pynvml.nvmlDeviceGetCount(), pynvml.nvmlDeviceGetUUID(device), memory.total, memory.used, len(rows)]))
 """
 
@@ -118,10 +127,10 @@ def test_who_goes_round_the_shim_is_charged_by_the_drivers_account_of_the_part(n
         return node.spawn(part, "env", "-u", "LD_PRELOAD", *code, stdin=subprocess.PIPE)
 
     modest = takes(128 * MIB)
-    wait_until(lambda: node.show("part")["outside"] == [modest.pid], 5, "it is named")
-    assert node.used("part") == 192 * MIB
+    wait_until(lambda: node.used("part") == 192 * MIB, 20, "it is charged")
+    assert node.show("part")["outside"] == [modest.pid]
     greedy = takes(640 * MIB)  # the part has it, the slice does not
-    wait_until(lambda: greedy.poll() == -signal.SIGKILL, 8, "it is ended")
+    wait_until(lambda: greedy.poll() == -signal.SIGKILL, 20, "it is ended")
     assert modest.poll() is None
     modest.communicate("\n", timeout=20)
 
@@ -165,16 +174,63 @@ def test_a_part_is_named_by_no_label(tmp_path: Path) -> None:
     assert "as parts of GPUs are called: take another" in done.stderr
 
 
-def test_compute_is_a_part_of_the_whole_gpu(node: Node) -> None:
-    """All of the part needs no shim to hold it; half of it is held."""
-
-    def is_paced(worker: Worker) -> bool:
-        worker.ask("spin", seconds=0.3)
-        return "vgpu-pace" in {
-            (task / "comm").read_text().strip() for task in Path(f"/proc/{worker.pid}/task").iterdir()
-        }
-
-    workers = [Worker(node, node.tenant(**PART | {"cores": cores}, name=f"at-{cores}")) for cores in (14, 7)]
-    assert [is_paced(worker) for worker in workers] == [False, True]
-    for worker in workers:
+def test_compute_is_a_part_of_the_whole_gpu_and_the_shim_measures_it(node: Node) -> None:
+    """NVML tells no use of a part, and a kernel that runs on must not count as rest."""
+    all_of_it, half = (Worker(node, node.tenant(**PART | {"cores": cores}, name=f"at-{cores}")) for cores in (14, 7))
+    done = [worker.ask("spin", seconds=2)["done"] for worker in (all_of_it, half)]
+    assert done[1] < 0.75 * done[0]
+    all_of_it.send("spin", seconds=4)
+    wait_until(lambda: node.show("at-14")["usage"]["cores"] > 7, 4, "its use is told, as percent of the whole GPU")
+    assert node.show("at-14")["usage"]["cores"] <= 14
+    assert node.show("at-14")["activity"]["busy"]
+    all_of_it.answer()
+    wait_until(lambda: node.show("at-14")["usage"]["cores"] == 0, 5, "it rests")
+    for worker in (all_of_it, half):
         worker.close()
+
+
+def test_nobody_becomes_guarded_where_no_guard_holds(node: Node) -> None:
+    """Else nobody would look after what goes round the shim."""
+    part = node.tenant(**PART, name="part")
+    code = f"""
+import ctypes, os, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+allow = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+rules = ctypes.create_string_buffer(allow)
+program = struct.pack("HxxxxxxQ", 1, ctypes.addressof(rules))
+listener = libc.syscall(317, 1, 8, program)
+assert listener >= 0, os.strerror(ctypes.get_errno())
+peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+peer.connect({part["launch"]["directory"]!r} + "/join.sock")
+socket.send_fds(peer, [b"join"], [listener])
+print(peer.recv(200).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("refused no guard holds it: this is a part of a GPU"), done
+    worker = Worker(node, part)
+    assert node.show("part")["tier"] == "shim"
+    worker.close()
+
+
+def test_parts_are_made_anew_while_servers_run_on_whole_gpus(node: Node) -> None:
+    whole, kept, gone = (node.tenant("1G", 50, "whole"), *(node.tenant(**PART, name=name) for name in ("kept", "gone")))
+    workers = [Worker(node, tenant) for tenant in (whole, kept)]
+    guard = node.guard_pid()
+    node.kill()
+    node.arguments[-1] = "--emulated-mig=1"
+    node.start()
+    assert ([gpu["index"] for gpu in gpus(node)], node.guard_pid()) == ([0, 2], guard)
+    for worker in workers:
+        assert worker.ask("alloc", bytes=64 * MIB)["error"] == "CUDA_SUCCESS"
+    assert node.show("gone")["gpu"]["index"] is None
+    _, err = node.spawn(gone, "true").communicate(timeout=20)
+    assert "is not shared by this node any more: stop the server and start it anew" in err
+    node.kill()
+    node.arguments[-1] = "--emulated-mig=7"
+    node.start()
+    assert [gpu["index"] for gpu in gpus(node)] == [0, *range(2, 9)]
+    for worker in workers:
+        assert worker.ask("alloc", bytes=64 * MIB)["error"] == "CUDA_SUCCESS"
+        assert worker.close() == 0
+    assert node.show("gone")["gpu"]["index"] is None  # another part has its place, and not its name

@@ -29,8 +29,8 @@ class FakeNvml:
         return [mode, 0]
 
     def part(self, index: int, at: int) -> tuple[int, int]:
-        if at not in self.parts.get(index, {}):
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        if at not in self.parts.get(index, {}):  # drivers say either
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT if at % 2 else pynvml.NVML_ERROR_NOT_FOUND)
         return index, at
 
     def memory(self, handle: Any, version: int) -> SimpleNamespace:
@@ -42,6 +42,8 @@ class FakeNvml:
         return f"NVIDIA A100 MIG {self.parts[handle[0]][handle[1]][0]}" if isinstance(handle, tuple) else "NVIDIA A100"
 
     def attributes(self, handle: Any) -> SimpleNamespace:
+        if self.parts[handle[0]][handle[1]][1] == 0:  # it is gone by now
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
         return SimpleNamespace(computeInstanceSliceCount=self.parts[handle[0]][handle[1]][1])
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +78,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 @pytest.fixture
 def capabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpu_module, "_CAPABILITIES", tmp_path)
+    monkeypatch.setattr(gpu_module, "_CAPABILITY_DEVICES", tmp_path)
     return tmp_path
 
 
@@ -83,6 +86,7 @@ def allow(capabilities: Path, instance: str, minor: int) -> None:
     (capabilities / instance).mkdir(parents=True, exist_ok=True)
     said = f"DeviceFileMinor: {minor}\nDeviceFileMode: 256\nDeviceFileModify: 1\n"
     (capabilities / instance / "access").write_text(said)
+    (capabilities / f"nvidia-cap{minor}").touch()
 
 
 def test_parts_of_a_gpu_in_mig_mode_are_gpus_after_the_whole_ones(nvml: FakeNvml, capabilities: Path) -> None:
@@ -101,21 +105,26 @@ def test_parts_of_a_gpu_in_mig_mode_are_gpus_after_the_whole_ones(nvml: FakeNvml
     # its own capabilities, and the node of the GPU that it is a part of
     assert [path for path in large.devices if "uvm" not in path and "ctl" not in path] == [
         "/dev/nvidia10",
-        "/dev/nvidia-caps/nvidia-cap66",
-        "/dev/nvidia-caps/nvidia-cap67",
+        f"{capabilities}/nvidia-cap66",
+        f"{capabilities}/nvidia-cap67",
     ]
-    assert {"/dev/nvidia-caps/nvidia-cap84", "/dev/nvidia-caps/nvidia-cap85"} <= set(small.devices)
+    assert {f"{capabilities}/nvidia-cap84", f"{capabilities}/nvidia-cap85"} <= set(small.devices)
 
 
 def test_a_part_whose_file_nobody_names_is_left_out(
     nvml: FakeNvml, capabilities: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nvml.modes, nvml.parts = [1], {0: {0: ("1g.10gb", 1), 1: ("1g.10gb", 1)}}
+    nvml.modes, nvml.parts = [1], {0: {0: ("1g.10gb", 1), 1: ("1g.10gb", 1), 2: ("1g.10gb", 0)}}
     allow(capabilities, "gpu10/mig/gi8", 5)
     allow(capabilities, "gpu10/mig/gi8/ci0", 6)
     with caplog.at_level(logging.WARNING):
         assert [(gpu.index, gpu.uuid) for gpu in discover()] == [(1, "MIG-0-1")]
     assert "gpu10/mig/gi7/access names no file" in caplog.text
+    assert "a part of GPU 0 is left out: Unknown Error" in caplog.text
+    (capabilities / "nvidia-cap6").unlink()
+    with pytest.raises(NoGpu, match="all are in MIG mode, and have no parts that can be used"):
+        discover()
+    assert "nvidia-cap6 is not there: 'nvidia-modprobe -f" in caplog.text
     (capabilities / "gpu10/mig/gi8/access").write_text("DeviceFileMode: 256\n")
     with pytest.raises(NoGpu, match="all are in MIG mode, and have no parts that can be used"):
         discover()
@@ -147,7 +156,9 @@ def test_the_guard_is_asked_of_whole_gpus_by_its_own_count_and_nvml_of_parts(
     allow(capabilities, "gpu10/mig/gi7/ci0", 2)
     monkeypatch.setattr(gpu_module, "utilisation", lambda gpu, since: {77: 30} if gpu.uuid == "GPU-1" else {})
     monkeypatch.setattr(gpu_module, "processes", lambda gpu: {77: 3} if gpu.uuid == "GPU-1" else {77: 4, 78: 9})
-    guard: Any = SimpleNamespace(memory_of=lambda at, pid: {(0, 77): 5}[at, pid])
+    guard: Any = SimpleNamespace(
+        memory_of=lambda at, pid: {(0, 77): 5}[at, pid], index_of={"GPU-1": 0, "MIG-0-0": 1}.__getitem__
+    )
     in_shim: Any = SimpleNamespace(shim=True)
     samples = Samples(discover(), guard, {}, {"a": in_shim}, lambda tenant: Path(tenant.id))
     samples.take(0)

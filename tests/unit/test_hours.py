@@ -55,6 +55,7 @@ def tenant(key: str, user: str | None, cores: float, on_gpu_s: float, exclusive:
         "id": key,
         "labels": labels,
         "node": "node",
+        "gpu": {"mig": False, "cores": 100.0},
         "quota": Quota(1 << 30, cores, exclusive=exclusive).as_json(),
         "usage": {"on_gpu_ns": on_gpu_s * 1e9},
         "tier": "guard",
@@ -77,6 +78,17 @@ def test_a_gpu_that_nobody_else_may_use_is_held_whole() -> None:
     for now in (0, 10):
         found = meter.look([tenant("a", "alice", 25, 0, exclusive=True)], now)
     assert found["alice"].held == pytest.approx(10 / 3600)
+
+
+def test_a_part_of_a_gpu_is_held_whole_and_is_no_whole_gpu() -> None:
+    meter, on_part = Meter(), {"gpu": {"mig": True, "cores": 14.0}}
+    for now in (0, 10):
+        found = meter.look([tenant("a", "alice", 1, 0, exclusive=True) | on_part], now)
+    assert found["alice"].held == pytest.approx(10 * 0.14 / 3600)
+    assert (Quota(1, 14, model="MIG 1g.10gb", exclusive=True).cores_kept, Quota(1, 14, exclusive=True).cores_kept) == (
+        14,
+        100,
+    )
 
 
 def test_in_tier_shim_who_is_at_work_uses_the_slice() -> None:

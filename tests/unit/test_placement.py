@@ -139,6 +139,12 @@ def test_a_gpu_of_mps_is_for_who_asks_for_it_and_for_nobody_else(reserved: list[
         place(Quota(GIB, 10, model="H100"), [replace(room(0), names=("H100", "MPS"))])
 
 
+def test_mig_is_a_word_of_parts_alone() -> None:
+    with pytest.raises(NoRoom, match="no GPU called 'MIG'"):
+        place(Quota(GIB, 10, model="MIG"), [replace(room(0), names=("H100", "no MIG here"))])
+    assert place(Quota(GIB, 10, model="cs"), [replace(room(0), names=("H100", "dept.cs"))]).index == 0
+
+
 def part(index: int, total: int = 10 * GIB, name: str = "1g.10gb", slices: int = 0) -> Room:
     return Room(
         f"MIG-{index}", index, total, 0, 14, 0, (f"NVIDIA H100 80GB HBM3 MIG {name}", "MIG"), slices, slices > 0

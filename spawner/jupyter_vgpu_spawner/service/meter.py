@@ -49,10 +49,15 @@ class Meter:
                 continue
             look = seen[tenant["id"]] = _look_at(tenant, now)
             if before := self._last.get(tenant["id"]):
-                kept = Quota.from_json(tenant["quota"]).cores_kept
-                sums[user] = sums.get(user, Metered()) + _between(before, look, kept)
+                sums[user] = sums.get(user, Metered()) + _between(before, look, _kept(tenant))
         self._last = {key: look for key, look in self._last.items() if look.node in away} | seen
         return sums
+
+
+def _kept(tenant: Mapping[str, Any]) -> float:
+    """Percent of the GPU that nobody else can have: of a part (MIG) all of it. A node before 0.1 tells of no parts."""
+    part = tenant["gpu"].get("cores") if tenant["gpu"].get("mig") else None
+    return Quota.from_json(tenant["quota"]).cores_kept if part is None else float(part)
 
 
 def _look_at(tenant: Mapping[str, Any], now: float) -> _Look:
