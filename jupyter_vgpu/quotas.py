@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 MIN_MEMORY = 64 << 20
@@ -19,6 +20,7 @@ MIG = "MIG"
 Such a part is a GPU of its own, for one slice at a time that asks for it."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_PART = re.compile(r"(?<!\w)(MIG(?!\w)|\d+g\.\d+gb)", re.IGNORECASE)
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 
 
@@ -111,10 +113,14 @@ def is_called(model: str, names: Iterable[str]) -> bool:
     called = list(names)
     if is_mps(model) or MPS in called:
         return is_mps(model) and MPS in called
+    if not model:
+        return MIG not in called
     if MIG not in called:
-        return not names_part(model) and (not model or _has_words(model, called, before=r"\w"))
+        return not names_part(model) and _has_words(model, called, before=r"\w")
+    if not names_part(model):  # a model, or a label, that stands in the name for the whole GPU
+        called = [name[max(name.find(MIG), 0) :] for name in called]
     # of `1c.3g.40gb` the `3g.40gb` is no word
-    return bool(model) and _has_words(model, (name[max(name.find(MIG), 0) :] for name in called), before=r"\w.")
+    return _has_words(model, called, before=r"\w.")
 
 
 def _has_words(words: str, names: Iterable[str], before: str) -> bool:
@@ -123,9 +129,10 @@ def _has_words(words: str, names: Iterable[str], before: str) -> bool:
     return any(wanted.search(name) for name in names)
 
 
+@lru_cache(maxsize=256)
 def names_part(model: str) -> bool:
-    """Does it have the word MIG? Then it is meant for a part of a GPU alone."""
-    return _has_words(MIG, [model], before=r"\w")
+    """Does it have the word MIG, or a profile such as `1g.10gb`? Then it is meant for a part of a GPU alone."""
+    return _PART.search(model) is not None
 
 
 def is_mps(model: str) -> bool:

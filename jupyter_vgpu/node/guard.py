@@ -76,9 +76,9 @@ class Guard:
         adopted = self._take_listeners()
         # it counts them as it was started
         words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
-        guarded = [value for option, value in pairwise(words) if option == "--gpu"]
-        here = self._wheres
-        if guarded == here:
+        told = [value for option, value in pairwise(words) if option == "--gpu"]
+        guarded = [where for where in told if where != UNGUARDED]
+        if guarded == self._whole and (UNGUARDED in told or not self._has_parts):
             log.info("took over guard %d with %d listeners", self.pid, len(adopted))
             return adopted
         if not adopted:
@@ -88,13 +88,21 @@ class Guard:
             os.close(fd)
         raise GuardError(
             f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(guarded)}) than this node shares now "
-            f"({', '.join(here)}): stop the GPU servers of this node, and start again"
+            f"({', '.join(self._wheres)}): stop the GPU servers of this node, and start again"
         )
+
+    @property
+    def _whole(self) -> list[str]:
+        return [gpu.where for gpu in self._gpus if not gpu.mig]
+
+    @property
+    def _has_parts(self) -> bool:
+        return any(gpu.mig for gpu in self._gpus)
 
     @property
     def _wheres(self) -> list[str]:
         """As the guard counts the GPUs. The last stands for all parts, which are in no guard's hands."""
-        return [*(gpu.where for gpu in self._gpus if not gpu.mig), UNGUARDED]
+        return [*self._whole, *([UNGUARDED] if self._has_parts else [])]
 
     def index_of(self, uuid: str) -> int | None:
         """As the guard counts it; None: it is not in this node."""

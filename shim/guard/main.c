@@ -225,7 +225,7 @@ int main(int argc, char **argv)
         {"layout", no_argument, NULL, 'l'},        {"trace", no_argument, NULL, 'T'},
         {"help", no_argument, NULL, 'h'},          {0}};
     const char *socket_path = NULL, *state = NULL, *gpus[MAX_GPUS];
-    int option;
+    int option, guarded = 0;
 
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
@@ -260,8 +260,10 @@ int main(int argc, char **argv)
     }
     ledger_open(state);
     for (int i = 0; i < gpu_count; i++)
-        if (strcmp(gpus[i], UNGUARDED) != 0)
+        if (strcmp(gpus[i], UNGUARDED) != 0) {
             backend->open(i, gpus[i]);
+            guarded++;
+        }
     int signals = signal_descriptor(), server = listen_on(socket_path), epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         die_with_error("epoll_create1");
@@ -269,7 +271,7 @@ int main(int argc, char **argv)
     watch(epoll, signals, EVENT(EVENT_CONTROL_SOCKET, signals));
     drop_privileges();
     sched_start();
-    say("guarding %d GPU%s, backend %s", gpu_count, gpu_count == 1 ? "" : "s", backend->name);
+    say("guarding %d GPU%s, backend %s", guarded, guarded == 1 ? "" : "s", backend->name);
     loop(epoll, server, signals);
     sched_stop();
     return 0;

@@ -139,12 +139,12 @@ def in_order(waiting: Iterable[Waiting], loads: Mapping[str, float], now: float)
 
 
 def _whole(quota: Quota, spaces: Iterable[Space]) -> tuple[float, float] | None:
-    """What a slice takes that is alone on its GPU, on the mean of those that it may be on; None: it is not alone."""
-    meant = [space for space in spaces if space.is_meant(quota)]
-    if not meant or not all(goes_alone(quota, space.names) for space in meant):
+    """What a slice takes that is alone on its GPU: the smallest that can hold it; None: it is not alone."""
+    large = [space for space in spaces if space.could_fit(quota)]
+    if not large or not all(goes_alone(quota, space.names) for space in large):
         return None
-    memory, cores = sum(space.memory_total for space in meant), sum(space.cores_total for space in meant)
-    return memory / len(meant), cores / len(meant)
+    smallest = min(large, key=lambda space: space.memory_total)
+    return smallest.memory_total, smallest.cores_total
 
 
 def loads(
@@ -160,14 +160,14 @@ def loads(
     """
     memory = sum(space.memory_total for space in spaces) or 1
     cores = sum(space.cores_total for space in spaces) or 1.0
-    wholes: dict[tuple[str, bool], tuple[float, float] | None] = {}
+    wholes: dict[Quota, tuple[float, float] | None] = {}
     sums: dict[tuple[bool, str], tuple[float, float]] = {}
     for user, quota in held:
         for key in [(True, name) for name in groups.get(user, ())] or [(False, user)]:
             before = sums.get(key, (0, 0.0))
-            if quota.where not in wholes:
-                wholes[quota.where] = _whole(quota, spaces)
-            more = wholes[quota.where] or (quota.memory, quota.cores)
+            if quota not in wholes:
+                wholes[quota] = _whole(quota, spaces)
+            more = wholes[quota] or (quota.memory, quota.cores)
             sums[key] = (before[0] + more[0], before[1] + more[1])
 
     def load(key: tuple[bool, str]) -> float:

@@ -154,7 +154,7 @@ def part(index: int, total: int = 10 * GIB, name: str = "1g.10gb", slices: int =
 def test_a_part_of_a_gpu_is_for_one_slice_that_asks_for_it() -> None:
     rooms = [room(0), part(1, 20 * GIB, "2g.20gb"), part(2), part(3), part(4, name="1c.1g.10gb")]
     assert place(Quota(GIB, 1), rooms).index == 0
-    for model in ("MIG", "mig", "1g.10gb", "MIG 1g.10gb"):
+    for model in ("MIG", "mig", "1g.10gb", "MIG 1g.10gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
         assert place(Quota(GIB, 14, model=model), rooms).index == 2, model  # the smallest will do
     assert place(Quota(12 * GIB, 14, model="MIG"), rooms).index == 1
     assert place(Quota(GIB, 14, model="1c.1g.10gb"), rooms).index == 4

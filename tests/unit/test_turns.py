@@ -117,10 +117,18 @@ def test_a_gpu_that_is_to_be_somebodys_alone_is_kept_until_it_is_empty() -> None
 
 def test_a_slice_counts_for_the_part_or_the_gpu_that_it_takes() -> None:
     parts = [replace(gpu(2, 14, 2, "MIG"), cores_total=14, slices=0) for _ in range(7)]
-    held = [("ann", Quota(GIB, 100, exclusive=True)), ("bob", Quota(GIB, 1, model="MIG"))]
-    everybody = [gpu(name="H100"), *parts]
-    found = loads(held, {"ann": (), "bob": ()}, {}, everybody)
-    assert found == {"ann": pytest.approx(16 / 30), "bob": pytest.approx(14 / 198)}
+    large = replace(gpu(8, 42, 8, "MIG"), cores_total=42, slices=0)
+    held = [
+        ("ann", Quota(GIB, 100, exclusive=True)),
+        ("bob", Quota(GIB, 1, model="MIG")),
+        ("eve", Quota(4 * GIB, 1, model="MIG")),
+    ]
+    found = loads(held, {"ann": (), "bob": (), "eve": ()}, {}, [gpu(name="H100"), large, *parts])
+    assert found == {
+        "ann": pytest.approx(16 / 38),
+        "bob": pytest.approx(14 / 240),
+        "eve": pytest.approx(8 / 38),
+    }
 
 
 def test_what_is_promised_to_others_is_told_to_the_daemon_that_does_not_know_of_it() -> None:

@@ -150,10 +150,17 @@ class Dispatcher:
 
     async def remove(self, user: str, server: str) -> None:
         """Take a server out, so that its user is told; one that waits no more is forgotten. Raises Refused."""
-        entry = await asyncio.to_thread(self._store.entry, user, server)
-        waits = entry is not None and entry.stage != Stage.ENDED
-        if not (entry and waits and await self._move(entry, Stage.ENDED, _REMOVED)):
-            await self.leave(user, server)
+        for _ in range(3):  # it may be called, or told something, meanwhile
+            entry = await asyncio.to_thread(self._store.entry, user, server)
+            if entry is None or entry.stage == Stage.ENDED or self._is_being_started(entry):
+                break
+            if await self._move(entry, Stage.ENDED, _REMOVED):
+                return
+        await self.leave(user, server)
+
+    def _is_being_started(self, entry: Entry) -> bool:
+        """Then it may have its GPU all the same."""
+        return entry.key in self._starting or _call_of(entry) in self._asked
 
     async def tick(self) -> None:
         """Called every TICK_S seconds."""
