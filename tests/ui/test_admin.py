@@ -88,11 +88,15 @@ def test_it_works_without_javascript(browser: Browser, demo: Demo, slices: None)
     page.context.close()
 
 
-def test_a_user_is_told_that_the_page_is_not_for_them(browser: Browser, demo: Demo) -> None:
+def test_a_user_is_led_to_the_own_place_in_the_queue_and_to_nothing_of_the_admins(browser: Browser, demo: Demo) -> None:
     page = new_page(browser)
     log_in(page, demo, "alice")
-    answer = page.goto(f"{demo.url}/services/vgpu/")
+    page.goto(f"{demo.url}/services/vgpu/")  # where the hub's menu leads
+    expect(page).to_have_url(f"{demo.url}/services/vgpu/queue")
+    expect(page.get_by_role("heading", name="Your place in the GPU queue")).to_be_visible()
+    expect(page.get_by_role("link", name="Audit log")).to_have_count(0)
+    answer = page.goto(f"{demo.url}/services/vgpu/audit")
     assert answer is not None
     assert answer.status == 403
-    expect(page.locator("body")).not_to_contain_text("Save")
+    expect(page.get_by_role("link", name="Your place in the queue").last).to_be_visible()
     page.context.close()
