@@ -42,6 +42,14 @@ def node() -> Iterator[Node]:
     made.stop()
 
 
+@pytest.fixture
+def divided() -> Iterator[Node]:
+    """A whole GPU, and two parts of another."""
+    made = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--emulated-mig=2")
+    yield made
+    made.stop()
+
+
 @pytest.fixture(scope="module")
 def shim_node() -> Iterator[Node]:
     """The same in tier `shim`, where managed memory may overflow into as much again."""

@@ -26,7 +26,6 @@ log = logging.getLogger("vgpud.guard")
 _START_SECONDS = 10
 _ANSWER_SECONDS = 5
 _MESSAGE = 2048
-UNGUARDED = "-"
 
 
 class GuardError(RuntimeError):
@@ -43,7 +42,11 @@ class Guard:
     def __init__(self, run_dir: Path, gpus: list[Gpu]) -> None:
         self._socket_path = run_dir / "guard.sock"
         self._state_path = run_dir / "ledger"
-        self._gpus = gpus
+        self._is_emulated = gpus[0].emulated
+        whole, parts = [gpu for gpu in gpus if not gpu.mig], [gpu for gpu in gpus if gpu.mig]
+        # as the guard counts GPUs: the last stands for all parts, which are in no guard's hands
+        self._wheres: list[str] = [gpu.where for gpu in whole] + [layout()["unguarded"]] * bool(parts)
+        self.numbers = {gpu.uuid: at for at, gpu in enumerate(whole)} | {gpu.uuid: len(whole) for gpu in parts}
         self._revived: Callable[[], None] = lambda: None
         self._socket: socket.socket | None = None
         self._pidfd = -1
@@ -77,8 +80,7 @@ class Guard:
         # it counts them as it was started
         words = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")
         told = [value for option, value in pairwise(words) if option == "--gpu"]
-        guarded = [where for where in told if where != UNGUARDED]
-        if guarded == self._whole and (UNGUARDED in told or not self._has_parts):
+        if told in (self._wheres, [*self._wheres, layout()["unguarded"]]):
             log.info("took over guard %d with %d listeners", self.pid, len(adopted))
             return adopted
         if not adopted:
@@ -87,32 +89,12 @@ class Guard:
         for _, fd in adopted:
             os.close(fd)
         raise GuardError(
-            f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(guarded)}) than this node shares now "
+            f"vgpu-guard {self.pid} was started for other GPUs ({', '.join(told)}) than this node shares now "
             f"({', '.join(self._wheres)}): stop the GPU servers of this node, and start again"
         )
 
-    @property
-    def _whole(self) -> list[str]:
-        return [gpu.where for gpu in self._gpus if not gpu.mig]
-
-    @property
-    def _has_parts(self) -> bool:
-        return any(gpu.mig for gpu in self._gpus)
-
-    @property
-    def _wheres(self) -> list[str]:
-        """As the guard counts the GPUs. The last stands for all parts, which are in no guard's hands."""
-        return [*self._whole, *([UNGUARDED] if self._has_parts else [])]
-
-    def index_of(self, uuid: str) -> int | None:
-        """As the guard counts it; None: it is not in this node."""
-        whole = [gpu.uuid for gpu in self._gpus if not gpu.mig]
-        if uuid in whole:
-            return whole.index(uuid)
-        return len(whole) if any(gpu.uuid == uuid for gpu in self._gpus) else None
-
     def _arguments(self) -> list[str]:
-        self.backend = "emulated" if self._gpus[0].emulated else "nvidia"
+        self.backend = "emulated" if self._is_emulated else "nvidia"
         arguments = [str(program("vgpu-guard")), "--socket", str(self._socket_path), "--state", str(self._state_path)]
         arguments += ["--backend", self.backend]
         for where in self._wheres:

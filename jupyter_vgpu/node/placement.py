@@ -39,6 +39,10 @@ class Room:
         """It is called what the slice asks for."""
         return is_called(quota.model, self.names)
 
+    def is_for_one(self, quota: Quota) -> bool:
+        """Such a slice has all of it."""
+        return goes_alone(quota, self.names)
+
     def fits(self, quota: Quota) -> bool:
         return has_room(quota, self.names, self.slices, self.memory_free, self.cores_free)
 
@@ -84,7 +88,7 @@ def place(
     fitting = [room for room in meant if room.fits(quota)]
     if not fitting:
         raise NoRoom(_why_not(quota, meant))
-    if all(goes_alone(quota, room.names) for room in fitting):  # it takes all of it, so the smallest
+    if all(room.is_for_one(quota) for room in fitting):  # it takes all of it, so the smallest
         return min(fitting, key=lambda room: (room.memory_total, room.index))
     if strategy is Strategy.SPREAD and is_roomy([room.slices for room in meant]):
         return max(fitting, key=lambda room: (room.memory_free, -room.index))
@@ -113,7 +117,7 @@ def _why_not(quota: Quota, rooms: Sequence[Room]) -> str:
         largest = max(room.memory_total for room in rooms)
         has = f"the largest has {format_bytes(largest)}"
         return f"no GPU here is large enough for {quota}: {has}. Ask for a smaller slice."
-    if all(goes_alone(quota, room.names) for room in large):
+    if all(room.is_for_one(quota) for room in large):
         return (
             f"no GPU that is large enough is without slices now, as {quota} needs it. Ask for a shared one, or wait "
             "until servers stop."

@@ -122,8 +122,8 @@ class Samples:
 
         def on(gpu: Gpu) -> int:
             # the guard asks the driver now; of parts it knows nothing
-            at = self._guard.index_of(gpu.uuid)
-            return self._on_gpu[gpu.uuid][pid] if gpu.mig or at is None else self._guard.memory_of(at, pid)
+            ask = self._guard.memory_of
+            return self._on_gpu[gpu.uuid][pid] if gpu.mig else ask(self._guard.numbers[gpu.uuid], pid)
 
         return sum(on(gpu) for gpu in self._gpus if pid in self._on_gpu.get(gpu.uuid, ()))
 

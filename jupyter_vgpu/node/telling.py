@@ -38,7 +38,7 @@ class Telling:
 
     def index_of(self, tenant: Tenant) -> int | None:
         """Its GPU as the guard counts them; None: it has left the node, or is left out."""
-        return self._guard.index_of(tenant.gpu)
+        return self._guard.numbers.get(tenant.gpu)
 
     @property
     def unremoved_slots(self) -> set[int]:

@@ -193,20 +193,23 @@ API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device
 {
     return nvmlDeviceGetHandleByIndex_v2(index, device);
 }
+static struct nvml_device *of_uuid(struct nvml_device *all, int count, const char *uuid)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(all[i].driver.device->uuid, uuid) == 0)
+            return &all[i];
+    return NULL;
+}
 API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
     CHECK(uuid && device);
-    for (int i = 0; i < device_count; i++)
-        if (strcmp(devices[i].driver.device->uuid, uuid) == 0) {
-            *device = &devices[i];
-            return NVML_SUCCESS;
-        }
-    for (int i = 0; i < part_count; i++)
-        if (strcmp(parts[i].driver.device->uuid, uuid) == 0) {
-            *device = &parts[i];
-            return NVML_SUCCESS;
-        }
-    return NVML_ERROR_NOT_FOUND;
+    struct nvml_device *found = of_uuid(devices, device_count, uuid);
+    if (!found)
+        found = of_uuid(parts, part_count, uuid);
+    if (!found)
+        return NVML_ERROR_NOT_FOUND;
+    *device = found;
+    return NVML_SUCCESS;
 }
 API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *out, unsigned length)
 {

@@ -47,8 +47,8 @@ static void print_layout(void)
            VGPU_PAGE_MAGIC, VGPU_PAGE_VERSION, VGPU_PAGE_PROCESSES, sizeof(struct vgpu_slice_page),
            offsetof(struct vgpu_slice_page, processes), sizeof(struct vgpu_process_row));
     printf(" \"page_file\": \"%s\", \"join_socket\": \"%s\", \"env_dir\": \"%s\", \"env_tier\": \"%s\", "
-           "\"tenants_max\": %d, \"protocol\": %d,\n",
-           VGPU_PAGE_FILE, VGPU_JOIN_SOCKET, VGPU_ENV_DIR, VGPU_ENV_TIER, LEDGER_TENANTS, CONTROL_PROTOCOL);
+           "\"tenants_max\": %d, \"protocol\": %d, \"unguarded\": \"%s\",\n",
+           VGPU_PAGE_FILE, VGPU_JOIN_SOCKET, VGPU_ENV_DIR, VGPU_ENV_TIER, LEDGER_TENANTS, CONTROL_PROTOCOL, UNGUARDED);
     printf(" \"gpu_uuid_offset\": %zu, \"gpu_uuid_length\": %d,\n", offsetof(struct vgpu_slice_page, gpu_uuid),
            VGPU_UUID_LENGTH);
     printf(" \"policies\": {\"hard\": %d, \"burst\": %d}, \"tiers\": {\"none\": %d, \"guard\": %d, \"shim\": %d},\n",

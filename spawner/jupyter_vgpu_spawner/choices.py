@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jupyter_vgpu.quotas import FIELDS, MIG, Policy, Quota, QuotaError, format_bytes, format_percent, goes_alone, is_mps
+from jupyter_vgpu.quotas import FIELDS, MIG, Policy, Quota, QuotaError, format_bytes, format_percent, is_mps
 
 from .turns import Line, Space, is_possible
 
@@ -98,13 +98,17 @@ def choices(
     return [choice(quota) for quota in slices]
 
 
+def name_of(gpu: Mapping[str, Any]) -> str:
+    """`NVIDIA H100 80GB HBM3 (teaching)`: its model, and its labels; of a part (MIG) the name says so."""
+    labels = [label for label in gpu["labels"] if label != MIG]
+    return f"{gpu['name']} ({', '.join(labels)})" if labels else str(gpu["name"])
+
+
 def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each model of GPU: how many there are, and the most that one of them has free."""
     models: dict[str, list[Mapping[str, Any]]] = {}
     for gpu in gpus:
-        given = [label for label in gpu["labels"] if label != MIG]  # that stands in the name
-        labels = f" ({', '.join(given)})" if given else ""
-        models.setdefault(f"{gpu['name']}{labels}", []).append(gpu)
+        models.setdefault(name_of(gpu), []).append(gpu)
     lines = []
     for name, here in models.items():
         best = max(here, key=lambda gpu: (int(gpu["memory"]["free"]), float(gpu["cores"]["free"])))
@@ -134,14 +138,15 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
     if gpus and not any(space.is_meant(quota) for space, _ in spaces):
         everywhere = "all GPUs here are for other slices (MIG, MPS)"
         return f"no GPU here is called {quota.model!r}" if quota.model else everywhere
-    large = [gpu for space, gpu in spaces if space.could_fit(quota)]
+    fitting = [(space, gpu) for space, gpu in spaces if space.could_fit(quota)]
+    large = [gpu for _, gpu in fitting]
     given = [gpu for gpu in large or gpus if not gpu["closed"]]
     best = max(given or large or gpus, key=lambda gpu: int(gpu["memory"]["free"]), default=None)
     if best is None:
         return "there is no GPU here"
     if best["closed"]:
         return f"no new ones now: {best['closed']}"
-    if large and all(goes_alone(quota, space.names) for space, _ in spaces if space.could_fit(quota)):
+    if fitting and all(space.is_for_one(quota) for space, _ in fitting):
         return "each GPU that is large enough is in use by others"
     return (
         f"in use by others: {format_bytes(best['memory']['free'])} and "

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jupyter_vgpu.client import Client, Tls
-from jupyter_vgpu.quotas import Quota, goes_alone, is_roomy
+from jupyter_vgpu.quotas import Quota, is_roomy
 
 from .turns import Space
 
@@ -132,12 +132,12 @@ def in_turn(quota: Quota, gpus: Iterable[Json], names: Iterable[str], packing: P
     """The nodes with room for a slice, the one to ask first first. names: as the config has them. Pure."""
     best: dict[str, int] = {}
     slices: list[int] = []
-    alone = quota.exclusive
+    alone = False
     for gpu in gpus:
         space = Space.from_json(gpu)
         if space.is_meant(quota):
             slices.append(space.slices)
-            alone |= goes_alone(quota, space.names)
+            alone |= space.is_for_one(quota)
         if space.fits(quota):
             best[gpu["node"]] = max(space.suits(quota), best.get(gpu["node"], space.suits(quota)))
     order = [name for name in names if name in best]

@@ -58,6 +58,10 @@ class Space:
         """It is called what the slice asks for."""
         return is_called(quota.model, self.names)
 
+    def is_for_one(self, quota: Quota) -> bool:
+        """Such a slice has all of it."""
+        return goes_alone(quota, self.names)
+
     def fits(self, quota: Quota) -> bool:
         return not self.taken and has_room(quota, self.names, self.slices, self.memory_free, self.cores_free)
 
@@ -69,13 +73,13 @@ class Space:
         """How much must become free first, as a part of the GPU."""
         if self.taken:
             return 1.0
-        whole = goes_alone(quota, self.names)
+        whole = self.is_for_one(quota)
         memory, cores = (self.memory_total, self.cores_total) if whole else (quota.memory, quota.cores)
         return max((memory - self.memory_free) / self.memory_total, (cores - self.cores_free) / self.cores_total)
 
     def suits(self, quota: Quota) -> int:
         """The more the better, of those that it fits: much room, but for who takes all of it the smallest GPU."""
-        return -self.memory_total if goes_alone(quota, self.names) else self.memory_free
+        return -self.memory_total if self.is_for_one(quota) else self.memory_free
 
     def less(self, quota: Quota) -> Space:
         """With one slice more on it."""
@@ -91,7 +95,7 @@ class Space:
             memory_free=self.memory_free - slices * quota.memory,
             cores_free=round(self.cores_free - slices * quota.cores, 3),
             slices=self.slices + slices,
-            taken=slices > 0 if goes_alone(quota, self.names) else self.taken,
+            taken=slices > 0 if self.is_for_one(quota) else self.taken,
         )
 
     def kept(self) -> Space:
@@ -141,7 +145,7 @@ def in_order(waiting: Iterable[Waiting], loads: Mapping[str, float], now: float)
 def _whole(quota: Quota, spaces: Iterable[Space]) -> tuple[float, float] | None:
     """What a slice takes that is alone on its GPU: the smallest that can hold it; None: it is not alone."""
     large = [space for space in spaces if space.could_fit(quota)]
-    if not large or not all(goes_alone(quota, space.names) for space in large):
+    if not large or not all(space.is_for_one(quota) for space in large):
         return None
     smallest = min(large, key=lambda space: space.memory_total)
     return smallest.memory_total, smallest.cores_total

@@ -36,13 +36,6 @@ print(taken, memory[0] >> 20, memory[2] >> 20, uuid.value.decode(), os.listdir("
 
 
 @pytest.fixture
-def divided() -> Iterator[Node]:
-    made = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--emulated-mig=2")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def hub(divided: Node, engine: Engine) -> Iterator[Hub]:
     made = Hub(divided, config(divided, engine) + SLICES)
     yield made

@@ -74,7 +74,9 @@ def rates(node: Node, tenants: list[dict[str, Any]], load: Path, **environment: 
 
 
 def test_only_who_asks_for_it_is_there(shared: Node, four: list[dict[str, Any]]) -> None:
-    with pytest.raises(DaemonError, match="all GPUs of this node are shared by MPS"):
+    with pytest.raises(
+        DaemonError, match="all GPUs of this node are for slices that ask for them: give the model 'MPS'"
+    ):
         shared.tenant("1G", 10, "e")
     assert four[0]["gpu"]["mps"]
     assert shared.client.request("GET", "/api/gpus")["gpus"][0]["labels"] == ["MPS"]

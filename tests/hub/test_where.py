@@ -92,14 +92,6 @@ print(driver.cuMemGetInfo()[2] >> 20, Device(0).name)
 
 
 @pytest.fixture
-def divided() -> Iterator[Node]:
-    """A whole GPU, and two parts of another."""
-    made = Node("--emulate", "--emulated-memory=8G", "--emulated-gpus=2", "--emulated-mig=2")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def hub_of_parts(divided: Node) -> Iterator[Hub]:
     made = with_service(divided, PARTS)
     yield made

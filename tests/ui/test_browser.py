@@ -74,9 +74,8 @@ def test_what_was_taken_while_the_spawn_page_was_open_is_waited_for(page: Page, 
     log_in(page, demo, "bob")
     daemon = demo.daemon()
     if "spawn" not in page.url:  # bob's server of the test before
-        page.goto(
-            f"{demo.url}/hub/home", wait_until="networkidle"
-        )  # its buttons do nothing before their script is there
+        # its buttons do nothing before their script is there
+        page.goto(f"{demo.url}/hub/home", wait_until="networkidle")
         page.get_by_role("button", name=re.compile("Stop My Server")).click()
         page.get_by_role("button", name=re.compile("Start My Server")).click()
     page.get_by_label("4 GiB of GPU memory, 50 % of its compute").check()

@@ -156,9 +156,7 @@ def test_the_guard_is_asked_of_whole_gpus_by_its_own_count_and_nvml_of_parts(
     allow(capabilities, "gpu10/mig/gi7/ci0", 2)
     monkeypatch.setattr(gpu_module, "utilisation", lambda gpu, since: {77: 30} if gpu.uuid == "GPU-1" else {})
     monkeypatch.setattr(gpu_module, "processes", lambda gpu: {77: 3} if gpu.uuid == "GPU-1" else {77: 4, 78: 9})
-    guard: Any = SimpleNamespace(
-        memory_of=lambda at, pid: {(0, 77): 5}[at, pid], index_of={"GPU-1": 0, "MIG-0-0": 1}.__getitem__
-    )
+    guard: Any = SimpleNamespace(memory_of=lambda at, pid: {(0, 77): 5}[at, pid], numbers={"GPU-1": 0, "MIG-0-0": 1})
     in_shim: Any = SimpleNamespace(shim=True)
     samples = Samples(discover(), guard, {}, {"a": in_shim}, lambda tenant: Path(tenant.id))
     samples.take(0)

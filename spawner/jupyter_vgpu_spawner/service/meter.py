@@ -55,9 +55,9 @@ class Meter:
 
 
 def _kept(tenant: Mapping[str, Any]) -> float:
-    """Percent of the GPU that nobody else can have: of a part (MIG) all of it. A node before 0.1 tells of no parts."""
-    part = tenant["gpu"].get("cores") if tenant["gpu"].get("mig") else None
-    return Quota.from_json(tenant["quota"]).cores_kept if part is None else float(part)
+    """Percent of the GPU that nobody else can have: of a part (MIG) all of it. An older node tells of no parts."""
+    gpu = tenant["gpu"]
+    return float(gpu["cores"]) if gpu.get("mig") else Quota.from_json(tenant["quota"]).cores_kept
 
 
 def _look_at(tenant: Mapping[str, Any], now: float) -> _Look:

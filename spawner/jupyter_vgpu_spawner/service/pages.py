@@ -16,7 +16,7 @@ from jupyter_vgpu.api import MESSAGE_MAX, Refused
 from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.quotas import format_bytes, format_percent
 
-from ..choices import describe
+from ..choices import describe, name_of
 from ..database import DatabaseError
 from ..rules import FIELDS, Rule
 from . import bars
@@ -45,6 +45,7 @@ _templates.filters |= {
     "bar": bars.draw,
     "bytes": format_bytes,
     "fields": fields_of,
+    "gpu_name": name_of,
     "value": say_value,
     "percent": format_percent,
     "slice": describe,
@@ -96,10 +97,6 @@ class PageHandler(ServiceHandler):
 
 class AdminHandler(PageHandler):
     """GPUs and users. ?q=: users whose name or group has it. ?page=: which PAGE of them, from 1."""
-
-    @web.authenticated
-    async def get(self) -> None:
-        await self.show(*self.said())
 
     async def show(
         self, message: str = "", troubles: Iterable[str] = (), typed: Mapping[str, Mapping[str, str]] | None = None
