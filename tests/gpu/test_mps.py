@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.gpu import nvml_process_bytes
 from support.node import Node, Worker, left_out, wait_until
@@ -35,6 +36,25 @@ print(count.value)
 """
 )
 
+# What Docker gives a slice under MPS: mounts, processes, network and name of its own, the host's IPC, the GPU's device
+# nodes alone, and the service's directory elsewhere; and what a notebook image does: no root, no new privileges.
+CONTAINER = """
+set -e
+pipes=$1; shift
+mount -t tmpfs tmpfs /run
+mkdir -p /run/vgpu/mps /run/dev/shm
+mount --bind "$pipes" /run/vgpu/mps
+mount -t tmpfs tmpfs "$pipes"
+mount --bind /dev/shm /run/dev/shm
+while [ "$1" != -- ]; do
+  : > "/run$1"; mount --bind "$1" "/run$1"; shift
+done
+shift
+mount --rbind /run/dev /dev
+exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs --bounding-set=-all,+dac_read_search \
+  --inh-caps=+dac_read_search --ambient-caps=+dac_read_search "$@"
+"""
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Node]:
@@ -57,11 +77,22 @@ def control_pid(node: Node) -> int:
     return int((node.run_dir / "mps" / "nvidia-cuda-mps-control.pid").read_text())
 
 
-def rates(node: Node, tenants: list[dict[str, Any]], load: Path, **environment: str) -> list[float]:
+def container(tenant: dict[str, Any]) -> dict[str, Any]:
+    """How to spawn a program as in a container of its own, which may read this checkout and its interpreter."""
+    devices = [*tenant["launch"]["devices"], "/dev/null", "/dev/zero", "/dev/urandom"]
+    apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--net", "--uts"]
+    script = ["sh", "-c", CONTAINER, "sh", tenant["launch"]["mps"], *devices, "--"]
+    return {"prefix": [*apart, *script], "env": {"CUDA_MPS_PIPE_DIRECTORY": "/run/vgpu/mps", "HOME": "/tmp"}}
+
+
+def rates(node: Node, tenants: list[dict[str, Any]], load: Path, how: Any = None, **environment: str) -> list[float]:
     """Kernels a second of a quarter of the GPU each, all at the same time; once NVML has told of them."""
     argv = [str(load), "run", STEPS, "6"]
-    env = {"LOAD_BLOCKS": "32", **environment}
-    started = [node.spawn(tenant, *argv, stdin=subprocess.PIPE, env=env) for tenant in tenants]
+    started = []
+    for tenant in tenants:
+        more = how(tenant) if how else {}
+        env = more.pop("env", {}) | {"LOAD_BLOCKS": "32", **environment}
+        started.append(node.spawn(tenant, *argv, stdin=subprocess.PIPE, env=env, **more))
     for each in started:
         assert each.stdout
         assert each.stdout.readline().strip() == "ready"
@@ -109,6 +140,38 @@ def test_each_has_its_part_of_the_gpu_at_the_same_time(shared: Node, four: list[
     print(alone, together)
     assert sum(together) > 2 * alone  # in turns it would be one time
     assert min(together) > 0.75 * max(together)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces as Docker does")
+
+
+@needs_root
+def test_containers_share_the_gpu_as_programs_of_the_host_do(
+    shared: Node, four: list[dict[str, Any]], load: Path
+) -> None:
+    (alone,) = rates(shared, four[:1], load, container)
+    together = rates(shared, four, load, container)
+    print(alone, together)
+    assert sum(together) > 2 * alone
+    assert min(together) > 0.75 * max(together)
+
+
+@needs_root
+def test_a_containers_memory_is_held_and_its_end_is_no_ones_but_its_own(
+    shared: Node, four: list[dict[str, Any]]
+) -> None:
+    one, other = (Worker(shared, tenant, **container(tenant)) for tenant in four[:2])
+    assert one.ask("alloc", bytes=3 * GIB)["error"] == "CUDA_SUCCESS"
+    assert one.ask("alloc", bytes=1 * GIB)["error"] == "CUDA_ERROR_OUT_OF_MEMORY"
+    held = shared.used("a")
+    (init,) = psutil.Process(one.pid).children()
+    assert abs(held - nvml_process_bytes()[init.pid]) <= max(held // 100, 32 * MIB)
+    assert other.ask("alloc", bytes=1 * GIB)["error"] == "CUDA_SUCCESS"
+    init.kill()  # as Docker ends a container
+    wait_until(lambda: shared.used("a") == 0, 10, "all of it is given back")
+    assert other.ask("alloc", bytes=1 * GIB)["error"] == "CUDA_SUCCESS"
+    assert other.ask("kernel", milliseconds=1)["error"] == "CUDA_SUCCESS"
+    assert other.close() == 0
 
 
 def test_several_programs_of_a_slice_have_no_more_than_one(
