@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from typing import Any
 
@@ -77,3 +78,23 @@ def test_another_gpus_memory_is_out_of_reach_whatever_is_set(
             assert "busy or unavailable" in seen["error"]
     finally:
         gpu_node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
+
+
+def test_one_gpu_is_guarded_beside_one_that_mps_shares(uuids: list[str]) -> None:
+    if not shutil.which("nvidia-cuda-mps-control"):
+        left_out("there is no nvidia-cuda-mps-control")
+    node = Node("--NodeApp.mps_gpus=['1']")
+    try:
+        guarded = node.tenant("2G", 25, "guarded")
+        shared = node.tenant("4G", 25, "shared", model="MPS")
+        for tenant, tier, uuid, most in ((guarded, "guard", uuids[0], 2), (shared, "shim", uuids[1], 4)):
+            seen = look(node, tenant)
+            assert (seen["count"], seen["uuid"]) == (1, uuid.removeprefix("GPU-"))
+            assert (most - 1) * 1024 < seen["mib"] < most * 1024, seen
+            assert node.show(tenant["id"])["tier"] == tier
+        pipes = str(node.run_dir / "mps")
+        for more in ({}, {"LD_PRELOAD": ""}, {"CUDA_MPS_PIPE_DIRECTORY": pipes}):  # nor does the guarded one get there
+            seen = look(node, guarded, CUDA_VISIBLE_DEVICES=uuids[1], **more)
+            assert seen["mib"] == 0, (more, seen)
+    finally:
+        node.stop()
