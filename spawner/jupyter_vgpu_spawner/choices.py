@@ -111,10 +111,17 @@ def capacity(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
         models.setdefault(name_of(gpu), []).append(gpu)
     lines = []
     for name, here in models.items():
-        best = max(here, key=lambda gpu: (int(gpu["memory"]["free"]), float(gpu["cores"]["free"])))
-        free = f"{format_bytes(best['memory']['free'])} and {format_percent(best['cores']['free'])} of compute"
-        lines.append(f"{name}: {free} free" if len(here) == 1 else f"{len(here)} × {name}: up to {free} free on one")
+        lines.append(f"{name}: {_free(here)}" if len(here) == 1 else f"{len(here)} × {name}: {_free(here)}")
     return lines
+
+
+def _free(gpus: Sequence[Mapping[str, Any]]) -> str:
+    frees = [(int(gpu["memory"]["free"]), float(gpu["cores"]["free"])) for gpu in gpus]
+    memory, cores = max(frees, key=lambda free: (all(free), *free))
+    if not (memory and cores):
+        return "gives no new slices now" if all(gpu["closed"] for gpu in gpus) else "in use by others"
+    free = f"{format_bytes(memory)} and {format_percent(cores)} of compute free"
+    return free if len(gpus) == 1 else f"up to {free} on one"
 
 
 def describe(quota: Quota) -> str:

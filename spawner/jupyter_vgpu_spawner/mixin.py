@@ -86,8 +86,8 @@ class VGPUMixin(Queueing):
 
     # --- quota ---
 
-    async def _offer(self) -> Offer:
-        """What may be chosen. Raises HTTPError."""
+    async def _offer(self, entries: list[Entry]) -> Offer:
+        """What may be chosen. entries: all in the queue. Raises HTTPError."""
         try:
             entitlement = await self.gpu_entitlement()
             balance = await self.gpu_balance(entitlement)
@@ -102,7 +102,7 @@ class VGPUMixin(Queueing):
         if not slices:
             return Offer(whole=entitlement.quota, balance=balance, why_none=why_none_fits(entitlement.quota))
         spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
-        many = why_too_many(self._others_with_gpu(), await self._others_in_queue(), entitlement.gpus)
+        many = why_too_many(self._others_with_gpu(), self._others_in_queue(entries), entitlement.gpus)
         return Offer(slices, entitlement.quota, balance, spent or many)
 
     def _others_with_gpu(self) -> list[str]:
@@ -118,7 +118,7 @@ class VGPUMixin(Queueing):
         key = self.user_options.get(FIELD)
         if key == NO_GPU:
             return None, None
-        offer = await self._offer()
+        offer = await self._offer(await self._entries())
         quota = self._pick(key, offer)
         return quota, offer.whole
 
@@ -155,8 +155,10 @@ class VGPUMixin(Queueing):
         form = base() if base else ""
         form = await maybe_future(form(spawner)) if callable(form) else form
         trouble = ""
+        entries: list[Entry] = []
         try:
-            offer = await self._offer()
+            entries = await self._entries()
+            offer = await self._offer(entries)
         except web.HTTPError as error:  # a GPU can't be had now: that must not keep anybody from working without one
             offer, trouble = Offer(), words_of(error)
         if not offer.slices and not trouble:
@@ -165,14 +167,13 @@ class VGPUMixin(Queueing):
             trouble = f"{NO_GPU_FOR}{offer.why_none}."
         lines = [Choice(slice_key(quota), describe(quota), offer.why_none or "not now") for quota in offer.slices]
         models: list[str] = []
-        mine: Entry | None = None
+        mine = self._mine(entries)
         try:
             view = await self.fleet.gpus()
             gpus = view.gpus
             models = capacity(gpus)
-            mine = await self._queue_entry()
             if offer.slices and not offer.why_none:
-                line = await self._line(gpus) if self._queue else None
+                line = await self._line(gpus, entries) if self._queue else None
                 lines = choices(offer.slices, gpus, line, bool(view.away))
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
@@ -205,17 +206,18 @@ class VGPUMixin(Queueing):
         options.pop(FIELD, None)
         if form_data.get(FIELD) == [NO_GPU]:
             return options | {FIELD: NO_GPU}
-        offer = await self._offer()
+        entries = await self._entries()
+        offer = await self._offer(entries)
         if not offer.slices:
             return options
         key = (form_data.get(FIELD) or [slice_key(offer.slices[0])])[0]
         if quota := self._pick(key, offer):
-            await self._check_room(quota, options | {FIELD: key})
+            await self._check_room(quota, options | {FIELD: key}, entries)
         return options | {FIELD: key}
 
-    async def _check_room(self, quota: Quota, options: Json) -> None:
+    async def _check_room(self, quota: Quota, options: Json, entries: list[Entry]) -> None:
         view = await self._look_for(self.fleet.gpus())
-        line, away = await self._line(view.gpus), bool(view.away)
+        line, away = await self._line(view.gpus, entries), bool(view.away)
         if self._queue and (away or is_possible(quota, line.spaces)):
             if line.must_wait(quota):
                 await self._wait_in_queue(quota, options)

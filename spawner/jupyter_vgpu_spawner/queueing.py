@@ -154,13 +154,18 @@ class Queueing(Limits):
             self.log.error("queue: %s", error)
             raise Told(503, DATABASE_AWAY) from error
 
-    async def _line(self, gpus: list[Json]) -> Line:
+    async def _entries(self) -> list[Entry]:
+        """All in the queue; none where this hub has no queue. Raises HTTPError."""
+        return await self._ask_queue(self._queue.entries) if self._queue else []
+
+    def _mine(self, entries: list[Entry]) -> Entry | None:
+        """This server's place in the queue, if it has one."""
+        return next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
+
+    async def _line(self, gpus: list[Json], entries: list[Entry]) -> Line:
         """The queue in front of this server. Raises HTTPError."""
         spaces = [Space.from_json(gpu) for gpu in gpus]
-        if not self._queue:
-            return Line(spaces)
-        entries = await self._ask_queue(self._queue.entries)
-        mine = next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
+        mine = self._mine(entries)
         others = [entry for entry in entries if entry is not mine]
         kept = bool(promised(others, ()))
         if kept:
@@ -172,17 +177,10 @@ class Queueing(Limits):
             return Line(spaces, ahead, mine.waiting.quota, mine.gpu, kept)
         return Line(spaces, ahead, kept=kept)
 
-    async def _queue_entry(self) -> Entry | None:
-        """This server's place in the queue, if it has one. Raises HTTPError."""
-        return await self._ask_queue(self._queue.entry, self.user.name, self.name) if self._queue else None
-
-    async def _others_in_queue(self) -> list[str]:
-        """Names of this user's other servers that wait for a GPU, and not behind this one. Raises HTTPError."""
-        if not self._queue:
-            return []
-        entries = await self._ask_queue(self._queue.entries)
+    def _others_in_queue(self, entries: list[Entry]) -> list[str]:
+        """Names of this user's other servers that wait for a GPU, and not behind this one."""
         queued = [each for each in entries if each.stage != Stage.ENDED and each.waiting.user == self.user.name]
-        mine = next((each for each in queued if each.waiting.server == self.name), None)
+        mine = self._mine(queued)
         if mine and mine.stage == Stage.CALLED:
             queued = [each for each in queued if each.waiting.since < mine.waiting.since]
         return sorted(each.waiting.server for each in queued if each is not mine)
@@ -207,7 +205,7 @@ class Queueing(Limits):
         if not self._queue:
             return None
         gpus = (await self._look_for(self.fleet.gpus())).gpus
-        line = await self._line(gpus)
+        line = await self._line(gpus, await self._entries())
         # where nobody waits and there is no room, the node has better words for it
         waits = bool(line.ahead) and is_possible(quota, line.spaces)
         if line.must_wait(quota) and (waits or not why_not(quota, gpus)):

@@ -246,11 +246,15 @@ def test_an_admin_takes_somebody_out_and_it_is_noted(hub: Hub, admin: Admin, oth
     choose(alice, "4GiB-50")
     assert "alice/ waits no more." in admin.post("remove", user="alice", server="").text
     assert "Your server did not start with a GPU: an admin took it out of the queue." in page_of(alice)
-    line = admin.page("audit").split("<tbody>")[1].split("</tr>")[0]
-    for word in ("dean", "alice/", "queue", "removed"):
-        assert word in line
+
+    def noted() -> str:
+        return admin.page("audit").split("<tbody>")[1].split("</tr>")[0]
+
+    for word in ("dean", "alice/", "queue", "waiting", "removed"):
+        assert word in noted()
     admin.post("remove", user="alice", server="")
     assert "You wait for nothing" in page_of(alice)
+    assert "ended" in noted()
     again = admin.post("remove", user="alice", server="")
     assert (again.status_code, "alice/ does not wait for a GPU" in again.text) == (404, True)
 

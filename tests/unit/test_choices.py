@@ -137,6 +137,16 @@ def test_what_is_free_is_told_by_model() -> None:
     ]
 
 
+def test_what_is_full_or_gives_nothing_now_is_told_so() -> None:
+    full, without_compute, closed = gpu(0, 0), gpu(3 * GIB, 0, "L4"), gpu(0, 0, "T4") | {"closed": "new driver"}
+    assert capacity([full, full, without_compute, closed]) == [
+        "2 × H100: in use by others",
+        "L4: in use by others",
+        "T4: gives no new slices now",
+    ]
+    assert capacity([without_compute, gpu(GIB, 5, "L4")]) == ["2 × L4: up to 1 GiB and 5 % of compute free on one"]
+
+
 @pytest.mark.parametrize("key", ["8GiB-50", "", "../../etc", 7, ["2GiB-10"], {"a": 1}, "<script>"])
 def test_what_is_not_offered_can_not_be_had(key: object) -> None:
     with pytest.raises(QuotaError, match=r"is not one of yours: choose from 2GiB-10, 4GiB-50, none"):

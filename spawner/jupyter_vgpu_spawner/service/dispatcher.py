@@ -115,6 +115,13 @@ class Dispatcher:
         users, _ = await self._recent.get()
         return {name: True for each in users if each.name == user for name in each.ready}
 
+    async def stage(self, user: str, server: str) -> Stage:
+        """Of a server in the queue. Raises Refused where it is not there."""
+        entry = await asyncio.to_thread(self._store.entry, user, server)
+        if entry is None:
+            raise _not_there(user, server)
+        return entry.stage
+
     async def since(self) -> list[float]:
         """When those who wait asked, in seconds since 1970."""
         entries = await asyncio.to_thread(self._store.entries)
@@ -146,7 +153,7 @@ class Dispatcher:
     async def leave(self, user: str, server: str) -> None:
         """Take a server out. Raises Refused where it does not wait."""
         if not await asyncio.to_thread(self._store.leave, user, server):
-            raise Refused(404, f"{user}/{server} does not wait for a GPU"[:200])
+            raise _not_there(user, server)
 
     async def remove(self, user: str, server: str) -> None:
         """Take a server out, so that its user is told; one that waits no more is forgotten. Raises Refused."""
@@ -287,6 +294,10 @@ class Dispatcher:
             await self._move(now, Stage.WAITING)
         else:
             await self._move(now, Stage.ENDED, words)
+
+
+def _not_there(user: str, server: str) -> Refused:
+    return Refused(404, f"{user}/{server} does not wait for a GPU"[:200])
 
 
 def _call_of(entry: Entry) -> tuple[str, str, float]:

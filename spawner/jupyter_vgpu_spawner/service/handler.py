@@ -75,7 +75,8 @@ class ServiceHandler(HubOAuthenticated, web.RequestHandler):
 
     async def remove(self, user: str, server: str) -> None:
         """Out of the queue, by an admin; noted. Raises Refused."""
-        async with self.manager.noted(self.actor, f"{user}/{server}", "queue", "waiting", "removed"):
+        stage = await self.queue.stage(user, server)
+        async with self.manager.noted(self.actor, f"{user}/{server}", "queue", str(stage), "removed"):
             await self.queue.remove(user, server)
 
     @property
