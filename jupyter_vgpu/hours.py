@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -31,17 +32,25 @@ class Balance:
     def is_spent(self) -> bool:
         return self.allowed is not None and self.spent >= self.allowed + self.grace
 
-    def is_low(self, part: float) -> bool:
-        """So much of them is spent, or more."""
-        return self.allowed is not None and self.spent >= part * self.allowed
+    @property
+    def left(self) -> float:
+        """Hours, without the grace; of no end of them, infinitely many."""
+        return math.inf if self.allowed is None else max(0.0, self.allowed - self.spent)
 
-    def as_label(self, warning: float, end: End) -> str:
+    def passed(self, warnings: Iterable[float]) -> float:
+        """The highest of these parts of them that is spent; 0: none."""
+        if self.allowed is None:
+            return 0.0
+        return max((part for part in warnings if self.spent >= part * self.allowed), default=0.0)
+
+    def as_label(self, warnings: Iterable[float], end: End) -> str:
         """For `told`; empty where there is no end of them. To a tenth of an hour, so that it seldom changes."""
         if self.allowed is None:
             return ""
         values = {"spent": round(self.spent, 1), "allowed": self.allowed, "grace": self.grace}
-        state = "spent" if self.is_spent else "low" if self.is_low(warning) else "enough"
-        return json.dumps(values | {"state": state, "end": str(end)})
+        passed = self.passed(warnings)
+        state = "spent" if self.is_spent else "low" if passed else "enough"
+        return json.dumps(values | {"state": state, "end": str(end), "passed": passed})
 
     def __str__(self) -> str:
         if self.allowed is None:
@@ -52,13 +61,14 @@ class Balance:
 def told(labels: Mapping[str, str]) -> dict[str, Any] | None:
     """What `as_label` wrote on a slice; None: nobody counts, or not in a way that this version knows.
 
-    Hours, with `state`: `enough`, `low` or `spent`, and `end`, an End.
+    Hours, with `state`: `enough`, `low` or `spent`, `end`, an End, and `passed`: the part at which was warned last.
     """
     try:
         said = json.loads(labels[LABEL])
         hours = {name: float(said[name]) for name in ("spent", "allowed", "grace")}
         if said["state"] not in ("enough", "low", "spent"):
             return None
-        return {**hours, "state": said["state"], "end": str(End(said["end"]))}
+        passed = float(said.get("passed", 0))
+        return {**hours, "state": said["state"], "end": str(End(said["end"])), "passed": passed}
     except (KeyError, TypeError, ValueError):
         return None

@@ -100,7 +100,7 @@ class NodeApp(JupyterApp):
         help="""
         How many GPUs to emulate.
 
-        ::
+        They are alike; each has `emulated_memory`::
 
             c.NodeApp.emulated_gpus = 2
         """,
@@ -198,7 +198,7 @@ class NodeApp(JupyterApp):
         help="""
         The key of `api_cert`: a file of PEM that only this daemon's user reads.
 
-        ::
+        It stays on this machine, other than `api_ca`, which hub and nodes have alike::
 
             c.NodeApp.api_key = "/etc/vgpu/node.key"
         """

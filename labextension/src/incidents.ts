@@ -72,15 +72,11 @@ export function identity(owner: IOwner): string {
   return `${owner.kind} ${owner.id ?? owner.name}`;
 }
 
-const SCARCITY: Record<IHours['state'], number> = {
-  enough: 0,
-  low: 1,
-  spent: 2
-};
+const SPENT = 2;
 
-/** Before anybody counted there was enough. */
-function scarcity(slice: ISlice): number {
-  return SCARCITY[slice.hours?.state ?? 'enough'];
+/** More at each part that is warned at, which is 1 at the most. Before anybody counted there was enough. */
+function scarcity(hours: IHours | null): number {
+  return hours?.state === 'spent' ? SPENT : (hours?.passed ?? 0);
 }
 
 function isSame(
@@ -173,8 +169,8 @@ export function compare(known: ISlice | null, after: Usage): Incident[] {
     incidents.push({ kind: 'maintenance', maintenance: after.maintenance });
   }
   // the spawn page has said how many are left when the server was started; that none are is said again
-  const before = known ? scarcity(known) : SCARCITY.low;
-  if (after.hours && SCARCITY[after.hours.state] > before) {
+  const before = known ? scarcity(known.hours) : 1;
+  if (after.hours && scarcity(after.hours) > before) {
     incidents.push({ kind: 'hours', hours: after.hours });
   }
   if (!known) {

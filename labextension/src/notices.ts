@@ -28,8 +28,12 @@ export class Notices {
       }
     });
     model.stateChanged.connect(() => {
-      if (model.usage?.kind === 'slice') {
-        this._renew(model.usage.refusals.recent);
+      const usage = model.usage;
+      if (usage?.kind === 'slice') {
+        const free = usage.quota.memory - usage.usage.memory;
+        this._renew(usage.refusals.recent, free);
+      } else if (usage && usage.reason !== 'daemon-away') {
+        this._renew([], Infinity); // whoever lacked memory is gone with the server
       }
     });
   }
@@ -111,9 +115,16 @@ export class Notices {
     this._told.set(asker, { id, at: Date.now(), refusal });
   }
 
-  /** What would make room changes with who holds it: an open notification offers what helps now, or goes. */
-  private _renew(recent: readonly IRefusal[]): void {
+  /**
+   * What would make room changes with who holds it: an open notification offers what helps now, or goes, as it does
+   * where there is room. free: bytes.
+   */
+  private _renew(recent: readonly IRefusal[], free: number): void {
     for (const told of this._told.values()) {
+      if (told.refusal.bytes <= free) {
+        Notification.dismiss(told.id);
+        continue;
+      }
       const now = recent.find(each => each.first === told.refusal.first);
       if (
         !now ||

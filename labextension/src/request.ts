@@ -80,6 +80,8 @@ export interface IHours {
   /** So many more are let pass. */
   grace: number;
   state: 'enough' | 'low' | 'spent';
+  /** The part of them at which was warned last; 0: none yet. */
+  passed: number;
   /** What follows when they are spent: no new server, or the running ones are stopped as well. */
   end: 'refuse' | 'stop';
 }

@@ -58,9 +58,11 @@ export function noneText(none: INone, trans: TranslationBundle): string {
     case 'not-under-hub':
       return trans.__('This server was not started by a hub that shares GPUs.');
     case 'no-slice':
-      return trans.__(
-        'This server was started without a GPU. To get one, stop it and choose a GPU slice.'
-      );
+      return none.queue
+        ? trans.__('This server was started without a GPU.')
+        : trans.__(
+            'This server was started without a GPU. To get one, stop it and choose a GPU slice.'
+          );
     case 'no-quota':
       return trans.__(
         'You may have no GPU on this hub now: ask its admins for one.'

@@ -125,22 +125,29 @@ test('it is the server whose clock counts', () => {
   assert.deepEqual(kinds(null, early), ['refused']);
 });
 
-function withHours(state: IHours['state'] | null): ISlice {
+function withHours(
+  state: IHours['state'] | null,
+  passed = state === 'low' ? 0.8 : 0
+): ISlice {
   const hours = { spent: 1, allowed: 2, grace: 0, end: 'refuse' } as const;
-  return { ...slice(), hours: state && { ...hours, state } };
+  return { ...slice(), hours: state && { ...hours, state, passed } };
 }
 
 test('hours that run out are told at each step, and more of them are no news', () => {
   const [enough, low, spent] = (['enough', 'low', 'spent'] as const).map(
-    withHours
+    state => withHours(state)
   );
+  const lower = withHours('low', 0.95);
   const told = ['hours'];
   assert.deepEqual(kinds(enough, low), told);
   assert.deepEqual(kinds(withHours(null), low), told);
-  assert.deepEqual(kinds(low, spent), told);
+  assert.deepEqual(kinds(low, lower), told);
+  assert.deepEqual(kinds(lower, low), []);
+  assert.deepEqual(kinds(lower, lower), []);
+  assert.deepEqual(kinds(lower, spent), told);
   assert.deepEqual(kinds(low, low), []);
   assert.deepEqual(kinds(spent, enough), []);
-  assert.deepEqual(kinds(null, low), []);
+  assert.deepEqual(kinds(null, lower), []);
   assert.deepEqual(kinds(null, spent), told);
 });
 

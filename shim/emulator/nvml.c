@@ -79,6 +79,8 @@ static struct nvml_device *add_device(const char *path)
     if (device_count == EMU_MAX_DEVICES || emu_open(&added->driver, path) != 0)
         return NULL;
     added->sampled_at = now_us();
+    for (int c = 0; c < EMU_CLIENTS; c++) /* what was done before is of no time that is looked at */
+        added->seen[c] = added->driver.device->clients[c].busy_ns;
     added->index = (unsigned)device_count++;
     return added;
 }

@@ -68,6 +68,23 @@ def allowed_slices(
     return offered if keys is None else [each for each in offered if slice_key(each) in keys]
 
 
+def beyond(slices: Sequence[Mapping[str, Any]], quota: Quota, offered: Collection[Quota]) -> list[Choice]:
+    """The config's other slices, each with the reason why the user may not have it.
+
+    Of those under MPS nothing is said to whom they are not offered. Raises QuotaError.
+    """
+    others = [each for each in all_slices(slices, quota.policy) if each not in offered and not is_mps(each.model)]
+    return [Choice(slice_key(each), describe(each), _why_beyond(each, quota)) for each in others]
+
+
+def _why_beyond(wanted: Quota, quota: Quota) -> str:
+    if wanted.memory > quota.memory:
+        return f"more memory than you may have ({format_bytes(quota.memory)})"
+    if wanted.cores_kept > quota.cores:
+        return f"more compute than you may have ({format_percent(quota.cores)})"
+    return "not among the slices that you may choose: ask this hub's admins"
+
+
 def why_none_fits(quota: Quota) -> str:
     """For who may have so much, and none of the slices."""
     return f"none of this hub's GPU slices is within what you may have ({describe(quota)}): ask its admins for more"

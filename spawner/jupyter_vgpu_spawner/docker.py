@@ -16,6 +16,7 @@ from docker.errors import APIError
 from docker.tls import TLSConfig
 from dockerspawner import DockerSpawner
 from jupyterhub.utils import maybe_future
+from traitlets import Bool
 
 from .mixin import Json, VGPUMixin
 from .nodes import NodeConfig
@@ -31,10 +32,22 @@ REMOVED_S = 30
 class VGPUDockerSpawner(VGPUMixin, DockerSpawner):
     """DockerSpawner whose containers get a slice of a GPU; every option of DockerSpawner works as before.
 
-    The node daemon runs on the Docker host; with `vgpu_nodes` each node has its own engine. Use
-    `c.DockerSpawner.remove = True`: a container that is kept would come back with the environment and mounts of a slice
-    that is gone.
+    The node daemon runs on the Docker host; with `vgpu_nodes` each node has its own engine.
     """
+
+    remove = Bool(
+        True,
+        help="""
+        Containers are removed when their server stops.
+
+        Other than DockerSpawner's, for one that is kept would come back with the environment and the mounts of a slice
+        that is gone. What is to stay belongs into a volume::
+
+            c.DockerSpawner.volumes = {"jupyterhub-{username}": "/home/jovyan"}
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
 
     has_engines: ClassVar[bool] = True
 

@@ -58,7 +58,7 @@ def setup_vgpu(
     db_url: str | None = None,
     port: int | None = None,
     gpu_idle_minutes: float | None = None,
-    gpu_idle_action: str = "server",
+    gpu_idle_action: str | None = None,
 ) -> None:
     """Give a hub GPU slices: call it last in jupyterhub_config.py, after the traits that you set.
 
@@ -71,26 +71,30 @@ def setup_vgpu(
         db_url: the database with users' quotas, as SQLAlchemy writes it; by default a SQLite file beside the hub.
         port: of the service, on 127.0.0.1; by default a free one, chosen when the hub starts.
         gpu_idle_minutes: do something about who holds GPU memory and launched nothing for so long; the user is told a
-            while before. A working job is never touched. None: nothing is done.
+            while before. A working job is never touched. None: as the trait of this name says, else nothing.
         gpu_idle_action: what: `notify` (the user is told, and no more), `kernel` (kernels that rest are shut down) or
-            `server` (the server is stopped, by jupyterhub-idle-culler).
+            `server` (the server is stopped, by jupyterhub-idle-culler). None: as the trait says, else `server`.
 
     Raises:
         QuotaError: for a limit or slice that is none.
-        ValueError: for a spawner class without slices, a node that is none, a database that is said twice, minutes that
-            are none, and where it was called before.
+        ValueError: for a spawner class without slices, a node that is none, what is said by an argument and a trait,
+            minutes that are none, containers that are to be kept, and where it was called before.
     """
     if any(service.get("name") == SERVICE for service in _list(c, "services")):
         raise ValueError(f"the hub's config has a service named {SERVICE!r} already: call setup_vgpu once")
     if not _get(c, "JupyterHub", "spawner_class"):
         c.JupyterHub.spawner_class = "vgpu-docker"
     spawner = _spawner_class(c.JupyterHub.spawner_class)
-    if db_url and _trait(c, spawner, "vgpu_db_url"):
+    if "remove" in spawner.class_traits() and not _trait(c, spawner, "remove"):
         raise ValueError(
-            "the database is said twice: by setup_vgpu's db_url and by the trait vgpu_db_url; leave one out"
+            "remove=False keeps containers, which would come back with a slice that is gone: leave it out, and give "
+            "what is to stay a volume"
         )
+    _say(c, spawner, "vgpu_db_url", "db_url", db_url)
+    _say(c, spawner, "gpu_idle_minutes", "gpu_idle_minutes", gpu_idle_minutes)
+    _say(c, spawner, "gpu_idle_action", "gpu_idle_action", gpu_idle_action)
     if not _trait(c, spawner, "vgpu_db_url"):
-        c.VGPUMixin.vgpu_db_url = db_url or f"sqlite:///{Path.cwd() / 'vgpu.sqlite'}"
+        c.VGPUMixin.vgpu_db_url = f"sqlite:///{Path.cwd() / 'vgpu.sqlite'}"
     if not _trait(c, spawner, "vgpu_socket"):
         c.VGPUMixin.vgpu_socket = str(default_run_dir() / ADMIN_SOCKET)
     if not _trait(c, spawner, "vgpu_hub"):
@@ -114,9 +118,9 @@ def setup_vgpu(
             "scopes": [ACCESS_SCOPE, READ_SCOPE, WRITE_SCOPE],
         }
     )
-    if gpu_idle_minutes is not None:
-        rule = IdleRule.after(gpu_idle_minutes, gpu_idle_action)
-        c.VGPUMixin.gpu_idle_minutes, c.VGPUMixin.gpu_idle_action = gpu_idle_minutes, str(rule.action)
+    minutes = _trait(c, spawner, "gpu_idle_minutes")
+    if minutes is not None:
+        rule = IdleRule.after(minutes, _trait(c, spawner, "gpu_idle_action"))
         if rule.action is Action.SERVER:
             culler = _idle_culler(_nodes(c, spawner), rule.seconds)
             c.JupyterHub.services = [*_list(c, "services"), culler]
@@ -143,10 +147,11 @@ def _service(c: Config, spawner: type[VGPUMixin], port: int) -> dict[str, Any]:
         limits=_limits(c, spawner),
         slices=[slice_key(quota) for quota in all_slices(slices, Policy.HARD)],
         hours=_trait(c, spawner, "gpu_hours"),
+        most_hours=_trait(c, spawner, "gpu_hours_ceiling"),
         window=_trait(c, spawner, "gpu_hours_window"),
         measure=_trait(c, spawner, "gpu_hours_of"),
         grace=_trait(c, spawner, "gpu_hours_grace"),
-        warning=_trait(c, spawner, "gpu_hours_warning"),
+        warnings=_trait(c, spawner, "gpu_hours_warnings"),
         end=_trait(c, spawner, "gpu_hours_end"),
         queue=_trait(c, spawner, "gpu_queue"),
     )
@@ -212,6 +217,18 @@ def _trait(c: Config, spawner: type[VGPUMixin], name: str) -> Any:
         if cls.__name__ in c and name in c[cls.__name__]:
             return _get(c, cls.__name__, name, own)
     return own
+
+
+def _say(c: Config, spawner: type[VGPUMixin], trait: str, argument: str, value: Any) -> None:
+    """What an argument says, as a trait. Raises ValueError where the config has the trait already."""
+    if value is None:
+        return
+    if _is_set(c, spawner, trait):
+        raise ValueError(
+            f"{trait} is said twice: by setup_vgpu's {argument}={value!r} and by the trait, "
+            f"{_trait(c, spawner, trait)!r}; leave one out"
+        )
+    setattr(c.VGPUMixin, trait, value)
 
 
 def _is_set(c: Config, spawner: type[VGPUMixin], name: str) -> bool:

@@ -223,6 +223,21 @@ class Limits(_Base):
         """,
     ).tag(config=True)
 
+    gpu_hours_ceiling = Float(
+        default_value=None,
+        allow_none=True,
+        min=0,
+        help="""
+        The most GPU-hours that a group or an admin can give anybody in a window.
+
+        What is above is cut to it, and so are hours without an end. None: as many as they say::
+
+            c.VGPUMixin.gpu_hours_ceiling = 100
+
+        .. versionadded:: 0.1
+        """,
+    ).tag(config=True)
+
     gpu_hours_window = Enum(
         [str(window) for window in Window],
         default_value=str(Window.ROLLING),
@@ -237,16 +252,15 @@ class Limits(_Base):
         """,
     ).tag(config=True)
 
-    gpu_hours_warning = Float(
-        0.8,
-        min=0,
-        max=1,
+    gpu_hours_warnings = List(
+        Float(min=0.01, max=1),
+        [0.8, 0.95],
         help="""
-        From which part of the GPU-hours on the spawn page warns.
+        At which parts of the GPU-hours a user is warned.
 
-        ::
+        Once at each in JupyterLab, and from the first on by the spawn page. Empty: only when they are used up::
 
-            c.VGPUMixin.gpu_hours_warning = 0.8
+            c.VGPUMixin.gpu_hours_warnings = [0.5, 0.9]
 
         .. versionadded:: 0.1
         """,
@@ -258,7 +272,7 @@ class Limits(_Base):
         help="""
         GPU-hours that are let pass beyond `gpu_hours`, with a warning.
 
-        ::
+        So nobody loses the GPU in the middle of something without having been told. 0: what is used up is used up::
 
             c.VGPUMixin.gpu_hours_grace = 1
 
@@ -358,6 +372,7 @@ class Limits(_Base):
             gpus=await self._resolve(self.gpu_count_limit),
             most_gpus=self.gpu_count_ceiling,
             hours=self.gpu_hours,
+            most_hours=self.gpu_hours_ceiling,
         )
 
     async def gpu_entitlement(self) -> Entitlement:
@@ -395,6 +410,7 @@ def bounds_of(
     gpus: Any = 1,
     most_gpus: Any = None,
     hours: float | None = None,
+    most_hours: float | None = None,
 ) -> Bounds:
     """Bounds of the traits' values; a ceiling of None is the limit itself. Raises QuotaError."""
     default = Quota(parse_memory(memory) if memory else NO_MEMORY, parse_cores(cores), Policy(policy))
@@ -404,4 +420,5 @@ def bounds_of(
         Policy(policy_ceiling or policy),
     )
     count = parse_gpus(gpus)
-    return Bounds(default, ceiling, hours, count, count if most_gpus is None else parse_gpus(most_gpus))
+    most = count if most_gpus is None else parse_gpus(most_gpus)
+    return Bounds(default, ceiling, hours, count, most, most_hours)

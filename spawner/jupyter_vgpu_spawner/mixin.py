@@ -26,6 +26,7 @@ from .choices import (
     NO_GPU,
     Choice,
     allowed_slices,
+    beyond,
     capacity,
     choices,
     describe,
@@ -62,13 +63,14 @@ def _one_at_a_time(user: str) -> asyncio.Lock:
 class Offer:
     """What a user may choose from. why_none: in words, where none of it can be had, or no slice is within the quota.
 
-    Without slices and without words the user is to have no GPU.
+    Without slices and without words the user is to have no GPU. beyond: what the hub has, and this user may not have.
     """
 
     slices: list[Quota] = field(default_factory=list)
     whole: Quota | None = None
     balance: Balance = field(default_factory=Balance)
     why_none: str = ""
+    beyond: list[Choice] = field(default_factory=list)
 
 
 def _apply_nothing(_spawner: Any, _options: Json) -> None:
@@ -99,11 +101,13 @@ class VGPUMixin(Queueing):
         if entitlement.quota is None:
             return Offer(balance=balance)
         slices = allowed_slices(self.gpu_slices, entitlement.quota, entitlement.slices)
+        others = beyond(self.gpu_slices, entitlement.quota, slices)
         if not slices:
-            return Offer(whole=entitlement.quota, balance=balance, why_none=why_none_fits(entitlement.quota))
+            why = why_none_fits(entitlement.quota)
+            return Offer(whole=entitlement.quota, balance=balance, why_none=why, beyond=others)
         spent = why_spent(balance, Window(self.gpu_hours_window), datetime.now(UTC))
         many = why_too_many(self._others_with_gpu(), self._others_in_queue(entries), entitlement.gpus)
-        return Offer(slices, entitlement.quota, balance, spent or many)
+        return Offer(slices, entitlement.quota, balance, spent or many, others)
 
     def _others_with_gpu(self) -> list[str]:
         """Names of this user's other servers that have a slice; the default one's is empty."""
@@ -149,11 +153,25 @@ class VGPUMixin(Queueing):
     def _default_apply_user_options(self) -> Any:
         return _apply_nothing
 
+    async def get_options_form(self) -> str:
+        """With the slices below a form of the admin's own; one that is set to nothing stays nothing."""
+        form = str(await super().get_options_form())
+        return form if not form or self.options_form == self.vgpu_options_form else await self._with_slices(form)
+
+    async def run_options_from_form(self, form_data: dict[str, list[str]]) -> Json:
+        """With the slice, where an admin's own function makes something of the form."""
+        options: Json = await maybe_future(super().run_options_from_form(form_data))
+        if self.options_from_form == self.vgpu_options_from_form:
+            return options
+        return await self._with_choice(dict(options), form_data)
+
     async def vgpu_options_form(self, spawner: Any) -> str:
         """The allowed slices with what is free now. What the base class would show comes first."""
         base = getattr(super(), "_default_options_form", None)
         form = base() if base else ""
-        form = await maybe_future(form(spawner)) if callable(form) else form
+        return await self._with_slices(str(await maybe_future(form(spawner)) if callable(form) else form))
+
+    async def _with_slices(self, form: str) -> str:
         trouble = ""
         entries: list[Entry] = []
         try:
@@ -163,7 +181,7 @@ class VGPUMixin(Queueing):
             offer, trouble = Offer(), words_of(error)
         if not offer.slices and not trouble:
             if not offer.why_none:
-                return str(form)
+                return form
             trouble = f"{NO_GPU_FOR}{offer.why_none}."
         lines = [Choice(slice_key(quota), describe(quota), offer.why_none or "not now") for quota in offer.slices]
         models: list[str] = []
@@ -182,27 +200,32 @@ class VGPUMixin(Queueing):
             trouble = trouble or words_of(error)
         selected = next((line.key for line in lines if not line.why_not), NO_GPU)
         page = _templates.get_template("slices.html")
-        hours = "" if offer.balance.allowed is None else f"You have used {offer.balance}."
-        low = offer.balance.is_low(self.gpu_hours_warning)
-        return str(form) + page.render(
+        balance = offer.balance
+        hours = "" if balance.allowed is None else f"You have used {balance}; {balance.left:.1f} are left."
+        low = balance.passed((1, *self.gpu_hours_warnings)) > 0
+        return form + page.render(
             field=FIELD,
             no_gpu=NO_GPU,
-            lines=lines,
+            lines=[*lines, *offer.beyond],
             selected=selected,
             trouble=trouble,
             hours=hours,
             low=low,
             models=models,
             queue_url=self._queue_url,
-            waits_for=describe(mine.waiting.quota) if mine and mine.stage != Stage.ENDED else "",
+            mine=mine if mine and mine.stage != Stage.ENDED else None,
+            waits_for=describe(mine.waiting.quota) if mine else "",
         )
 
     async def vgpu_options_from_form(self, form_data: dict[str, list[str]], spawner: Any = None) -> Json:
         """The form's choice; refused in words while the form is still on the screen. Reserves nothing."""
-        quiet(self.log)
         base = getattr(super(), "_default_options_from_form", None)
         from_form = base() if base else None
         options: Json = dict(await maybe_future(from_form(form_data))) if from_form else {}
+        return await self._with_choice(options, form_data)
+
+    async def _with_choice(self, options: Json, form_data: dict[str, list[str]]) -> Json:
+        quiet(self.log)
         options.pop(FIELD, None)
         if form_data.get(FIELD) == [NO_GPU]:
             return options | {FIELD: NO_GPU}

@@ -31,7 +31,8 @@ class TooMany(Exception):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A server in the queue. options: the `user_options` that it starts with. at: when it came to this stage, or was
-    told its words. gpu: the UUID of the one that a called server's room is kept on."""
+    told its words. gpu: the UUID of the one that a called server's room is kept on. number, when: as the service saw it
+    last; 1 is next, 0: it is not known."""
 
     waiting: Waiting
     options: Mapping[str, Any]
@@ -39,6 +40,8 @@ class Entry:
     at: float
     words: str = ""
     gpu: str = ""
+    number: int = 0
+    when: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -104,6 +107,8 @@ class QueueStore:
                     words="",
                     model=quota.model,
                     exclusive=quota.exclusive,
+                    number=0,
+                    forecast="",
                 )
             )
 
@@ -128,6 +133,13 @@ class QueueStore:
         there = (QueueRow.user == user, QueueRow.server == server, QueueRow.at == entry.at)
         with Session(self._writer) as session, session.begin():
             session.execute(update(QueueRow).where(*there).values(words=words[:TEXT_MAX], at=time.time()))
+
+    def note_standings(self, standings: Mapping[tuple[str, str], tuple[int, str]]) -> None:
+        """Of servers, by user and name: their number, and in words when that will be."""
+        with Session(self._writer) as session, session.begin():
+            for (user, server), (number, when) in standings.items():
+                there = (QueueRow.user == user, QueueRow.server == server, QueueRow.state == str(Stage.WAITING))
+                session.execute(update(QueueRow).where(*there).values(number=number, forecast=when[:TEXT_MAX]))
 
     def note_lifetime(self, seconds: float) -> None:
         """A server with a slice has ended after so long."""
@@ -155,7 +167,9 @@ def _entries(rows: Iterable[QueueRow]) -> list[Entry]:
     for row in rows:
         try:
             waiting = Waiting(row.user, row.server, row.quota(), row.since)
-            found.append(Entry(waiting, row.options, Stage(row.state), row.at, row.words, row.gpu))
+            found.append(
+                Entry(waiting, row.options, Stage(row.state), row.at, row.words, row.gpu, row.number, row.forecast)
+            )
         except ValueError:
             log.exception("the queue has a row that can't be read: %s/%s", row.user, row.server)
     return found

@@ -151,7 +151,7 @@ class Entitlement:
 class Bounds:
     """The config's part: what everybody has, and what nobody passes. Of no memory: no GPU.
 
-    gpus, most_gpus: servers with a slice at once, by default and at most.
+    gpus, most_gpus: servers with a slice at once, by default and at most. most_hours None: as many as are given.
     """
 
     default: Quota
@@ -159,12 +159,13 @@ class Bounds:
     hours: float | None = None
     gpus: int = 1
     most_gpus: int = 1
+    most_hours: float | None = None
 
 
 def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
     """Default, then group, then user, each over the one before; nothing passes the ceiling.
 
-    Memory above the ceiling is cut to it, and so are cores; `burst` needs a ceiling that is `burst`.
+    Memory above the ceiling is cut to it, and so are cores and hours; `burst` needs a ceiling that is `burst`.
     """
     said, sources = _said(bounds, group, user)
     ceiling = bounds.ceiling
@@ -178,8 +179,11 @@ def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
     gpus = said.gpus or 0
     if gpus > bounds.most_gpus:
         gpus, sources["gpus"] = bounds.most_gpus, "ceiling"
+    hours, most_hours = said.hours, bounds.most_hours
+    if most_hours is not None and (hours is None or hours > most_hours):
+        hours, sources["hours"] = most_hours, "ceiling"
     quota = Quota(memory, cores, policy) if memory and gpus else None
-    return Entitlement(quota, said.slices, said.hours, sources, gpus)
+    return Entitlement(quota, said.slices, hours, sources, gpus)
 
 
 def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]]:

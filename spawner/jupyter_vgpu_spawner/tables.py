@@ -58,7 +58,8 @@ class MeterRow(Base):
 
 
 class QueueRow(Base):
-    """since, at: seconds since 1970, when it was asked for and when its state changed."""
+    """since, at: seconds since 1970, when it was asked for and when its state changed. number, forecast: as the service
+    saw it last."""
 
     __tablename__ = "vgpu_queue"
 
@@ -75,6 +76,8 @@ class QueueRow(Base):
     words: Mapped[str] = mapped_column(String(TEXT_MAX))
     model: Mapped[str] = mapped_column(String(64))
     exclusive: Mapped[bool]
+    number: Mapped[int]
+    forecast: Mapped[str] = mapped_column(String(TEXT_MAX))
 
     def quota(self) -> Quota:
         return Quota(self.memory, self.cores, Policy(self.policy), self.model, self.exclusive)

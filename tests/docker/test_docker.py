@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.node import Node, wait_until
@@ -27,7 +28,6 @@ GIB = 1 << 30
 CONFIG = """
 c.JupyterHub.spawner_class = "vgpu-docker"
 c.DockerSpawner.image = "{image}"
-c.DockerSpawner.remove = True
 c.DockerSpawner.pull_policy = "never"
 c.DockerSpawner.volumes = {{"{shared}": "/home/student/shared"}}
 c.DockerSpawner.extra_host_config = {{"init": True}}
@@ -167,9 +167,26 @@ def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub:
     node.start()
     view = wait_until(lambda: usage(alice), 10, "numbers are back")
     assert view["usage"]["memory"] == GIB
+    hub.crash()
+    hub.start()
+    alice = hub.user("alice")
+    assert alice.model()["servers"][""]["ready"]
+    assert [(each["name"], each["usage"]["memory"]) for each in tenants(node)] == [("alice/", GIB)]
     assert "SUCCESS" in alice.execute(kernel, "print(driver.cuMemFree(blocks.pop())[0].name)")
     assert node.used("alice/") == GIB - 32 * MIB
     alice.stop()
+    assert is_whole(node)
+
+
+def tenants(node: Node) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = node.client.request("GET", "/api/tenants")["tenants"]
+    return found
+
+
+def is_whole(node: Node) -> bool:
+    """Nothing of the GPU is promised to anybody."""
+    gpu = node.client.request("GET", "/api/gpus")["gpus"][0]
+    return not tenants(node) and all(gpu[what]["free"] == gpu[what]["total"] for what in ("memory", "cores"))
 
 
 def usage(user: object) -> dict[str, object] | None:
@@ -182,6 +199,30 @@ def test_a_container_that_is_killed_leaves_no_slice(hub: Hub, node: Node, engine
     alice.spawn("1GiB-25", 180)
     engine.client.containers.list(filters={"name": "jupyter-alice"})[0].kill()
     wait_until(lambda: node.client.request("GET", "/api/tenants")["tenants"] == [], 60, "the slice is gone")
+
+
+def test_when_docker_alone_is_started_anew_its_slices_end_and_everybody_can_start(
+    hub: Hub, node: Node, engine: Engine
+) -> None:
+    alice, bob = hub.user("alice"), hub.user("bob")
+    alice.spawn("4GiB-50", 180)
+    bob.spawn("2GiB-50", 180)
+    guard = node.guard_pid()
+    engine.crash()
+    with pytest.raises(AssertionError):  # while it is away nobody starts, and nothing is promised for it
+        hub.user("carol").spawn("1GiB-25", 60)
+    engine.boot()
+    wait_until(lambda: not alice.model()["servers"] and not bob.model()["servers"], 120, "the hub knows it")
+    wait_until(lambda: is_whole(node), 60, "nobody holds a slice")
+    assert node.guard_pid() == guard
+    alice.spawn("4GiB-50", 180)
+    bob.spawn("4GiB-50", 180)
+    assert sorted(each["name"] for each in tenants(node)) == ["alice/", "bob/"]
+    kernel = alice.open_notebook("work.ipynb")["kernel"]["id"]
+    assert alice.execute(kernel, TAKE).startswith("126 CUDA_ERROR_OUT_OF_MEMORY 4096")
+    alice.stop()
+    bob.stop()
+    assert is_whole(node)
 
 
 def test_after_a_power_cut_no_slice_is_held_and_everybody_can_start(hub: Hub, node: Node, engine: Engine) -> None:

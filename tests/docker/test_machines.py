@@ -22,7 +22,6 @@ GIB = 1 << 30
 CONFIG = """
 c.JupyterHub.spawner_class = "vgpu-docker"
 c.DockerSpawner.image = "{image}"
-c.DockerSpawner.remove = True
 c.DockerSpawner.pull_policy = "never"
 c.DockerSpawner.volumes = {{"{shared}": "/home/student/shared"}}
 c.Spawner.environment = {{"FROM_CONFIG": "yes"}}

@@ -35,16 +35,19 @@ def tenants(node: Node) -> list[str]:
 def test_the_spawn_page_offers_what_is_allowed_and_shows_what_is_free(hub: Hub, node: Node) -> None:
     page = hub.user("alice").spawn_page()
     assert "4 GiB of GPU memory, 50 % of its compute" in page
-    assert "64 GiB" not in page  # above the ceiling
+    above = re.search(r'value="64GiB-50"(.*?)</div>', page, re.DOTALL)
+    assert above
+    assert "disabled" in above[1]
+    assert "more memory than you may have (4 GiB)" in above[1]
     node.tenant("7G", 60, "somebody")
     page = hub.user("alice").spawn_page()
     assert "in use by others: 1 GiB and 40 % of compute are free" in page
-    assert page.count("disabled aria-describedby") == 2
+    assert page.count("disabled aria-describedby") == 3
 
 
 def test_what_the_form_sends_is_what_is_taken(hub: Hub, node: Node) -> None:
     alice = hub.user("alice")
-    sent = re.findall(r'name="gpu_slice"[^>]* value="([^"]*)"', alice.spawn_page())
+    sent = re.findall(r'name="gpu_slice"[^>]* value="([^"]*)"(?![^>]* disabled)', alice.spawn_page())
     assert sent == ["1GiB-25", "2GiB-50", "4GiB-50", "none"]
     alice.spawn(sent[-1])
     assert tenants(node) == []

@@ -112,3 +112,27 @@ def test_a_kernel_that_rests_is_shut_down_and_its_server_and_those_that_work_go_
     assert [each["name"] for each in alice.get("vgpu/slice")["idle"]["ended"]] == ["rests.ipynb"]
     assert node.show("alice/")["activity"]["busy"]
     alice.stop()
+
+
+@pytest.fixture
+def hub_that_tells(node: Node) -> Iterator[Hub]:
+    action = 'gpu_idle_minutes=0.2, gpu_idle_action="notify"'
+    made = Hub(node, CONFIG.replace("{root}", str(node.root)).replace("gpu_idle_minutes=0.2", action))
+    yield made
+    made.stop()
+
+
+def test_where_users_are_told_and_no_more_nothing_ends(hub_that_tells: Hub, node: Node) -> None:
+    alice = hub_that_tells.user("alice")
+    alice.spawn("1GiB-25")
+    kernel = alice.open_notebook("rests.ipynb")["kernel"]["id"]
+    alice.execute(kernel, HOLD)
+    wait_until(lambda: resting(alice) == ["rests.ipynb"], 20, "it is seen to rest")
+    told = alice.get("vgpu/slice")["idle"]
+    assert (told["action"], told["seconds"]) == ("notify", LIMIT_S)
+    time.sleep(max(0, told["rests"][0]["until"] - time.time()) + LIMIT_S)  # its time is over, and as long again
+    assert resting(alice) == ["rests.ipynb"]  # who looks on is told as before
+    assert [each["id"] for each in alice.get("api/kernels")] == [kernel]
+    assert alice.model()["servers"][""]["ready"]
+    assert node.used("alice/") >= 64 * MIB
+    alice.stop()

@@ -116,7 +116,12 @@ def test_who_finds_no_room_waits_and_the_server_starts_by_itself(
     assert answer.url == f"{hub.url}/services/vgpu/queue"
     assert "You are number 1 of those who wait" in page_of(alice)
     assert "too few servers of this hub have ended" in page_of(alice)
-    assert "You wait for 4 GiB of GPU memory" in alice.spawn_page()
+
+    def place() -> str:
+        return re.sub(r"\s+", " ", alice.spawn_page())
+
+    words = "You wait for 4 GiB of GPU memory, 50 % of its compute, as number 1 of those who wait. When that will be"
+    wait_until(lambda: words in place(), 20, "the spawn page says so too")
     assert not alice.model()["servers"]  # no spawn is held open
     assert [(each["user"], each["number"], each["quota"]["memory"]) for each in queue(admin)] == [("alice", 1, 4 * GIB)]
     assert "Remove alice/ from the queue" in admin.page()

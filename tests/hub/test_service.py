@@ -20,6 +20,7 @@ from jupyter_vgpu_spawner.service.routes import application
 from prometheus_client.parser import text_string_to_metric_families
 from support.node import Node, wait_until
 from tornado.routing import PathMatches
+from tornado.web import RequestHandler
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hub import Admin, Hub
@@ -127,6 +128,8 @@ def test_the_audit_log_tells_who_changed_what_and_leaves_as_csv(admin: Admin) ->
 @pytest.mark.parametrize(
     ("form", "words"),
     [
+        ({"user": "alice", "memory": "1G", "expected": "[]"}, "not a JSON object"),
+        ({"user": "alice", "memory": "1G", "expected": "{"}, "is not JSON"),
         ({"user": "alice", "memory": "lots"}, "is not a size"),
         ({"user": "alice", "cores": "140"}, "is not a percentage"),
         ({"user": "alice", "policy": "nice"}, "give &#39;hard&#39; or &#39;burst&#39;"),
@@ -265,16 +268,28 @@ ROUTES = (
 )
 
 
-OWN = {"queue", "queue/live", "queue/leave"}  # of the user who asks: see test_queue.py
-OPEN = {"health", "oauth_callback", "static/vgpu.css"}
+# Of the user who asks: see test_queue.py; and of everybody.
+OWN = {("GET", "queue"), ("GET", "queue/live"), ("GET", "queue/leave"), ("POST", "queue/leave")}
+OPEN = {("GET", "health"), ("GET", "oauth_callback"), ("GET", "static/vgpu.css"), ("GET", "api/nowhere")}
 
 
 def test_no_route_is_forgotten_here() -> None:
-    known = {path for _, path in ROUTES} | OWN | OPEN
+    known = {*ROUTES, *OWN, *OPEN}
     rules = application(Mock(), None, "/", "/", b"secret").wildcard_router.rules
-    patterns = [rule.matcher.regex for rule in rules if isinstance(rule.matcher, PathMatches)]
-    assert len(patterns) > len(OPEN)
-    assert [each.pattern for each in patterns if not any(each.match(f"/{path}") for path in known)] == []
+    served = [
+        (method.upper(), rule.matcher.regex)
+        for rule in rules
+        if isinstance(rule.matcher, PathMatches)
+        for method in ("get", "head", "post", "put", "patch", "delete")
+        if getattr(rule.target, method) is not getattr(RequestHandler, method)
+    ]
+    assert len(served) > 20
+    lacking = [
+        (method, where.pattern)
+        for method, where in served
+        if not any(method in (asked, "HEAD") and where.match(f"/{path}") for asked, path in known)
+    ]
+    assert lacking == []
 
 
 def test_a_path_that_the_api_has_not_is_told_as_the_api_tells(hub: Hub) -> None:
@@ -382,8 +397,19 @@ def test_the_api_changes_quotas_and_slices_for_a_token_that_may(hub: Hub, admin:
             True,
         )
         assert shared_node.show("bob/")["quota"]["memory"] == 2 * GIB
+        noted = [row for row in csv.DictReader(io.StringIO(admin.page("audit.csv"))) if row["whose"] == "bob/"]
+        of_2g, of_7g = ("".join(f"{size} GiB, 25 % hard") for size in (2, 7))
+        assert [(row["who"], row["what"], row["from"], row["to"]) for row in noted[:3]] == [
+            ("dean", "slice", of_7g, f"refused: {of_2g}"),
+            ("dean", "slice", of_2g, of_7g),
+            ("dean", "slice", "5 GiB, 25 % hard", of_2g),
+        ]
+        requests.delete(one, headers=headers, timeout=60).raise_for_status()
+        assert "stopped" in admin.page("audit").split("<tbody>")[1].split("</tr>")[0]
+        wait_until(lambda: not bob.model()["servers"], 30, "it is stopped")
     finally:
-        bob.stop()
+        if bob.model()["servers"]:
+            bob.stop()
     assert requests.delete(url, headers=headers, timeout=30).json() == {"rule": {}, "troubles": []}
 
 
@@ -408,6 +434,14 @@ def test_a_slice_that_was_made_smaller_by_its_group_is_cut_soon(hub: Hub, admin:
         changed = requests.put(group, json={"vgpu": {"memory": "512M"}}, headers=headers, timeout=30)
         assert changed.status_code == 200, changed.text
         wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == GIB // 2, 25, "the slice is cut")
+
+        def noted() -> dict[str, str]:
+            return next(row for row in csv.DictReader(io.StringIO(admin.page("audit.csv"))) if row["whose"] == "alice/")
+
+        wait_until(lambda: noted()["to"] == "512 MiB, 25 % hard", 5, "it is in the log")
+        assert (noted()["who"], noted()["from"]) == ("the service, as groups or quotas say now", "2 GiB, 25 % hard")
+        requests.put(group, json={"vgpu": {"memory": "60G"}}, headers=headers, timeout=30)  # above the ceiling
+        wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == 6 * GIB, 25, "a group passes it neither")
         requests.put(group, json={"vgpu": {"memory": "2G"}}, headers=headers, timeout=30)
         wait_until(lambda: shared_node.show("alice/")["quota"]["memory"] == 2 * GIB, 25, "and grows with it")
         assert shared_node.show("bob/")["quota"]["memory"] == 2 * GIB

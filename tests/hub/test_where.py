@@ -17,12 +17,16 @@ CONFIG = """
 c.VGPUMixin.gpu_mem_limit = "4G"
 c.VGPUMixin.gpu_core_limit = 100
 c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
-c.JupyterHub.load_groups = {"wrong": {"users": [], "properties": {"vgpu": {"slices": ["nope"]}}}}
+c.JupyterHub.load_groups = {
+    "wrong": {"users": [], "properties": {"vgpu": {"slices": ["nope"]}}},
+    "trusted": {"users": ["bob"], "properties": {"vgpu": {"slices": ["1GiB-25-research", "1GiB-25-MPS"]}}},
+}
 c.VGPUMixin.gpu_slices = [
     {"memory": "1G", "cores": 25},
     {"memory": "1G", "cores": 25, "model": "research"},
     {"memory": "4G", "cores": 100, "model": "device 0", "exclusive": True},
     {"memory": "1G", "cores": 25, "model": "B200"},
+    {"memory": "1G", "cores": 25, "model": "MPS"},
 ]
 from jupyter_vgpu_spawner import setup_vgpu
 setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
@@ -72,6 +76,19 @@ def test_each_goes_where_it_asks_to_and_who_is_alone_stays_alone(hub: Hub, two_g
     assert two_gpus.show("alice%2F")["quota"]["exclusive"] is True
     for user in (alice, bob, eve):
         user.stop()
+
+
+def test_a_slice_under_mps_is_for_the_group_that_is_named_for_it(hub: Hub, two_gpus: Node) -> None:
+    alice, bob = hub.user("alice"), hub.user("bob")
+    assert "1GiB-25-MPS" in bob.spawn_page()
+    assert "MPS" not in alice.spawn_page()
+    headers = {"X-XSRFToken": alice._xsrf("/hub/")}
+    url = f"{hub.url}/hub/api/users/alice/server"
+    answer = alice.session.post(url, json={"gpu_slice": "1GiB-25-MPS"}, headers=headers, timeout=60)
+    assert (answer.status_code, "is not one of yours" in answer.json()["message"]) == (400, True)
+    with pytest.raises(AssertionError, match="no GPU here is called 'MPS'"):  # and there is none on this node
+        bob.spawn("1GiB-25-MPS")
+    assert two_gpus.client.request("GET", "/api/tenants")["tenants"] == []
 
 
 PARTS = """

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 from support.node import CLI, Node, Worker, wait_until
+from support.routes import METHODS, admin_paths, body_of
 
 from jupyter_vgpu.client import Client, DaemonError
 
@@ -106,15 +107,24 @@ def test_the_admin_socket_is_the_admins_and_a_tenants_is_for_one_answer(node: No
     assert os.stat(node.client.where).st_mode & 0o077 == 0
     inside = Client(f"{tenant['launch']['directory']}/vgpu.sock")
     assert inside.request("GET", "/api/slice")["id"] == tenant["id"]
-    for method, url in [
-        ("GET", "/api/tenants"),
-        ("DELETE", f"/api/tenants/{tenant['id']}"),
-        ("GET", "/metrics"),
-        ("POST", "/api/slice"),
-    ]:
-        with pytest.raises(DaemonError) as error:
-            inside.request(method, url)
-        assert error.value.status in (404, 405)
+    with pytest.raises(DaemonError) as error:
+        inside.request("POST", "/api/slice")
+    assert error.value.status == 405
+
+
+@pytest.mark.parametrize("path", admin_paths())
+def test_a_tenant_reaches_nothing_of_the_admins_api(node: Node, path: str) -> None:
+    tenant, other = node.tenant("1G", 20), node.tenant("1G", 20, "other")
+    inside = Client(f"{tenant['launch']['directory']}/vgpu.sock")
+    before = node.client.request("GET", "/api/tenants")["tenants"]
+    for key in (tenant["id"], other["id"]):
+        for method in METHODS:
+            with pytest.raises(DaemonError) as error:
+                inside.request(method, path.format(key), body_of(method))
+            assert error.value.status == 404
+    after = node.client.request("GET", "/api/tenants")["tenants"]
+    assert [each["quota"] for each in after] == [each["quota"] for each in before]
+    assert node.client.request("GET", "/api/maintenance")["maintenance"] is None
 
 
 def test_garbage_on_a_tenants_join_socket_is_answered_and_the_others_go_on(node: Node) -> None:
@@ -305,6 +315,29 @@ def refusal_of(tmp_path: Any, option: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     return done.stderr
+
+
+def test_so_much_more_is_promised_as_the_admin_says_and_memory_and_compute_apart() -> None:
+    made = Node("--emulate", "--emulated-memory=4G", "--NodeApp.memory_overcommit=1.5", "--NodeApp.core_overcommit=2.0")
+    try:
+        gpu = made.client.request("GET", "/api/gpus")["gpus"][0]
+        assert (gpu["memory"]["total"], gpu["cores"]["total"]) == (6 * GIB, 200)
+        first, second = made.tenant("3G", 100, "first"), made.tenant("3G", 90, "second")
+        assert refused(made, "POST", "/api/tenants", {"name": "third", "memory": "1G", "cores": 10})[0] == 409
+        # what is promised beyond what there is, is refused by the card when all of it is asked for
+        workers = [Worker(made, tenant) for tenant in (first, second)]
+        took = [worker.ask("fill", bytes=64 * MIB)["blocks"] for worker in workers]
+        assert sum(took) * 64 * MIB + 2 * 64 * MIB <= 4 * GIB
+        assert took[0] * 64 * MIB >= 3 * GIB - 128 * MIB
+        assert min(took) > 0
+        for worker in workers:
+            worker.close()
+        # of compute each has its part of what there is
+        made.client.request("DELETE", f"/api/tenants/{second['id']}")
+        made.tenant("3G", 100, "third")
+        assert refused(made, "POST", "/api/tenants", {"name": "fourth", "memory": "64M", "cores": 1})[0] == 409
+    finally:
+        made.stop()
 
 
 def test_a_label_of_a_gpu_that_is_not_there_is_told(tmp_path: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.node import Node, wait_until
+from support.routes import METHODS, admin_paths, body_of
 
 from jupyter_vgpu.api import Refused
 from jupyter_vgpu.client import Client, DaemonAway, DaemonError
@@ -100,25 +101,15 @@ def test_one_that_can_not_be_served_is_not_kept(tmp_path: Path) -> None:
     assert (store.boards(), list((tmp_path / "boards").iterdir())) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/tenants",
-        "/api/boards",
-        "/api/boards/bob%2F",
-        "/api/gpus",
-        "/api/slice",
-        "/metrics",
-        "/api/notices/../tenants",
-    ],
-)
+@pytest.mark.parametrize("path", [*admin_paths(), "/api/slice", "/api/notices/../tenants"])
 def test_by_a_board_nothing_else_is_reached(node: Node, path: str) -> None:
     board = pin(node)
-    pin(node, "bob/", secret="of bob")
-    for method in ("GET", "POST", "PATCH", "DELETE"):
-        with pytest.raises(DaemonError) as error:
-            reader(board).request(method, path, {} if method in ("POST", "PATCH") else None)
-        assert error.value.status == 404
+    other = pin(node, "bob/", secret="of bob")
+    for key in (board["id"], other["id"]):
+        for method in METHODS:
+            with pytest.raises(DaemonError) as error:
+                reader(board).request(method, path.format(key), body_of(method))
+            assert error.value.status == 404
     with pytest.raises(DaemonError) as error:
         reader(board).request("PATCH", "/api/notices", {"said": "by alice"})
     assert error.value.status == 405

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jupyter_vgpu_spawner.choices import allowed_slices, capacity, choices, pick, slice_key, why_too_many
+from jupyter_vgpu_spawner.choices import allowed_slices, beyond, capacity, choices, pick, slice_key, why_too_many
 from jupyter_vgpu_spawner.turns import Line, Space, Waiting
 
 from jupyter_vgpu.quotas import Policy, Quota, QuotaError
@@ -30,6 +30,18 @@ def gpu(memory: int, cores: float, name: str = "H100") -> dict[str, Any]:
 
 def test_slices_above_the_ceiling_are_not_offered() -> None:
     assert [slice_key(quota) for quota in allowed_slices(SLICES, CEILING)] == ["2GiB-10", "4GiB-50"]
+
+
+def test_the_others_are_shown_with_the_reason() -> None:
+    slices = [*SLICES, {"memory": "1G", "cores": 60}, {"memory": "1G", "cores": 5, "model": "MPS"}]
+    offered = allowed_slices(slices, CEILING, ["2GiB-10"])
+    said = [(line.key, line.why_not, line.can_wait) for line in beyond(slices, CEILING, offered)]
+    assert said == [
+        ("4GiB-50", "not among the slices that you may choose: ask this hub's admins", False),
+        ("8GiB-50", "more memory than you may have (4 GiB)", False),
+        ("1GiB-60", "more compute than you may have (50 %)", False),
+    ]  # and nothing of the one for who is trusted
+    assert beyond([], CEILING, [CEILING]) == []
 
 
 def test_without_slices_the_ceiling_is_the_slice() -> None:

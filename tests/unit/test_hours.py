@@ -39,7 +39,14 @@ def test_a_window_has_a_week_at_most_and_this_hour_in_it(now: datetime, window: 
     ],
 )
 def test_warned_first_then_let_pass_then_refused(balance: Balance, spent: bool, low: bool) -> None:
-    assert (balance.is_spent, balance.is_low(0.8)) == (spent, low)
+    assert (balance.is_spent, balance.passed([0.8]) > 0) == (spent, low)
+
+
+def test_each_part_that_is_warned_at_is_passed_by_itself() -> None:
+    passed = [Balance(spent, 10).passed([0.95, 0.8]) for spent in (7.9, 8, 9.4, 9.5, 12)]
+    assert passed == [0, 0.8, 0.8, 0.95, 0.95]
+    assert Balance(5, 10).passed([]) == 0
+    assert [Balance(spent, 10).left for spent in (0, 7.5, 12)] == [10, 2.5, 0]
 
 
 def test_who_is_refused_is_told_when_there_will_be_more() -> None:
@@ -124,14 +131,14 @@ def test_what_was_held_while_a_node_did_not_answer_is_counted_when_it_does() -> 
     ],
 )
 def test_what_is_written_on_a_slice_is_read_in_it(balance: Balance, state: str) -> None:
-    said = told({LABEL: balance.as_label(0.8, End.STOP)})
+    said = told({LABEL: balance.as_label([0.8, 0.9], End.STOP)})
     values = {"spent": balance.spent, "allowed": balance.allowed, "grace": balance.grace}
-    assert said == values | {"state": state, "end": "stop"}
+    assert said == values | {"state": state, "end": "stop", "passed": balance.passed([0.8, 0.9])}
 
 
 def test_what_changes_by_less_than_people_count_is_not_written_anew() -> None:
-    assert Balance(1.01, 10).as_label(0.8, End.STOP) == Balance(1.04, 10).as_label(0.8, End.STOP)
-    assert Balance(1, None).as_label(0.8, End.STOP) == ""
+    assert Balance(1.01, 10).as_label([0.8], End.STOP) == Balance(1.04, 10).as_label([0.8], End.STOP)
+    assert Balance(1, None).as_label([0.8], End.STOP) == ""
 
 
 @pytest.mark.parametrize(

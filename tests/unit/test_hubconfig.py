@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jupyter_vgpu_spawner import setup_vgpu
+from jupyter_vgpu_spawner.docker import VGPUDockerSpawner
 from jupyter_vgpu_spawner.service.settings import READ_SCOPE, VARIABLE, WRITE_SCOPE, Settings
 from traitlets.config import Config
 
@@ -128,6 +129,33 @@ def test_limits_that_are_computed_are_left_to_the_spawner() -> None:
     assert settings(c).bounds is None
 
 
+def names(c: Config) -> list[str]:
+    return [service["name"] for service in c.JupyterHub.services]
+
+
+@pytest.mark.parametrize("section", ["VGPUMixin", "VGPUDockerSpawner"])
+def test_idle_minutes_of_the_trait_bring_the_culler_too(section: str) -> None:
+    c = Config()
+    c[section].gpu_idle_minutes = 30
+    with pytest.raises(ValueError, match="gpu_idle_minutes is said twice: by setup_vgpu's gpu_idle_minutes=5"):
+        setup_vgpu(c, gpu_idle_minutes=5)
+    setup_vgpu(c)
+    assert names(c) == ["vgpu", "vgpu-idle"]
+    told = Config({section: {"gpu_idle_minutes": 30, "gpu_idle_action": "notify"}})
+    setup_vgpu(told)
+    assert names(told) == ["vgpu"]  # nobody's server is stopped
+
+
+def test_containers_that_are_to_be_kept_are_refused() -> None:
+    c = Config()
+    c.DockerSpawner.remove = False
+    with pytest.raises(ValueError, match="remove=False keeps containers"):
+        setup_vgpu(c)
+    c.JupyterHub.spawner_class = "vgpu-local"  # has none
+    setup_vgpu(c)
+    assert VGPUDockerSpawner().remove
+
+
 def test_a_service_of_that_name_is_not_made_twice() -> None:
     c = Config()
     setup_vgpu(c)
@@ -142,6 +170,21 @@ def test_a_limit_that_is_none_is_said_when_the_hub_starts() -> None:
         setup_vgpu(c)
 
 
+MADE = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(f"{cls.__name__}.{name}", text) for cls, texts in MADE["helps"]().items() for name, text in texts.items()],
+)
+def test_each_setting_says_what_it_is_what_follows_and_how_it_is_set(name: str, text: str) -> None:
+    first, semantics, rest = text.split("\n\n", 2)
+    assert first.endswith(".")
+    assert "\n" not in first
+    assert len(semantics.removesuffix("::")) > 20
+    example = next(line for line in rest.splitlines() if line.startswith("    "))
+    assert "c." in example or "setup_vgpu(" in example, name
+
+
 def test_the_reference_page_is_up_to_date() -> None:
-    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
-    assert (ROOT / "docs" / "reference.md").read_text() == made["page"](), "run 'make docs'"
+    assert (ROOT / "docs" / "reference.md").read_text() == MADE["page"](), "run 'make docs'"

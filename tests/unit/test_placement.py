@@ -91,6 +91,59 @@ def test_no_gpu_is_ever_promised_beyond_what_it_has(
         assert cores <= chosen.cores_total
 
 
+KINDS = {"whole": ("H100",), "named": ("L40S", "teaching"), "mps": ("H100", "MPS"), "part": ("H100 MIG 1g.10gb", "MIG")}
+WISHES = st.builds(
+    Quota,
+    st.integers(1, 16).map(lambda gib: gib * GIB),
+    st.integers(1, 100),
+    model=st.sampled_from(["", "", "H100", "teaching", "MPS", "MIG", "1g.10gb", "B200"]),
+    exclusive=st.booleans(),
+)
+LIVES = st.lists(st.one_of(WISHES, st.integers(0, 30)), max_size=40)
+
+
+@given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=6), LIVES, st.sampled_from(Strategy))
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_whatever_comes_and_goes_each_gpu_holds_what_it_may(
+    factor: float, kinds: list[str], life: list[Quota | int], strategy: Strategy
+) -> None:
+    """A number takes a slice away. What is right is said here anew, without a word of the placement's own."""
+    there: list[list[Quota]] = [[] for _ in kinds]
+    for step in life:
+        if isinstance(step, int):
+            held = [(at, quota) for at, here in enumerate(there) for quota in here]
+            if held:
+                at, quota = held[step % len(held)]
+                there[at].remove(quota)
+            continue
+        rooms = [
+            replace(
+                room(at, sum(q.memory for q in here), sum(q.cores for q in here)),
+                memory_total=int(16 * GIB * (1 if kind == "part" else factor)),
+                cores_total=100 * (1 if kind == "part" else factor),
+                names=KINDS[kind],
+                slices=len(here),
+                taken=any(quota.exclusive for quota in here) or (kind == "part" and bool(here)),
+            )
+            for at, (kind, here) in enumerate(zip(kinds, there, strict=True))
+        ]
+        try:
+            at = place(step, rooms, strategy=strategy, held=[quota for here in there for quota in here]).index
+        except NoRoom:
+            continue
+        there[at].append(step)
+        here, kind = there[at], kinds[at]
+        most = 1 if kind == "part" else factor
+        assert sum(quota.memory for quota in here) <= 16 * GIB * most
+        assert sum(quota.cores for quota in here) <= 100 * most
+        assert len(here) == 1 or not any(quota.exclusive for quota in here)
+        assert len(here) == 1 or kind != "part"
+        assert (kind == "mps") == (step.model == "MPS")
+        assert (kind == "part") == (step.model in ("MIG", "1g.10gb"))
+        assert kind == "named" or step.model != "teaching"
+        assert step.model != "B200"
+
+
 def test_room_is_never_negative_where_more_was_promised_than_there_is() -> None:
     over = room(0, 20 * GIB, 120)
     assert (over.memory_free, over.cores_free) == (0, 0.0)

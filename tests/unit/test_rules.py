@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,13 +63,24 @@ def test_several_groups_give_the_most_that_one_of_them_gives() -> None:
 @given(rules(), rules(), quotas(), quotas())
 def test_nothing_passes_the_ceiling(group: Rule, user: Rule, default: Quota, ceiling: Quota) -> None:
     got = entitle(Bounds(default, ceiling), group, user).quota
-    count = entitle(Bounds(default, ceiling, gpus=1, most_gpus=2), group, user)
+    count = entitle(Bounds(default, ceiling, gpus=1, most_gpus=2, most_hours=20), group, user)
+    assert count.hours is not None
+    assert count.hours <= 20
     assert count.gpus <= 2
     assert (count.quota is None) >= (count.gpus == 0)
     if got:
         assert got.memory <= ceiling.memory
         assert got.cores <= ceiling.cores
         assert got.policy is Policy.HARD or ceiling.policy is Policy.BURST
+
+
+def test_hours_have_a_ceiling_where_the_config_says_one() -> None:
+    bounds = replace(BOUNDS, most_hours=50)
+    got = [entitle(bounds, Rule(), Rule(hours=hours)) for hours in (None, 49, 51)]
+    assert [(each.hours, each.sources["hours"]) for each in got] == [(10, "default"), (49, "user"), (50, "ceiling")]
+    endless = entitle(replace(bounds, hours=None), Rule(), Rule())
+    assert (endless.hours, endless.sources["hours"]) == (50, "ceiling")
+    assert entitle(BOUNDS, Rule(), Rule(hours=999)).hours == 999
 
 
 def test_what_the_ceiling_cut_says_so() -> None:

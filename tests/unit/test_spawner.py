@@ -54,7 +54,9 @@ def test_who_may_have_less_than_any_slice_is_told() -> None:
     words = "none of this hub's GPU slices is within what you may have (4 GiB of GPU memory, 25 % of its compute)"
     form = unescape(asyncio.run(made.options_form(made)))
     assert f"No GPU for this server: {words}: ask its admins for more." in form
-    assert re.findall('type="radio"[^>]* value="([^"]+)"', form) == ["none"]
+    assert re.findall('type="radio"[^>]* value="([^"]+)"([^>]*)', form)[0][1].startswith(" disabled")
+    assert "more memory than you may have (4 GiB)" in form
+    assert re.findall('value="([^"]+)" checked', form) == ["none"]
     assert asyncio.run(made.chosen_quota())[0] is None  # nothing was asked for
     made.user_options = {"gpu_slice": "40GiB-100-H100"}
     with pytest.raises(HTTPError, match=re.escape(words)):
@@ -68,8 +70,29 @@ def test_limits_may_be_callables_of_the_spawner() -> None:
     assert (quota.memory, quota.cores) == (8 << 30, 30)
 
 
-def test_an_admins_own_form_goes_before_ours() -> None:
-    assert spawner(options_form="", gpu_mem_limit="4G").options_form == ""
+def test_an_admins_own_form_is_kept_and_the_slices_follow_it() -> None:
+    async def theirs(asked: Any) -> str:
+        return f'<select name="course" aria-label="Course of {asked.user.name}"></select>'
+
+    def taken(form: dict[str, list[str]], spawner: Any) -> dict[str, str]:
+        return {"course": f"{form['course'][0]} of {spawner.user.name}", "gpu_slice": "99GiB-100"}
+
+    form = {"course": ["ml"], "gpu_slice": ["none"]}
+    # DockerSpawner's own function takes the image alone
+    for more, options in (({}, {}), ({"options_from_form": taken}, {"course": "ml of alice"})):
+        made = spawner(gpu_mem_limit="4G", options_form=theirs, **more)
+        page = asyncio.run(made.get_options_form())
+        assert page.startswith('<select name="course" aria-label="Course of alice">')
+        assert page.count("<fieldset") == 1
+        assert asyncio.run(made.run_options_from_form(form)) == {**options, "gpu_slice": "none"}
+    made = spawner(gpu_mem_limit="4G", options_form="<p>Welcome</p>")
+    assert "<p>Welcome</p>" in asyncio.run(made.get_options_form())
+    assert asyncio.run(made.get_options_form()).count("<fieldset") == 1
+    assert asyncio.run(spawner(gpu_mem_limit="4G").get_options_form()).count("<fieldset") == 1
+
+
+def test_who_wants_no_spawn_page_sets_the_form_to_nothing() -> None:
+    assert asyncio.run(spawner(options_form="", gpu_mem_limit="4G").get_options_form()) == ""
 
 
 def test_the_users_config_is_not_changed_by_a_slice() -> None:

@@ -96,6 +96,9 @@ class Queue:
     async def standings(self) -> list[Standing]:
         return self.now
 
+    async def note(self, standings: list[Standing]) -> None:
+        assert standings == self.now
+
 
 def board(name: str, user: str, hub: str, **labels: str) -> dict[str, Any]:
     return {"id": name, "name": name, "labels": {USER_LABEL: user, HUB_LABEL: hub, **labels}}

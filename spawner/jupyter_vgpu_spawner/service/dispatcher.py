@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,7 @@ from ..turns import Forecast, Running, Space, Waiting, foretell, in_order, is_po
 from .hub import HubApi, HubError, HubUser
 from .meter import user_of
 from .recent import Recent
+from .words import say_when
 
 log = logging.getLogger("vgpu.service")
 
@@ -105,6 +106,13 @@ class Dispatcher:
                 )
             )
         return [each for each in found if user in (None, each.entry.waiting.user)]
+
+    async def note(self, standings: Sequence[Standing]) -> None:
+        """Where they stand, for the spawn page. What it says there already is not written again."""
+        told = {each.entry.key: (each.number, say_when(each.forecast)) for each in standings if each.number}
+        known = {each.entry.key: (each.entry.number, each.entry.when) for each in standings}
+        if changed := {key: said for key, said in told.items() if known[key] != said}:
+            await asyncio.to_thread(self._store.note_standings, changed)
 
     async def servers(self, user: str) -> dict[str, bool]:
         """A user's servers, as the hub has them: see HubApi.servers."""

@@ -60,7 +60,7 @@ class UsersCsvHandler(CsvHandler):
                 person.name,
                 " ".join(person.groups),
                 *_quota_cells(person),
-                len(person.tenants),
+                "" if state.is_blind else len(person.tenants),
                 f"{person.spent.held:.3f}",
                 f"{person.spent.used:.3f}",
             )

@@ -50,6 +50,7 @@ METER_S = 10.0
 STOP_AGAIN_S = 300.0
 DATABASE_AWAY = "The database with the users' quotas and GPU-hours does not answer now."
 SERVICE_ACTOR = "the service, for GPU-hours"
+GROUP_ACTOR = "the service, as groups or quotas say now"
 HUB_FRESH_S, HUB_STALE_S = 5.0, 60.0
 """Of a page. Thousands of users take the hub a second to tell of, and change seldom; a quota is set by asking anew."""
 NODES_FRESH_S, NODES_STALE_S = 1.0, 2.0
@@ -78,7 +79,8 @@ class Person:
 class State:
     """Everything, as of one moment; people: of `users` that there are those that were asked for.
 
-    troubles: what could not be had, in words; away: nodes that don't answer, and why. is_partial: users or hours lack.
+    troubles: what could not be had, in words; away: nodes that don't answer, and why. wrong: what groups say and is no
+    rule. is_partial: users or hours lack; is_blind: some of their slices do.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -90,6 +92,8 @@ class State:
     troubles: list[str] = field(default_factory=list)
     is_partial: bool = False
     away: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    is_blind: bool = False
 
     @property
     def by_gpu(self) -> dict[str, list[Json]]:
@@ -156,7 +160,7 @@ class Manager:
     async def _state(self, look: Callable[[], Awaitable[View]], pick: Pick | None = None) -> State:
         troubles: list[str] = []
         view = await self._look_at_nodes(troubles, look)
-        known = len(troubles)
+        blind = len(troubles)
         users, groups = await self._look_at_hub(troubles)
         rules = await self._ask_database(troubles, self._database.rules)
         names = {user.name for user in users}
@@ -165,12 +169,12 @@ class Manager:
         since = window_start(Window(self.settings.window), datetime.now(UTC))
         whose = [user.name for user in picked] if pick else None
         metered = await self._ask_database(troubles, self._database.metered, since, whose)
-        partial = len(troubles) > known
-        troubles += self._wrong_groups(groups)
+        partial = len(troubles) > blind
         held = _grouped(view.tenants, user_of)
         people = [self._person(user, groups, rules, metered, held, user.name in names) for user in picked]
         seen = (self.nodes, view.gpus, view.tenants, view.maintenance)
-        return State(*seen, people, len(every), troubles, partial, view.away)
+        wrong = self._wrong_groups(groups)
+        return State(*seen, people, len(every), troubles, partial, view.away, wrong, bool(blind or view.away))
 
     def _wrong_groups(self, groups: dict[str, Any]) -> list[str]:
         """Groups whose property is no rule, or names a slice that there is not: it would give nothing, silently."""
@@ -331,7 +335,7 @@ class Manager:
             else:
                 rule = seen.rules.get(user.name, Rule())
             entitlement = self._entitlement(tenant, user, seen.groups, rule)
-            for trouble in await self._follow(tenant, entitlement):
+            for trouble in await self._follow(tenant, entitlement, actor=GROUP_ACTOR):
                 log.warning("%s", trouble)
         spent = self.spent(seen.metered.get(user.name, Metered()))
         balance = Balance(spent, entitlement.hours, self.settings.grace)
@@ -341,7 +345,7 @@ class Manager:
 
     async def _tell(self, tenant: Json, balance: Balance) -> None:
         """Who is in the slice sees it there."""
-        label = balance.as_label(self.settings.warning, End(self.settings.end))
+        label = balance.as_label(self.settings.warnings, End(self.settings.end))
         if label != tenant["labels"].get(HOURS_LABEL, ""):
             await self._fleet.ask(tenant, "PATCH", "/labels", {HOURS_LABEL: label or None})
 
@@ -357,20 +361,24 @@ class Manager:
             await self._stop(tenant)
 
     def _entitlement(self, tenant: Json, user: HubUser, groups: dict[str, Any], rule: Rule) -> Entitlement:
-        return entitle(_bounds_of(tenant, self.settings.hours), _group_rule(user, groups), rule)
+        bounds = _bounds_of(tenant, self.settings.hours, self.settings.most_hours)
+        return entitle(bounds, _group_rule(user, groups), rule)
 
-    async def _follow(self, tenant: Json, after: Entitlement, before: Quota | None = None) -> list[str]:
-        """before: what the user might have until now, for a slice that does not say."""
+    async def _follow(
+        self, tenant: Json, after: Entitlement, before: Quota | None = None, actor: str = ""
+    ) -> list[str]:
+        """before: what the user might have until now, for a slice that does not say. actor: who is to be in the log,
+        where nobody is yet."""
         # an admin may have given this one slice more, or less: that stays until what the user may have changes
         if is_whole(tenant["labels"], after.quota):
             return []
         try:
             tenant = await self._fleet.ask(tenant, "GET") | {"node": tenant["node"]}  # as it is now
-            return await self._follow_now(tenant, after, before)
+            return await self._follow_now(tenant, after, before, actor)
         except DaemonError as error:
             return [f"{tenant['name']} stays as it is for now: {error}"]  # and is tried again
 
-    async def _follow_now(self, tenant: Json, after: Entitlement, before: Quota | None) -> list[str]:
+    async def _follow_now(self, tenant: Json, after: Entitlement, before: Quota | None, actor: str) -> list[str]:
         held, known, troubles = Quota.from_json(tenant["quota"]), is_whole(tenant["labels"], after.quota), []
         if known is False or (known is None and before not in (None, after.quota)):
             chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, before or after.quota)
@@ -378,6 +386,8 @@ class Manager:
             try:
                 if quota:
                     await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
+                if quota and actor:
+                    await asyncio.to_thread(self._database.note, actor, tenant["name"], "slice", str(held), str(quota))
             except DaemonAway:
                 raise
             except DaemonError as error:
@@ -510,6 +520,11 @@ class Manager:
             for user, found in days.items()
         }
 
+    def is_low(self, person: Person) -> bool:
+        """Few of the GPU-hours are left, or none."""
+        allowed = person.entitlement.hours if person.entitlement else None
+        return Balance(self.spent(person.spent), allowed).passed((1, *self.settings.warnings)) > 0
+
     def spent(self, metered: Metered) -> float:
         """Hours as this hub counts them."""
         return metered.held if self.settings.measure == Measure.HELD else metered.used
@@ -519,10 +534,10 @@ def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
     return of_groups(group_rules((name, groups.get(name)) for name in user.groups)[0])
 
 
-def _bounds_of(tenant: Json, hours: float | None) -> Bounds:
+def _bounds_of(tenant: Json, hours: float | None, most_hours: float | None) -> Bounds:
     """As the spawner said when it opened the slice, for it alone knows what the config computes. Raises Refused."""
     try:
         default = Quota.from_json(json.loads(tenant["labels"][DEFAULT_LABEL]))
-        return Bounds(default, Quota.from_json(tenant["ceiling"]), hours)
+        return Bounds(default, Quota.from_json(tenant["ceiling"]), hours, most_hours=most_hours)
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(409, f"{tenant['name']} does not say what its user may have: no spawner made it") from error

@@ -27,14 +27,19 @@ class _StateCollector(Collector):
         )
         slices = GaugeMetricFamily("jupyter_vgpu_user_slices", "Slices that a user's servers hold", labels=["user"])
         for person in () if self._state.is_partial else self._state.people:  # a gap is true, a zero is not
-            slices.add_metric([person.name], len(person.tenants))
+            if not self._state.is_blind:
+                slices.add_metric([person.name], len(person.tenants))
             hours.add_metric([person.name, "held"], person.spent.held)
             hours.add_metric([person.name, "used"], person.spent.used)
             if person.entitlement and person.entitlement.hours is not None:
                 allowed.add_metric([person.name], person.entitlement.hours)
+        wrong = GaugeMetricFamily(
+            "jupyter_vgpu_wrong_group_rules", "Things that groups' properties say and that are none"
+        )
+        wrong.add_metric([], len(self._state.wrong))
         troubles = GaugeMetricFamily("jupyter_vgpu_troubles", "Parts that the service can't reach or read now")
         troubles.add_metric([], len(self._state.troubles) + len(self._state.away))
-        yield from (slices, hours, allowed, troubles)
+        yield from (slices, hours, allowed, troubles, wrong)
         if self._since is not None:
             waiting = GaugeMetricFamily("jupyter_vgpu_queue_servers", "Servers that wait for a GPU")
             waiting.add_metric([], len(self._since))

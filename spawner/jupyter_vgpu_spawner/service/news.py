@@ -1,4 +1,5 @@
-"""Tells users in their servers where they stand in the queue: on their slices, and on the boards of who has none."""
+"""Tells users where they stand in the queue: in their servers, on slices and on the boards of who has none, and on the
+spawn page."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class News:
         standings = await self._dispatcher.standings()
         if not standings and self._is_quiet:
             return
+        await self._dispatcher.note(standings)
         view = await self._fleet.servers()
         said = {user: turn_of(theirs).as_label() for user, theirs in _by_user(standings).items()}
         missed = bool(view.away)

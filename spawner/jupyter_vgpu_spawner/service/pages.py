@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from tornado import web
 
-from jupyter_vgpu.api import MESSAGE_MAX, Refused
+from jupyter_vgpu.api import MESSAGE_MAX, Refused, json_object
 from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.quotas import format_bytes, format_percent
 
@@ -23,6 +23,7 @@ from . import bars
 from .dispatcher import Standing
 from .handler import ServiceHandler, status_of
 from .hub import HubError, HubUser
+from .manager import Person
 from .settings import READ_SCOPE, WRITE_SCOPE
 from .words import fields_of, format_waited, say_value, say_when
 
@@ -31,6 +32,12 @@ log = logging.getLogger("vgpu.service")
 AUDIT_LINES = 200
 PAGE = 100
 """Users on a page."""
+SHOWN = {
+    "": "All",
+    "slice": "With a slice now",
+    "own": "With a quota of their own",
+    "low": "With few or no GPU-hours left",
+}
 _ERROR_MAX = 300
 _SAID, _SAID_MAX = "vgpu-said", 2500
 """The cookie that takes what a form did to the page after it; browsers take 4 KB."""
@@ -96,34 +103,45 @@ class PageHandler(ServiceHandler):
 
 
 class AdminHandler(PageHandler):
-    """GPUs and users. ?q=: users whose name or group has it. ?page=: which PAGE of them, from 1."""
+    """GPUs and users.
+
+    ?q=: users whose name or group has it. ?show=: one of SHOWN. ?page=: which PAGE of them, from 1.
+    """
 
     async def show(
         self, message: str = "", troubles: Iterable[str] = (), typed: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
         """typed: by user, what stands in the fields instead of the user's rule."""
-        part = _Part(self.get_query_argument("q", "").strip(), self.get_query_argument("page", "1"))
+        part = self.part()
         state = await self.manager.page_state(part.take)
+        people = part.cut(state.people, self.manager.is_low)
         queue, queue_trouble = await self.who_waits()
         try:
-            trends = await self.manager.trends(person.name for person in state.people)
+            trends = await self.manager.trends(person.name for person in people)
         except DatabaseError:  # the state has said so
             trends = {}
         self.page(
             "admin.html",
             state=state,
+            people=people,
             queue=queue,
             queue_trouble=queue_trouble,
             now=time.time(),
             part=part,
+            shown=SHOWN,
             trends=trends,
             most=max((max(days) for days in trends.values()), default=0),
             message=message,
             typed=typed or {},
-            troubles=list(dict.fromkeys([*troubles, *state.troubles])),
+            troubles=list(dict.fromkeys([*troubles, *state.troubles, *state.wrong])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
         )
+
+    def part(self) -> _Part:
+        """Which users are asked for."""
+        wanted, show = self.get_query_argument("q", "").strip(), self.get_query_argument("show", "")
+        return _Part(wanted, show, self.get_query_argument("page", "1"))
 
     async def who_waits(self) -> tuple[list[Standing], str]:
         """Who waits; a part that does not answer leaves its words."""
@@ -150,19 +168,40 @@ class FrontHandler(AdminHandler):
 
 
 class _Part:
-    """Which users a page shows. found: how many are wanted. at: the number of the page, of `pages`."""
+    """Which users a page shows. found: how many are wanted. at: the number of the page, of `pages`.
 
-    def __init__(self, wanted: str, number: str) -> None:
-        self.wanted = wanted
+    show: one of SHOWN; what is none of them shows all.
+    """
+
+    def __init__(self, wanted: str, show: str, number: str) -> None:
+        self.wanted, self.show = wanted, show if show in SHOWN else ""
         self.found, self.pages = 0, 1
         self.at = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
 
     def take(self, users: list[HubUser]) -> list[HubUser]:
-        """Of all, those of this page."""
+        """Of all, those of this page; with `show`, which asks for more than names, all of them for `cut`."""
         here = [user for user in users if self._is_wanted(user)]
+        return here if self.show else self._page(here)
+
+    def cut(self, people: list[Person], is_low: Callable[[Person], bool]) -> list[Person]:
+        """Of those that `take` let pass, those of this page."""
+        if self.show == "slice":
+            return self._page([person for person in people if person.tenants])
+        if self.show == "own":
+            return self._page([person for person in people if not person.rule.is_empty])
+        if self.show == "low":
+            return self._page([person for person in people if is_low(person)])
+        return people
+
+    def _page(self, here: list[Any]) -> list[Any]:
         self.found, self.pages = len(here), max(1, -(-len(here) // PAGE))
         self.at = min(self.at, self.pages)
         return here[(self.at - 1) * PAGE : self.at * PAGE]
+
+    def query(self, page: int) -> str:
+        """Of a page of the same users."""
+        asked = {"q": self.wanted, "show": self.show, "page": "" if page == 1 else str(page)}
+        return urlencode({name: value for name, value in asked.items() if value})
 
     def _is_wanted(self, user: HubUser) -> bool:
         return not self.wanted or any(self.wanted.lower() in text.lower() for text in (user.name, *user.groups))
@@ -175,7 +214,7 @@ class LiveHandler(AdminHandler):
     async def get(self) -> None:
         state = await self.manager.node_state()
         queue, trouble = await self.who_waits()
-        self.page("live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time())
+        self.page("live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time(), part=self.part())
 
 
 class FormHandler(AdminHandler):
@@ -189,8 +228,9 @@ class FormHandler(AdminHandler):
 
     def back(self, message: str, troubles: Iterable[str] = ()) -> None:
         """To the page with the form, of the same users."""
-        wanted = self.get_query_argument("q", "")
-        self.done(f"?{urlencode({'q': wanted})}" if wanted else "", message, troubles)
+        part = self.part()
+        asked = part.query(part.at)
+        self.done(f"?{asked}" if asked else "", message, troubles)
 
 
 class EditHandler(FormHandler):
@@ -203,7 +243,7 @@ class EditHandler(FormHandler):
         try:
             rule = Rule.parse(typed)
             seen = self.get_body_argument("expected", "")
-            expected = Rule.parse(json.loads(seen)) if seen else None
+            expected = Rule.parse(json_object(seen.encode())) if seen else None
             troubles = await self.manager.set_rule(user, rule, self.actor, expected)
         except (Refused, HubError, ValueError) as error:  # a QuotaError is a ValueError
             self.set_status(status_of(error) or 400)

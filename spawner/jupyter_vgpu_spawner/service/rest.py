@@ -31,7 +31,9 @@ class StateHandler(ApiHandler):
     async def get(self) -> None:
         state = await self.manager.state()
         users = [_person(person) for person in state.people]
-        self.finish({"gpus": state.gpus, "users": users, "troubles": state.troubles, "away": state.away})
+        self.finish(
+            {"gpus": state.gpus, "users": users, "troubles": [*state.troubles, *state.wrong], "away": state.away}
+        )
 
 
 def _person(person: Person) -> Json:

@@ -38,10 +38,11 @@ class Settings:
     limits: Mapping[str, Any] | None
     slices: Sequence[str] = ()
     hours: float | None = None
+    most_hours: float | None = None
     window: str = Window.ROLLING
     measure: str = Measure.HELD
     grace: float = 0.0
-    warning: float = 0.8
+    warnings: Sequence[float] = ()
     end: str = End.REFUSE
     queue: bool = False
 
@@ -71,4 +72,4 @@ class Settings:
     @property
     def bounds(self) -> Bounds | None:
         """Raises QuotaError."""
-        return None if self.limits is None else bounds_of(**self.limits, hours=self.hours)
+        return None if self.limits is None else bounds_of(**self.limits, hours=self.hours, most_hours=self.most_hours)

@@ -12,21 +12,39 @@ function nameTab() {
   document.title = live.querySelector("[data-title]")?.dataset.title ?? plainTitle;
 }
 
-// What is read aloud is not read again while it says the same; who is on a button stays on it.
+// Who is on a button stays on it.
+function replace(element, content) {
+  const held = element.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+  element.replaceChildren(content);
+  if (held !== null) {
+    [...element.querySelectorAll("a, button")].find((each) => nameOf(each) === held)?.focus();
+  }
+}
+
+// Of users on the page those who have servers come in templates of their own.
+function showServers(content) {
+  const told = new Map();
+  for (const each of content.querySelectorAll("template[data-servers]")) {
+    told.set(each.dataset.servers, each.content);
+    each.remove();
+  }
+  for (const cell of document.querySelectorAll("td[data-servers]")) {
+    replace(cell, told.get(cell.dataset.servers) ?? document.createDocumentFragment());
+  }
+}
+
+// What is read aloud is not read again while it says the same.
 function show(text) {
   const next = document.createElement("template");
   next.innerHTML = text;
+  showServers(next.content);
   const said = (element) => element.textContent.replace(/\s+/g, " ");
   if (live.hasAttribute("aria-live") && said(next.content) === said(live)) {
     return;
   }
-  const held = live.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   const before = live.querySelector("[data-go]");
-  live.replaceChildren(next.content);
+  replace(live, next.content);
   nameTab();
-  if (held !== null) {
-    [...live.querySelectorAll("a, button")].find((element) => nameOf(element) === held)?.focus();
-  }
   const there = live.querySelector("[data-go]");
   if (there && !before) {
     location.assign(there.dataset.go);
@@ -57,6 +75,13 @@ function again() {
   timer = setTimeout(refresh, document.visibilityState === "visible" ? SHOWN_MS : HIDDEN_MS);
 }
 
+// What can't be taken back is asked about first.
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !confirm(question)) {
+    event.preventDefault();
+  }
+});
 document.addEventListener("visibilitychange", again);
 nameTab();
 again();
