@@ -146,6 +146,9 @@ def main() -> int:
                     f"{told} waits {60 * waited['first_fit']:.1f} minutes on average",
                 )
             )
+    ratios = {row.id.split(".", 2)[2]: row.value for row in rows if ".fragmentation_vs_first_fit." in row.id}
+    where = max(ratios, key=lambda name: ratios[name])
+    rows.append(Row("hub.fragmentation_vs_first_fit", ratios[where], "ratio", "lower", f"the worst of them: {where}"))
     write("cpu", Machine(f"simulated, Linux {platform.release()}", "none"), rows)
     show(rows)
     return 0

@@ -22,11 +22,19 @@ class Refused(Exception):
         self.status = status
 
 
+_JOINERS = "\u200c\u200d"
+"""Of scripts and emoji that are written joined."""
+
+
 def checked_message(message: str) -> str:
-    """What is told to everybody with a slice, without blanks around it. Raises Refused."""
-    text = message.strip()
-    if not text or len(text) > MESSAGE_MAX or not text.isprintable():
-        raise Refused(400, f"message={message[:40]!r} tells nobody: give 1 to {MESSAGE_MAX} printable characters")
+    """What is told to everybody with a slice, with single blanks between its words. Raises Refused."""
+    text = " ".join(message.split())
+    if not 0 < len(text) <= MESSAGE_MAX:
+        raise Refused(
+            400, f"message={text[:40]!r} has {len(text)} characters: give 1 to {MESSAGE_MAX}, for a notice's one line"
+        )
+    if wrong := next((each for each in text if not each.isprintable() and each not in _JOINERS), ""):
+        raise Refused(400, f"message={text[:40]!r} has {wrong!r}, which nobody can see: leave it out")
     return text
 
 

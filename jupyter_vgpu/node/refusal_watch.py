@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 
 from . import processes
-from .page import ProcessRow, SlicePage
+from .page import PageState, ProcessRow, SlicePage
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
 
+RECALLED_S = 600.0
 PAUSE_S = 0.05  # each is looked into: a program that is refused all the time must not cost the others
 
 
@@ -25,9 +26,17 @@ class RefusalWatch:
         self._kept = Refusals()
         self._seen = page.refusals
         self._noted = 0.0
+        self._recall()
 
     def __iter__(self) -> Iterator[Refusal]:
         return iter(self._kept)
+
+    def _recall(self) -> None:
+        """The last one, where it happened while no daemon looked."""
+        state = self._page.read()
+        at = state.refused_at_ns / 1e9
+        if state.refusals and time.time() - at < RECALLED_S:
+            self._keep(state, state.refused_pid, None, state.refused_bytes, at, state.refused_free)
 
     def tell(self, pid: int, symbol: str | None, size: int) -> None:
         """The shim's word, or (symbol None) the page's alone: who held what at that moment."""
@@ -39,15 +48,20 @@ class RefusalWatch:
         on_page = state.refused_pid == pid and time.time() - state.refused_at_ns / 1e9 < SAME_WITHIN_S
         if not on_page and symbol is None:
             return
+        at = state.refused_at_ns / 1e9 if on_page else time.time()
+        # CUDA may ask the driver for more than the program asked CUDA for
+        free = state.refused_free if on_page else max(0, state.memory_quota - state.memory_used)
+        self._keep(state, pid, symbol, size, at, free)
+
+    def _keep(self, state: PageState, pid: int, symbol: str | None, size: int, at: float, free: int) -> None:
         rows = sorted(state.processes, key=lambda row: -row.memory)
         refused = next((row for row in rows if row.pid == pid), ProcessRow(pid, processes.inside(pid), 0, 0))
         self._kept.add(
             Refusal(
-                time=state.refused_at_ns / 1e9 if on_page else time.time(),
+                time=at,
                 process=holder_of(refused),
                 bytes=size,
-                # CUDA may ask the driver for more than the program asked CUDA for
-                free=state.refused_free if on_page else max(0, state.memory_quota - state.memory_used),
+                free=free,
                 call=symbol and call_name(symbol),
                 holders=tuple(holder_of(row) for row in rows[:HOLDERS]),
                 line=processes.line_inside(pid),

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from jupyter_vgpu.quotas import Policy, Quota, QuotaError, is_mps, parse_cores, parse_memory, parse_policy
+from jupyter_vgpu.quotas import (
+    Policy,
+    Quota,
+    QuotaError,
+    format_bytes,
+    format_percent,
+    is_mps,
+    parse_cores,
+    parse_memory,
+    parse_policy,
+)
 
 GROUP_PROPERTY = "vgpu"
 """Key of a rule among a hub group's properties."""
@@ -184,6 +194,20 @@ def entitle(bounds: Bounds, group: Rule, user: Rule) -> Entitlement:
         hours, sources["hours"] = most_hours, "ceiling"
     quota = Quota(memory, cores, policy) if memory and gpus else None
     return Entitlement(quota, said.slices, hours, sources, gpus)
+
+
+def cuts(rule: Rule, got: Entitlement) -> list[str]:
+    """What of a user's rule the config's ceiling does not let pass, in words."""
+    have = got.quota
+    values = {"gpus": str(got.gpus), "hours": f"{got.hours:g}" if got.hours is not None else ""}
+    if have:
+        values |= {"memory": format_bytes(have.memory), "cores": format_percent(have.cores), "policy": str(have.policy)}
+    said = rule.as_json()
+    return [
+        f"the config's ceiling makes {name} {value}"
+        for name, value in values.items()
+        if name in said and got.sources[name] == "ceiling"
+    ]
 
 
 def _said(bounds: Bounds, group: Rule, user: Rule) -> tuple[Rule, dict[str, str]]:

@@ -120,7 +120,7 @@ def test_who_finds_no_room_waits_and_the_server_starts_by_itself(
     def place() -> str:
         return re.sub(r"\s+", " ", alice.spawn_page())
 
-    words = "You wait for 4 GiB of GPU memory, 50 % of its compute, as number 1 of those who wait. When that will be"
+    words = "You wait for 4 GiB of GPU memory, 50 % of its compute, as number 1 of those who wait. When the turn comes"
     wait_until(lambda: words in place(), 20, "the spawn page says so too")
     assert not alice.model()["servers"]  # no spawn is held open
     assert [(each["user"], each["number"], each["quota"]["memory"]) for each in queue(admin)] == [("alice", 1, 4 * GIB)]
@@ -340,11 +340,15 @@ def test_what_ends_while_nothing_is_given_brings_nobodys_turn(
         database.executemany("INSERT INTO vgpu_lifetimes (seconds) VALUES (?)", [(60.0,)] * 12)
     alice = hub.user("alice")
     choose(alice, "4GiB-50")
-    wait_until(lambda: "That will be in about a minute." in page_of(alice), 15, "it is told from what ended before")
+    wait_until(lambda: "The turn comes in about a minute." in page_of(alice), 15, "it is told from what ended before")
     admin.post("maintenance", message="A new card", closed="1")
     try:
         wait_until(lambda: "No new slices are given now: A new card" in page_of(alice), 5, "maintenance is named")
-        wait_until(lambda: "That may take longer than can be told." in page_of(alice), 15, "and nothing is foretold")
+        wait_until(
+            lambda: "It may take longer than can be told until the turn comes." in page_of(alice),
+            15,
+            "and nothing is foretold",
+        )
     finally:
         admin.post("maintenance", over="1")
 

@@ -222,6 +222,10 @@ def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node:
     tenant = node.tenant()
     said = node.client.request("PUT", "/api/maintenance", {"message": " Restart at 18:00 ", "closed": True})
     assert said["maintenance"]["message"] == "Restart at 18:00"
+    joined = "Neustart\u00a0–  um 18:00 \U0001f9d1\u200d\U0001f4bb"  # as people paste it
+    said = node.client.request("PUT", "/api/maintenance", {"message": joined, "closed": True})
+    assert said["maintenance"]["message"] == "Neustart – um 18:00 \U0001f9d1\u200d\U0001f4bb"
+    node.client.request("PUT", "/api/maintenance", {"message": " Restart at 18:00 ", "closed": True})
     words = "this node gives no new slices now: Restart at 18:00"
     assert refused(node, "POST", "/api/tenants", {"name": "b", "memory": "1G", "cores": 5}) == (409, words)
     node.kill()
@@ -239,7 +243,7 @@ def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"message": ""}, {"message": "x" * 111}, {"message": "a\nb"}, {"message": "x", "closed": "yes"}]
+    "body", [{}, {"message": ""}, {"message": "x" * 111}, {"message": "a\u202eb"}, {"message": "x", "closed": "yes"}]
 )
 def test_maintenance_that_nobody_could_read_is_refused(node: Node, body: dict[str, Any]) -> None:
     assert refused(node, "PUT", "/api/maintenance", body)[0] == 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,6 +72,8 @@ def values() -> dict[str, Any]:
         "now": time.time(),
         "part": _Part(EVIL, "own", "1"),
         "shown": SHOWN,
+        "wrong": (EVIL, "memory"),
+        "unsaid": EVIL,
         "trends": {},
         "most": 0,
         "typed": {EVIL: dict.fromkeys(("memory", "cores", "policy", "gpus", "hours", "slices"), EVIL)},
@@ -89,6 +92,27 @@ def test_a_hostile_name_is_text_wherever_it_stands(name: str) -> None:
     assert not [tag for tag in tags if re.search(r"\son\w+\s*=", re.sub(r"\"[^\"]*\"", "", tag))]  # nor an attribute
 
 
+def test_what_is_not_known_is_not_told_as_nothing() -> None:
+    known = values()
+    state = known["state"]
+    assert "not known now" not in _templates.get_template("admin.html").render(**known)
+    person = replace(known["people"][0], tenants=[])
+    blind = known | {"state": replace(state, gpus=[], tenants=[], is_blind=True), "people": [person]}
+    page = _templates.get_template("admin.html").render(**blind)
+    assert page.count("not known now") == 2  # the GPUs, and the user's servers
+    assert "No GPU is known" not in page
+    assert "not known now</span></template>" in _templates.get_template("live.html").render(**blind).replace("\n", "")
+
+
+def test_a_field_that_is_wrong_is_where_the_admin_goes_on() -> None:
+    page = _templates.get_template("admin.html").render(**values())
+    (field,) = re.findall(r"<input[^>]*aria-invalid=\"true\"[^>]*>", page)
+    assert 'name="memory"' in field
+    assert "autofocus" in field
+    assert 'aria-describedby="vgpu-wrong"' in field
+    assert page.count('id="vgpu-wrong"') == 1
+
+
 def test_every_page_is_looked_at() -> None:
-    parts = {"base.html", "gpus.html", "waits.html"}  # of the others
+    parts = {"base.html", "gpus.html", "waits.html", "servers.html"}  # of the others
     assert set(_templates.list_templates()) == {*PAGES, *parts}

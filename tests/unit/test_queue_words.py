@@ -29,7 +29,7 @@ def test_a_turn_is_told_with_how_sure_it_is() -> None:
         say_when(Forecast(600, 5400))
         == "As likely as not within 10 minutes; nine in ten such waits end within 90 minutes."
     )
-    assert say_when(Forecast(600, 610)) == "That will be in about 10 minutes."
+    assert say_when(Forecast(600, 610)) == "The turn comes in about 10 minutes."
     assert "perhaps much later" in say_when(Forecast(600, None))
     assert "longer than can be told" in say_when(Forecast(None, None))
     assert "too few servers" in say_when(None)

@@ -14,6 +14,7 @@ from jupyter_vgpu_spawner.rules import (
     Chosen,
     Rule,
     as_whole,
+    cuts,
     entitle,
     follow,
     is_whole,
@@ -81,6 +82,19 @@ def test_hours_have_a_ceiling_where_the_config_says_one() -> None:
     endless = entitle(replace(bounds, hours=None), Rule(), Rule())
     assert (endless.hours, endless.sources["hours"]) == (50, "ceiling")
     assert entitle(BOUNDS, Rule(), Rule(hours=999)).hours == 999
+
+
+def test_what_of_a_rule_is_cut_is_told() -> None:
+    bounds = replace(BOUNDS, ceiling=Quota(16 * GIB, 50), most_hours=50)
+    rule = Rule(memory=20 * GIB, cores=40, policy=Policy.BURST, hours=60, gpus=9)
+    assert sorted(cuts(rule, entitle(bounds, Rule(), rule))) == [
+        "the config's ceiling makes gpus 1",
+        "the config's ceiling makes hours 50",
+        "the config's ceiling makes memory 16 GiB",
+        "the config's ceiling makes policy hard",
+    ]
+    # of what a group says nothing is told to who changes a user's
+    assert cuts(Rule(cores=10), entitle(bounds, Rule(memory=20 * GIB), Rule(cores=10))) == []
 
 
 def test_what_the_ceiling_cut_says_so() -> None:

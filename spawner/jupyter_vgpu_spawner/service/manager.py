@@ -31,6 +31,7 @@ from ..rules import (
     Entitlement,
     Rule,
     as_whole,
+    cuts,
     entitle,
     follow,
     is_whole,
@@ -142,12 +143,6 @@ class Manager:
         return users, groups
 
     # --- looking ---
-
-    async def node_state(self) -> State:
-        """GPUs and slices alone, for a page: what changes from second to second."""
-        troubles: list[str] = []
-        view = await self._look_at_nodes(troubles, self.looked.get)
-        return State(self.nodes, view.gpus, view.tenants, view.maintenance, troubles=troubles, away=view.away)
 
     async def page_state(self, pick: Pick) -> State:
         """What a page shows, with the users that `pick` takes of all; of the nodes as of some moments ago."""
@@ -265,7 +260,8 @@ class Manager:
                 await asyncio.to_thread(self._database.set_rule, name, rule, actor)
             finally:
                 self._changes += 1  # after it: who has read the old rule meanwhile has the old number too
-            troubles: list[str] = []
+            got = entitle(self._bounds, _group_rule(user, groups), rule) if self._bounds and user else None
+            troubles = [f"{name}: {words}" for words in cuts(rule, got)] if got else []
             for tenant in (await self._look_at_nodes(troubles, self._fleet.tenants)).tenants:
                 if user and user_of(tenant) == name:
                     try:
@@ -392,6 +388,8 @@ class Manager:
                 raise
             except DaemonError as error:
                 troubles = [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
+            if quota is None and after.quota and not actor and _is_less(held, after.quota):
+                troubles = [f"{tenant['name']} stays at {held}, the smaller slice that its user chose"]
             if after.quota is None:
                 troubles = [f"{tenant['name']} keeps its slice of {held} until its server stops"]
         await self._fleet.ask(tenant, "PATCH", "/labels", {WHOLE_LABEL: as_whole(after.quota)})
@@ -532,6 +530,10 @@ class Manager:
 
 def _group_rule(user: HubUser, groups: dict[str, Any]) -> Rule:
     return of_groups(group_rules((name, groups.get(name)) for name in user.groups)[0])
+
+
+def _is_less(held: Quota, whole: Quota) -> bool:
+    return held.memory < whole.memory or held.cores < whole.cores
 
 
 def _bounds_of(tenant: Json, hours: float | None, most_hours: float | None) -> Bounds:

@@ -20,12 +20,12 @@ from ..choices import describe, name_of
 from ..database import DatabaseError
 from ..rules import FIELDS, Rule
 from . import bars
-from .dispatcher import Standing
+from .dispatcher import CALL_S, Standing
 from .handler import ServiceHandler, status_of
 from .hub import HubError, HubUser
 from .manager import Person
 from .settings import READ_SCOPE, WRITE_SCOPE
-from .words import fields_of, format_waited, say_value, say_when
+from .words import fields_of, format_duration, format_waited, say_value, say_when
 
 log = logging.getLogger("vgpu.service")
 
@@ -56,10 +56,11 @@ _templates.filters |= {
     "value": say_value,
     "percent": format_percent,
     "slice": describe,
+    "duration": format_duration,
     "waited": format_waited,
     "sentence": say_when,
 }
-_templates.globals["message_max"] = MESSAGE_MAX
+_templates.globals |= {"message_max": MESSAGE_MAX, "call_s": CALL_S}
 
 
 class PageHandler(ServiceHandler):
@@ -109,9 +110,15 @@ class AdminHandler(PageHandler):
     """
 
     async def show(
-        self, message: str = "", troubles: Iterable[str] = (), typed: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        message: str = "",
+        troubles: Iterable[str] = (),
+        typed: Mapping[str, Mapping[str, str]] | None = None,
+        wrong: tuple[str, str] = ("", ""),
+        unsaid: str = "",
     ) -> None:
-        """typed: by user, what stands in the fields instead of the user's rule."""
+        """typed: by user, what stands in the fields instead of the user's rule. wrong: a user, and the field that is
+        none. unsaid: what was to be told everybody."""
         part = self.part()
         state = await self.manager.page_state(part.take)
         people = part.cut(state.people, self.manager.is_low)
@@ -133,6 +140,8 @@ class AdminHandler(PageHandler):
             most=max((max(days) for days in trends.values()), default=0),
             message=message,
             typed=typed or {},
+            wrong=wrong,
+            unsaid=unsaid,
             troubles=list(dict.fromkeys([*troubles, *state.troubles, *state.wrong])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
@@ -208,13 +217,17 @@ class _Part:
 
 
 class LiveHandler(AdminHandler):
-    """The part of the admin page that changes by itself: GPUs with their slices, and the queue."""
+    """The parts of the admin page that change by themselves: GPUs with their slices, the queue, and users' servers."""
 
     @web.authenticated
     async def get(self) -> None:
-        state = await self.manager.node_state()
+        part = self.part()
+        state = await self.manager.page_state(part.take)
+        people = part.cut(state.people, self.manager.is_low)
         queue, trouble = await self.who_waits()
-        self.page("live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time(), part=self.part())
+        self.page(
+            "live.html", state=state, people=people, queue=queue, queue_trouble=trouble, now=time.time(), part=part
+        )
 
 
 class FormHandler(AdminHandler):
@@ -250,7 +263,8 @@ class EditHandler(FormHandler):
             why = f"Nothing was changed for {user[:80]}: {str(error)[:_ERROR_MAX]}"
             # another's change is to be seen, not written over by a second click
             kept = {} if isinstance(error, Refused) and error.status == 409 else {user: typed}
-            await self.show(troubles=[why], typed=kept)
+            field = str(error).partition("=")[0]
+            await self.show(troubles=[why], typed=kept, wrong=(user, field if field in FIELDS else FIELDS[0]))
             return
         self.back(f"The quota of {user} is changed.", troubles)
 
@@ -269,7 +283,7 @@ class MaintenanceHandler(FormHandler):
                 troubles = await self.manager.set_maintenance(message, closed, self.actor, node)
         except Refused as error:
             self.set_status(error.status)
-            await self.show(troubles=[f"Nothing was changed: {error}"])
+            await self.show(troubles=[f"Nothing was changed: {error}"], unsaid=message)
             return
         where = f" on {node}" if node else ""
         told = f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told."

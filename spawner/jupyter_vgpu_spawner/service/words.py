@@ -29,15 +29,15 @@ def format_waited(seconds: float) -> str:
 def say_when(forecast: Forecast | None) -> str:
     """What is told of a turn, and how sure it is."""
     if forecast is None:
-        return "When that will be can't be told yet: too few servers of this hub have ended so far."
+        return "When the turn comes can't be told yet: too few servers of this hub have ended so far."
     if forecast.middle is None:
-        return "That may take longer than can be told."
+        return "It may take longer than can be told until the turn comes."
     middle = format_duration(forecast.middle)
     if forecast.late is None:
         return f"As likely as not within {middle}, and perhaps much later."
     late = format_duration(forecast.late)
     if late == middle:
-        return f"That will be in about {middle}."
+        return f"The turn comes in about {middle}."
     return f"As likely as not within {middle}; nine in ten such waits end within {late}."
 
 

@@ -21,6 +21,10 @@ function replace(element, content) {
   }
 }
 
+const textOf = (element) => element.textContent.replace(/\s+/g, " ").trim();
+const slicesOf = (element) => [...element.querySelectorAll("[name=slice]")].map((field) => field.value).join(" ");
+const isSame = (one, other) => textOf(one) === textOf(other) && slicesOf(one) === slicesOf(other);
+
 // Of users on the page those who have servers come in templates of their own.
 function showServers(content) {
   const told = new Map();
@@ -29,7 +33,10 @@ function showServers(content) {
     each.remove();
   }
   for (const cell of document.querySelectorAll("td[data-servers]")) {
-    replace(cell, told.get(cell.dataset.servers) ?? document.createDocumentFragment());
+    const content = told.get(cell.dataset.servers) ?? document.createDocumentFragment();
+    if (!isSame(content, cell)) {
+      replace(cell, content);
+    }
   }
 }
 
@@ -38,8 +45,7 @@ function show(text) {
   const next = document.createElement("template");
   next.innerHTML = text;
   showServers(next.content);
-  const said = (element) => element.textContent.replace(/\s+/g, " ");
-  if (live.hasAttribute("aria-live") && said(next.content) === said(live)) {
+  if (live.hasAttribute("aria-live") && textOf(next.content) === textOf(live)) {
     return;
   }
   const before = live.querySelector("[data-go]");
