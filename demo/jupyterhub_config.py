@@ -35,6 +35,7 @@ c.VGPUMixin.gpu_slices = [
     {"memory": "1G", "cores": 25},
     {"memory": "2G", "cores": 50},
     {"memory": "4G", "cores": 50},
+    {"memory": "8G", "cores": 100},  # for who is given more, on the admin page
 ]
 c.SimpleLocalProcessSpawner.home_dir_template = str(root / "home" / "{username}")
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]

@@ -172,10 +172,10 @@ def why_not(quota: Quota, gpus: Sequence[Mapping[str, Any]], away: bool = False)
         return f"no new ones now: {best['closed']}"
     if fitting and all(space.is_for_one(quota) for space, _ in fitting):
         return "each GPU that is large enough is in use by others"
-    return (
-        f"in use by others: {format_bytes(best['memory']['free'])} and "
-        f"{format_percent(best['cores']['free'])} of compute are free"
-    )
+    memory, cores = best["memory"]["free"], best["cores"]["free"]
+    if not (memory and cores):
+        return "in use by others"
+    return f"in use by others: {format_bytes(memory)} and {format_percent(cores)} of compute are free"
 
 
 def why_closed(quota: Quota, gpus: Sequence[Mapping[str, Any]]) -> str:

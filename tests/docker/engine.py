@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import docker
+import jupyterhub
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -200,7 +201,15 @@ class Engine:
         wheels.mkdir(parents=True)
         # resolved for the image's Python, which is not the one that runs the tests
         version = self.client.containers.run(BASE_TAG, ["python3", "-c", _PRINT_VERSION], remove=True).decode().strip()
-        packages = ["jupyterhub", "jupyterlab", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "numpy"]
+        # what runs in a server is as old as its hub
+        packages = [
+            f"jupyterhub=={jupyterhub.__version__}",
+            "jupyterlab",
+            "cuda-bindings",
+            "cuda-core",
+            "nvidia-cuda-nvrtc",
+            "numpy",
+        ]
         command = [
             sys.executable,
             "-m",

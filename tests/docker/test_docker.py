@@ -171,6 +171,7 @@ def test_a_container_sees_its_own_slice_read_only_and_survives_both_daemons(hub:
     hub.start()
     alice = hub.user("alice")
     assert alice.model()["servers"][""]["ready"]
+    alice.session.get(f"{hub.url}/user/alice/lab", timeout=60).raise_for_status()  # the server's own login
     assert [(each["name"], each["usage"]["memory"]) for each in tenants(node)] == [("alice/", GIB)]
     assert "SUCCESS" in alice.execute(kernel, "print(driver.cuMemFree(blocks.pop())[0].name)")
     assert node.used("alice/") == GIB - 32 * MIB

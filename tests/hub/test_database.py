@@ -118,6 +118,28 @@ def test_migrations_go_up_and_down_with_data(url: str) -> None:
     database.close()
 
 
+def test_hours_places_and_lifetimes_outlive_the_migrations_that_have_them(database: Database) -> None:
+    database.meter(480000, {"alice": Metered(1.5, 0.5)})
+    database.queue.join("alice", "", SMALL, {"gpu_slice": "1GiB-25"})
+    database.queue.join("bob", "second", LARGE, {})
+    database.queue.note_lifetime(60)
+    (first, second) = database.queue.entries()
+    assert database.queue.move(second, Stage.CALLED, "soon", "GPU-1")
+    database.queue.note_standings({first.key: (3, "The turn comes in about a minute."), second.key: (1, "now")})
+    before = database.queue.entries()
+    # who is called has no number any more
+    assert [(entry.number, entry.when) for entry in before] == [(3, "The turn comes in about a minute."), (0, "")]
+    for revision in ("0005", "0004", "0003"):
+        database.downgrade(revision)
+        database.upgrade()
+        assert database.queue.entries() == [replace(each, number=0, when="") for each in before]
+        assert database.queue.lifetimes() == [60]
+    database.downgrade("0002")  # where there was no queue
+    database.upgrade()
+    assert (database.queue.entries(), database.queue.lifetimes()) == ([], [])
+    assert database.metered(480000) == {"alice": Metered(1.5, 0.5)}
+
+
 def test_the_migrations_make_what_the_models_say(url: str) -> None:
     database = Database(url)
     database.upgrade()

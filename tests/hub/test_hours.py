@@ -77,7 +77,7 @@ def test_hours_of_use_count_the_time_on_the_gpu_alone(node: Node) -> None:
         used = admin.person("alice")["hours"]["used"]
         assert 0 < used <= on_gpu() * 1.01
         assert "GPU-hours (this week)" in admin.page()
-        assert f"You have used {used:.1f} of 20 GPU-hours; 20.0 are left." in alice.spawn_page()
         alice.stop()
+        assert f"You have used {used:.1f} of 20 GPU-hours; 20.0 are left." in alice.spawn_page()
     finally:
         hub.stop()

@@ -86,7 +86,7 @@ def test_a_slice_under_mps_is_for_the_group_that_is_named_for_it(hub: Hub, two_g
     url = f"{hub.url}/hub/api/users/alice/server"
     answer = alice.session.post(url, json={"gpu_slice": "1GiB-25-MPS"}, headers=headers, timeout=60)
     assert (answer.status_code, "is not one of yours" in answer.json()["message"]) == (400, True)
-    with pytest.raises(AssertionError, match="no GPU here is called 'MPS'"):  # and there is none on this node
+    with pytest.raises(AssertionError, match="no GPU here is called &#39;MPS&#39;"):  # and there is none on this node
         bob.spawn("1GiB-25-MPS")
     assert two_gpus.client.request("GET", "/api/tenants")["tenants"] == []
 

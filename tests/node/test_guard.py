@@ -331,3 +331,19 @@ def test_a_slice_inside_a_slice_is_refused_in_words(node: Node) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 125
     assert "is in a GPU slice already" in err
+
+
+def test_what_was_refused_while_no_daemon_looked_is_told_by_the_next_and_no_work_of_before(node: Node) -> None:
+    worker = Worker(node, node.tenant("1G", 50))
+    worker.ask("spin", seconds=1)
+    node.kill()
+    assert worker.ask("alloc", bytes=2 * GIB)["error"] == "CUDA_ERROR_OUT_OF_MEMORY"
+    node.start()
+    (told,) = node.show("tenant")["refusals"]["recent"]
+    assert (told["bytes"], told["process"]["pid"], told["times"]) == (2 * GIB, worker.pid, 1)
+    end = time.monotonic() + 2.5  # some looks
+    while time.monotonic() < end:
+        assert node.show("tenant")["usage"]["cores"] == 0
+        time.sleep(0.1)
+    assert len(node.show("tenant")["refusals"]["recent"]) == 1
+    worker.close()

@@ -17,6 +17,11 @@ def test_login_spawn_page_notebook_and_panel(page: Page, demo: Demo) -> None:
     expect(page.get_by_label("1 GiB of GPU memory, 25 % of its compute")).to_be_checked()
     expect(page.get_by_label("No GPU")).to_be_visible()
     shot(page, "spawn")
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    shot(page, "spawn-dark")
+    page.emulate_media(color_scheme="light")
+    page.reload()
     page.get_by_role("button", name="Start").click()
 
     page.wait_for_selector(".jp-Notebook", timeout=90_000)

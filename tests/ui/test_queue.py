@@ -24,7 +24,7 @@ def full(demo: Demo) -> Iterator[dict[str, Any]]:
 
 def wait_in_queue(page: Page, demo: Demo, user: str) -> None:
     log_in(page, demo, user)
-    expect(page.get_by_text("0 B and 0 % of compute are free; you would wait in the queue").first).to_be_visible()
+    expect(page.get_by_text("in use by others; you would wait in the queue").first).to_be_visible()
     page.get_by_role("radio", name="1 GiB of GPU memory").check()
     page.get_by_role("button", name="Start").click()
     page.wait_for_url("**/services/vgpu/queue")

@@ -48,6 +48,7 @@ FIRING = (
     ("VgpuRefusals", 'jupyter_vgpu_refusals_total{tenant="alice/"}', "0+120x60", "30m", "5m"),
     ("VgpuOutsideTheShim", 'jupyter_vgpu_processes_outside{tenant="alice/"}', "1x30", "10m", "3m"),
     ("VgpuServiceInTrouble", "jupyter_vgpu_troubles", "1x30", "10m", "3m"),
+    ("VgpuWrongGroupRule", "jupyter_vgpu_wrong_group_rules", "1x30", "10m", "3m"),
     ("VgpuQueueLong", "jupyter_vgpu_queue_longest_seconds", "3601x30", "15m", "5m"),
 )
 
