@@ -29,7 +29,7 @@ _JOINERS = "\u200c\u200d"
 def checked_message(message: str) -> str:
     """What is told to everybody with a slice, with single blanks between its words. Raises Refused."""
     text = " ".join(message.split())
-    if not 0 < len(text) <= MESSAGE_MAX:
+    if not text.strip(_JOINERS) or len(text) > MESSAGE_MAX:
         raise Refused(
             400, f"message={text[:40]!r} has {len(text)} characters: give 1 to {MESSAGE_MAX}, for a notice's one line"
         )

@@ -48,7 +48,7 @@ class Balance:
         if self.allowed is None:
             return ""
         values = {"spent": round(self.spent, 1), "allowed": self.allowed, "grace": self.grace}
-        passed = self.passed(warnings)
+        passed = self.passed((*warnings, 1))  # of the grace everybody is told
         state = "spent" if self.is_spent else "low" if passed else "enough"
         return json.dumps(values | {"state": state, "end": str(end), "passed": passed})
 

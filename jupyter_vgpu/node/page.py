@@ -30,7 +30,8 @@ class ProcessRow:
 
 @dataclass(frozen=True, slots=True)
 class PageState:
-    """A consistent copy. Bytes and nanoseconds; `refused_*` tell of the last refused allocation."""
+    """A consistent copy. Bytes and nanoseconds; `refused_*` tell of the last refused allocation, `sampled_at_ns` when a
+    daemon looked last."""
 
     tier: str
     memory_quota: int
@@ -45,6 +46,7 @@ class PageState:
     refused_free: int
     refused_at_ns: int
     refused_pid: int
+    sampled_at_ns: int
     processes: tuple[ProcessRow, ...]
 
 
@@ -125,6 +127,7 @@ class SlicePage:
             refused_free=self._get("refused_free"),
             refused_at_ns=self._get("refused_at_ns"),
             refused_pid=self._get("refused_pid"),
+            sampled_at_ns=self._get("sampled_at_ns"),
             processes=tuple(rows),
         )
 

@@ -9,7 +9,6 @@ from . import processes
 from .page import PageState, ProcessRow, SlicePage
 from .refusals import HOLDERS, SAME_WITHIN_S, Holder, Refusal, Refusals, call_name
 
-RECALLED_S = 600.0
 PAUSE_S = 0.05  # each is looked into: a program that is refused all the time must not cost the others
 
 
@@ -34,8 +33,9 @@ class RefusalWatch:
     def _recall(self) -> None:
         """The last one, where it happened while no daemon looked."""
         state = self._page.read()
-        at = state.refused_at_ns / 1e9
-        if state.refusals and time.time() - at < RECALLED_S:
+        there = any(row.pid == state.refused_pid for row in state.processes)  # else its number may be another's
+        if there and state.refused_at_ns > state.sampled_at_ns:
+            at = state.refused_at_ns / 1e9
             self._keep(state, state.refused_pid, None, state.refused_bytes, at, state.refused_free)
 
     def tell(self, pid: int, symbol: str | None, size: int) -> None:

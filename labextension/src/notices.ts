@@ -117,12 +117,13 @@ export class Notices {
 
   /**
    * What would make room changes with who holds it: an open notification offers what helps now, or goes, as it does
-   * where there is room. free: bytes.
+   * after a while where there is room. free: bytes.
    */
   private _renew(recent: readonly IRefusal[], free: number): void {
-    for (const told of this._told.values()) {
-      if (told.refusal.bytes <= free) {
+    for (const [asker, told] of this._told) {
+      if (told.refusal.bytes <= free && Date.now() - told.at > CALM_MS) {
         Notification.dismiss(told.id);
+        this._told.delete(asker); // the next one is news
         continue;
       }
       const now = recent.find(each => each.first === told.refusal.first);

@@ -85,6 +85,8 @@ def setup_vgpu(
     if not _get(c, "JupyterHub", "spawner_class"):
         c.JupyterHub.spawner_class = "vgpu-docker"
     spawner = _spawner_class(c.JupyterHub.spawner_class)
+    if "remove" in spawner.class_traits() and not _is_set(c, spawner, "remove"):
+        c.VGPUMixin.remove = True  # also of a class of the admin's own
     if "remove" in spawner.class_traits() and not _trait(c, spawner, "remove"):
         raise ValueError(
             "remove=False keeps containers, which would come back with a slice that is gone: leave it out, and give "

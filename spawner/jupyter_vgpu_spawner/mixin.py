@@ -155,15 +155,22 @@ class VGPUMixin(Queueing):
 
     async def get_options_form(self) -> str:
         """With the slices below a form of the admin's own; one that is set to nothing stays nothing."""
-        form = str(await super().get_options_form())
+        form = str(await super().get_options_form() or "")
         return form if not form or self.options_form == self.vgpu_options_form else await self._with_slices(form)
 
     async def run_options_from_form(self, form_data: dict[str, list[str]]) -> Json:
         """With the slice, where an admin's own function makes something of the form."""
-        options: Json = await maybe_future(super().run_options_from_form(form_data))
+        options: Json | None = await maybe_future(super().run_options_from_form(form_data))
         if self.options_from_form == self.vgpu_options_from_form:
+            return options or {}
+        return await self._with_choice(dict(options or {}), form_data)
+
+    async def options_from_query(self, query_data: dict[str, list[str]]) -> Json:
+        """The same of a link that starts a server."""
+        if self.options_from_form == self.vgpu_options_from_form:
+            options: Json = await maybe_future(super().options_from_query(query_data))
             return options
-        return await self._with_choice(dict(options), form_data)
+        return await self.run_options_from_form(query_data)
 
     async def vgpu_options_form(self, spawner: Any) -> str:
         """The allowed slices with what is free now. What the base class would show comes first."""

@@ -123,6 +123,7 @@ class QueueStore:
         user, server = entry.key
         there = (QueueRow.user == user, QueueRow.server == server, QueueRow.state == str(entry.stage))
         values = {"state": str(stage), "at": time.time(), "words": words[:TEXT_MAX], "gpu": gpu}
+        values |= {"number": 0, "forecast": ""}  # until it is told anew
         with Session(self._writer) as session, session.begin():
             found = session.execute(update(QueueRow).where(*there, QueueRow.at == entry.at).values(values))
             return bool(found.rowcount)  # type: ignore[attr-defined]

@@ -202,6 +202,8 @@ def cuts(rule: Rule, got: Entitlement) -> list[str]:
     values = {"gpus": str(got.gpus), "hours": f"{got.hours:g}" if got.hours is not None else ""}
     if have:
         values |= {"memory": format_bytes(have.memory), "cores": format_percent(have.cores), "policy": str(have.policy)}
+    elif got.sources["memory"] == "ceiling":
+        values["memory"] = "0, which is no GPU"
     said = rule.as_json()
     return [
         f"the config's ceiling makes {name} {value}"

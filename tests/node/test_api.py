@@ -243,7 +243,15 @@ def test_maintenance_closes_the_node_for_new_slices_and_survives_a_restart(node:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"message": ""}, {"message": "x" * 111}, {"message": "a\u202eb"}, {"message": "x", "closed": "yes"}]
+    "body",
+    [
+        {},
+        {"message": ""},
+        {"message": "x" * 111},
+        {"message": "a\u202eb"},
+        {"message": "\u200d"},
+        {"message": "x", "closed": "yes"},
+    ],
 )
 def test_maintenance_that_nobody_could_read_is_refused(node: Node, body: dict[str, Any]) -> None:
     assert refused(node, "PUT", "/api/maintenance", body)[0] == 400

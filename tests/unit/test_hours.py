@@ -133,7 +133,7 @@ def test_what_was_held_while_a_node_did_not_answer_is_counted_when_it_does() -> 
 def test_what_is_written_on_a_slice_is_read_in_it(balance: Balance, state: str) -> None:
     said = told({LABEL: balance.as_label([0.8, 0.9], End.STOP)})
     values = {"spent": balance.spent, "allowed": balance.allowed, "grace": balance.grace}
-    assert said == values | {"state": state, "end": "stop", "passed": balance.passed([0.8, 0.9])}
+    assert said == values | {"state": state, "end": "stop", "passed": balance.passed([0.8, 0.9, 1])}
 
 
 def test_what_changes_by_less_than_people_count_is_not_written_anew() -> None:

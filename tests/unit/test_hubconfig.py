@@ -7,8 +7,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from dockerspawner import DockerSpawner
 from jupyter_vgpu_spawner import setup_vgpu
 from jupyter_vgpu_spawner.docker import VGPUDockerSpawner
+from jupyter_vgpu_spawner.mixin import VGPUMixin
 from jupyter_vgpu_spawner.service.settings import READ_SCOPE, VARIABLE, WRITE_SCOPE, Settings
 from traitlets.config import Config
 
@@ -154,6 +156,14 @@ def test_containers_that_are_to_be_kept_are_refused() -> None:
     c.JupyterHub.spawner_class = "vgpu-local"  # has none
     setup_vgpu(c)
     assert VGPUDockerSpawner().remove
+
+    class Own(VGPUMixin, DockerSpawner):
+        """As an admin may write one."""
+
+    own = Config()
+    own.JupyterHub.spawner_class = Own
+    setup_vgpu(own)
+    assert Own(config=own).remove
 
 
 def test_a_service_of_that_name_is_not_made_twice() -> None:

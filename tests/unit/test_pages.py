@@ -66,6 +66,7 @@ def values() -> dict[str, Any]:
         **shown,
         "state": state,
         "people": [person],
+        "held": {EVIL: [tenant]},
         "queue": queue,
         "standings": queue,
         "servers": {EVIL: True},
@@ -73,7 +74,7 @@ def values() -> dict[str, Any]:
         "part": _Part(EVIL, "own", "1"),
         "shown": SHOWN,
         "wrong": (EVIL, "memory"),
-        "unsaid": EVIL,
+        "unsaid": {"message": EVIL, "closed": True, "node": EVIL},
         "trends": {},
         "most": 0,
         "typed": {EVIL: dict.fromkeys(("memory", "cores", "policy", "gpus", "hours", "slices"), EVIL)},
@@ -97,7 +98,11 @@ def test_what_is_not_known_is_not_told_as_nothing() -> None:
     state = known["state"]
     assert "not known now" not in _templates.get_template("admin.html").render(**known)
     person = replace(known["people"][0], tenants=[])
-    blind = known | {"state": replace(state, gpus=[], tenants=[], is_blind=True), "people": [person]}
+    blind = known | {
+        "state": replace(state, gpus=[], tenants=[], is_blind=True),
+        "people": [person],
+        "held": {"a": []},
+    }
     page = _templates.get_template("admin.html").render(**blind)
     assert page.count("not known now") == 2  # the GPUs, and the user's servers
     assert "No GPU is known" not in page

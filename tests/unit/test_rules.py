@@ -93,6 +93,10 @@ def test_what_of_a_rule_is_cut_is_told() -> None:
         "the config's ceiling makes memory 16 GiB",
         "the config's ceiling makes policy hard",
     ]
+    nobody = replace(BOUNDS, default=Quota(0, 25), ceiling=Quota(0, 25))
+    assert cuts(Rule(memory=GIB), entitle(nobody, Rule(), Rule(memory=GIB))) == [
+        "the config's ceiling makes memory 0, which is no GPU"
+    ]
     # of what a group says nothing is told to who changes a user's
     assert cuts(Rule(cores=10), entitle(bounds, Rule(memory=20 * GIB), Rule(cores=10))) == []
 

@@ -85,6 +85,8 @@ def test_an_admins_own_form_is_kept_and_the_slices_follow_it() -> None:
         assert page.startswith('<select name="course" aria-label="Course of alice">')
         assert page.count("<fieldset") == 1
         assert asyncio.run(made.run_options_from_form(form)) == {**options, "gpu_slice": "none"}
+        assert asyncio.run(made.options_from_query(form)) == {**options, "gpu_slice": "none"}
+    assert asyncio.run(spawner(gpu_mem_limit="4G", options_form=lambda _: None).get_options_form()) == ""
     made = spawner(gpu_mem_limit="4G", options_form="<p>Welcome</p>")
     assert "<p>Welcome</p>" in asyncio.run(made.get_options_form())
     assert asyncio.run(made.get_options_form()).count("<fieldset") == 1

@@ -16,7 +16,7 @@ from jupyter_vgpu.api import Json, Refused, checked_message
 from jupyter_vgpu.client import MAINTENANCE_PATH, DaemonAway, DaemonError
 from jupyter_vgpu.hours import LABEL as HOURS_LABEL
 from jupyter_vgpu.hours import Balance, End
-from jupyter_vgpu.quotas import Quota, QuotaError, parse_cores, parse_memory, parse_policy
+from jupyter_vgpu.quotas import Quota, QuotaError, is_mps, parse_cores, parse_memory, parse_policy
 
 from ..database import Change, Database, DatabaseError, Metered
 from ..fleet import Fleet, View
@@ -101,6 +101,11 @@ class State:
         """Tenants by their GPU's UUID."""
         return _grouped(self.tenants, lambda tenant: tenant["gpu"]["uuid"])
 
+    @property
+    def by_user(self) -> dict[str, list[Json]]:
+        """Tenants that servers hold, by the server's user."""
+        return _grouped(self.tenants, user_of)
+
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
@@ -143,6 +148,13 @@ class Manager:
         return users, groups
 
     # --- looking ---
+
+    async def node_state(self) -> State:
+        """GPUs and slices alone, for a page: what changes from second to second."""
+        troubles: list[str] = []
+        view = await self._look_at_nodes(troubles, self.looked.get)
+        seen = (self.nodes, view.gpus, view.tenants, view.maintenance)
+        return State(*seen, troubles=troubles, away=view.away, is_blind=bool(troubles or view.away))
 
     async def page_state(self, pick: Pick) -> State:
         """What a page shows, with the users that `pick` takes of all; of the nodes as of some moments ago."""
@@ -380,15 +392,15 @@ class Manager:
             chosen = Chosen.told(tenant["labels"]) or Chosen.of(held, before or after.quota)
             quota = follow(held, chosen, after)
             try:
+                if quota and actor:  # nothing is done that is not in the log
+                    await asyncio.to_thread(self._database.note, actor, tenant["name"], "slice", str(held), str(quota))
                 if quota:
                     await self._fleet.ask(tenant, "PATCH", body=quota.as_json())
-                if quota and actor:
-                    await asyncio.to_thread(self._database.note, actor, tenant["name"], "slice", str(held), str(quota))
             except DaemonAway:
                 raise
             except DaemonError as error:
                 troubles = [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
-            if quota is None and after.quota and not actor and _is_less(held, after.quota):
+            if quota is None and after.quota and not (actor or is_mps(held.model)) and _is_less(held, after.quota):
                 troubles = [f"{tenant['name']} stays at {held}, the smaller slice that its user chose"]
             if after.quota is None:
                 troubles = [f"{tenant['name']} keeps its slice of {held} until its server stops"]

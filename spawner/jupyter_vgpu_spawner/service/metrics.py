@@ -36,7 +36,8 @@ class _StateCollector(Collector):
         wrong = GaugeMetricFamily(
             "jupyter_vgpu_wrong_group_rules", "Things that groups' properties say and that are none"
         )
-        wrong.add_metric([], len(self._state.wrong))
+        if not self._state.is_partial:
+            wrong.add_metric([], len(self._state.wrong))
         troubles = GaugeMetricFamily("jupyter_vgpu_troubles", "Parts that the service can't reach or read now")
         troubles.add_metric([], len(self._state.troubles) + len(self._state.away))
         yield from (slices, hours, allowed, troubles, wrong)

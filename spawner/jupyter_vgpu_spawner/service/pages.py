@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -115,10 +116,10 @@ class AdminHandler(PageHandler):
         troubles: Iterable[str] = (),
         typed: Mapping[str, Mapping[str, str]] | None = None,
         wrong: tuple[str, str] = ("", ""),
-        unsaid: str = "",
+        unsaid: Mapping[str, Any] | None = None,
     ) -> None:
         """typed: by user, what stands in the fields instead of the user's rule. wrong: a user, and the field that is
-        none. unsaid: what was to be told everybody."""
+        none. unsaid: what was to be told everybody: message, closed, node."""
         part = self.part()
         state = await self.manager.page_state(part.take)
         people = part.cut(state.people, self.manager.is_low)
@@ -141,7 +142,7 @@ class AdminHandler(PageHandler):
             message=message,
             typed=typed or {},
             wrong=wrong,
-            unsaid=unsaid,
+            unsaid=unsaid or {},
             troubles=list(dict.fromkeys([*troubles, *state.troubles, *state.wrong])),
             window=self.manager.settings.window,
             spent=self.manager.spent,
@@ -221,12 +222,20 @@ class LiveHandler(AdminHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        part = self.part()
-        state = await self.manager.page_state(part.take)
-        people = part.cut(state.people, self.manager.is_low)
+        await self.tell([])
+
+    @web.authenticated
+    async def post(self) -> None:
+        """user: whose servers are on the page, each."""
+        await self.tell(self.get_body_arguments("user")[:PAGE])
+
+    async def tell(self, users: list[str]) -> None:
+        state = await self.manager.node_state()
         queue, trouble = await self.who_waits()
+        by_user = state.by_user
+        held = {user: by_user.get(user, []) for user in users}
         self.page(
-            "live.html", state=state, people=people, queue=queue, queue_trouble=trouble, now=time.time(), part=part
+            "live.html", state=state, queue=queue, queue_trouble=trouble, now=time.time(), part=self.part(), held=held
         )
 
 
@@ -263,8 +272,8 @@ class EditHandler(FormHandler):
             why = f"Nothing was changed for {user[:80]}: {str(error)[:_ERROR_MAX]}"
             # another's change is to be seen, not written over by a second click
             kept = {} if isinstance(error, Refused) and error.status == 409 else {user: typed}
-            field = str(error).partition("=")[0]
-            await self.show(troubles=[why], typed=kept, wrong=(user, field if field in FIELDS else FIELDS[0]))
+            field = re.match(r"\w*", str(error))
+            await self.show(troubles=[why], typed=kept, wrong=(user, field[0] if field else ""))
             return
         self.back(f"The quota of {user} is changed.", troubles)
 
@@ -283,7 +292,8 @@ class MaintenanceHandler(FormHandler):
                 troubles = await self.manager.set_maintenance(message, closed, self.actor, node)
         except Refused as error:
             self.set_status(error.status)
-            await self.show(troubles=[f"Nothing was changed: {error}"], unsaid=message)
+            unsaid = {"message": message, "closed": closed, "node": node}
+            await self.show(troubles=[f"Nothing was changed: {error}"], unsaid=unsaid)
             return
         where = f" on {node}" if node else ""
         told = f"The maintenance{where} is over." if over else f"Everybody with a slice{where} is told."

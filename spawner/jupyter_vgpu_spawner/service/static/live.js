@@ -25,7 +25,7 @@ const textOf = (element) => element.textContent.replace(/\s+/g, " ").trim();
 const slicesOf = (element) => [...element.querySelectorAll("[name=slice]")].map((field) => field.value).join(" ");
 const isSame = (one, other) => textOf(one) === textOf(other) && slicesOf(one) === slicesOf(other);
 
-// Of users on the page those who have servers come in templates of their own.
+// Each user's servers come in a template of their own.
 function showServers(content) {
   const told = new Map();
   for (const each of content.querySelectorAll("template[data-servers]")) {
@@ -33,8 +33,8 @@ function showServers(content) {
     each.remove();
   }
   for (const cell of document.querySelectorAll("td[data-servers]")) {
-    const content = told.get(cell.dataset.servers) ?? document.createDocumentFragment();
-    if (!isSame(content, cell)) {
+    const content = told.get(cell.dataset.servers);
+    if (content && !isSame(content, cell)) {
       replace(cell, content);
     }
   }
@@ -61,9 +61,11 @@ async function refresh() {
   if (isWanted()) {
     try {
       // where the login is over the answer is a way to it, which is the page's to go, not this look's
+      const users = [...document.querySelectorAll("td[data-servers]")].map((cell) => ["user", cell.dataset.servers]);
       const answer = await fetch(live.dataset.url, {
         headers: { "X-XSRFToken": live.dataset.xsrf },
         redirect: "error",
+        ...(users.length > 0 && { method: "POST", body: new URLSearchParams(users) }),
       });
       if (answer.ok) {
         show(await answer.text());
