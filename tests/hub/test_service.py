@@ -196,7 +196,7 @@ def test_everybody_with_a_slice_is_told_of_maintenance(hub: Hub, admin: Admin, s
             "Everybody with a slice is told." in admin.post("maintenance", message="Restart at 18:00", closed="1").text
         )
         assert "Maintenance, no new slices: Restart at 18:00" in admin.page("live")
-        assert "Memory: 0 B of 8 GiB promised, 0 B free" in admin.page("live")
+        assert "Memory: 0 B of 8 GiB promised, no new slices now" in admin.page("live")
         assert "no new ones now: Restart at 18:00" in bob.spawn_page()
         with pytest.raises(AssertionError, match="You wait for 1 GiB"):
             bob.spawn("1GiB-25")
