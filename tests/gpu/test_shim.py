@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.gpu import nvml_process_bytes, nvml_used
-from support.node import Node, left_out, wait_until
+from support.node import Node, Worker, left_out, wait_until
 from support.programs import CONTEXT, build
 
 pytestmark = pytest.mark.gpu
@@ -139,3 +141,69 @@ def test_a_process_at_work_is_told_from_an_idle_one(gpu_node: Node, tenant: dict
     wait_until(lambda: is_busy(busy.pid) and not is_busy(idle.pid), 5, "one busy, one idle")
     busy.communicate(timeout=30)
     idle.communicate("\n", timeout=30)
+
+
+# One program makes memory and gives it a name, another takes it by that name; each goes on at a line on stdin.
+SECOND_NAME = """
+import sys
+from cuda.bindings import driver
+def check(answer):
+    assert answer[0] == driver.CUresult.CUDA_SUCCESS, answer[0].name
+    return answer[1] if len(answer) > 1 else None
+check(driver.cuInit(0))
+check(driver.cuCtxSetCurrent(check(driver.cuDevicePrimaryCtxRetain(0))))
+if len(sys.argv) == 1:
+    memory = check(driver.cuMemAlloc(1 << 30))
+    print(bytes(check(driver.cuIpcGetMemHandle(memory)).reserved).hex(), flush=True)
+else:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    handle = driver.CUipcMemHandle()
+    handle.reserved = bytes.fromhex(sys.argv[1])
+    memory = check(driver.cuIpcOpenMemHandle(handle, 1))
+    check(driver.cuMemsetD8(memory, 1, 1 << 30))
+    check(driver.cuCtxSynchronize())
+    print("mapped", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_memory_under_a_second_name_is_counted_with_who_made_it_and_then_found_out() -> None:
+    node = Node("--NodeApp.force_shim_tier=True")
+
+    def line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout
+        said = process.stdout.readline().strip()
+        assert said, process.communicate()[1][-2000:]
+        return said
+
+    def go_on(process: subprocess.Popen[str]) -> None:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    try:
+        tenant = node.tenant("4G", 50)
+        owner = node.spawn(tenant, sys.executable, "-c", SECOND_NAME, stdin=subprocess.PIPE)
+        handle = line(owner)
+        other = node.spawn(tenant, sys.executable, "-c", SECOND_NAME, handle, stdin=subprocess.PIPE)
+        assert line(other) == "ready"
+        before = node.used("tenant")
+        go_on(other)
+        assert line(other) == "mapped"
+        time.sleep(3)  # some looks at the driver's account
+        assert node.used("tenant") == before
+        held = {row["pid"]: row["memory"] for row in node.show("tenant")["processes"]}
+        assert held[owner.pid] > GIB > held[other.pid]
+        # when its maker has ended only the driver knows of it, which is enough to hold the quota
+        go_on(owner)
+        owner.wait(20)
+        assert nvml_process_bytes()[other.pid] > GIB
+        third = Worker(node, tenant)
+        third.ask("fill", bytes=256 * MIB)
+        wait_until(lambda: other.poll() == -signal.SIGKILL, 15, "who holds more than it says is ended")
+        assert third.ask("info")["total"] == 4 * GIB  # and nobody else
+        assert sum(nvml_process_bytes().values()) < 4 * GIB + 128 * MIB
+        third.close()
+    finally:
+        node.stop()
