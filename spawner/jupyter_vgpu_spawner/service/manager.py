@@ -400,6 +400,9 @@ class Manager:
                 raise
             except DaemonError as error:
                 troubles = [f"{tenant['name']} stays at {held}: {error}", *await self._cut(tenant, held, quota or held)]
+                if actor:
+                    refused = (actor, tenant["name"], "slice", str(quota), f"refused: {held}")
+                    await asyncio.to_thread(self._database.note, *refused)
             if quota is None and after.quota and not (actor or is_mps(held.model)) and _is_less(held, after.quota):
                 troubles = [f"{tenant['name']} stays at {held}, the smaller slice that its user chose"]
             if after.quota is None:
