@@ -91,6 +91,40 @@ def test_a_slice_under_mps_is_for_the_group_that_is_named_for_it(hub: Hub, two_g
     assert two_gpus.client.request("GET", "/api/tenants")["tenants"] == []
 
 
+SHARES = """
+c.VGPUMixin.gpu_mem_limit = "4G"
+c.VGPUMixin.gpu_core_limit = 50
+c.Authenticator.allowed_users = {"alice", "bob", "eve", "dean"}
+c.JupyterHub.load_groups = {
+    "large": {"users": ["alice", "eve"], "properties": {"vgpu": {"share": 1}}},
+    "small": {"users": ["bob"]},
+}
+c.VGPUMixin.gpu_slices = [{"memory": "1G", "cores": 25}, {"memory": "4G", "cores": 50}]
+from jupyter_vgpu_spawner import setup_vgpu
+setup_vgpu(c, admins=["dean"], db_url="sqlite:///{root}/vgpu.sqlite")
+"""
+
+
+def test_whose_group_holds_little_goes_before_who_asked_earlier(node: Node) -> None:
+    hub = with_service(node, SHARES)
+    try:
+        alice, bob, eve, admin = (*map(hub.user, ("alice", "bob", "eve")), Admin(hub))
+        eve.spawn("4GiB-50")
+        node.tenant("4G", 25, "somebody")
+        for user in (alice, bob):
+            choose(user, "1GiB-25")
+        assert [each["user"] for each in queue(admin)] == ["bob", "alice"]
+        assert "You are number 1 of those who wait" in page_of(bob)
+        assert "You are number 2 of those who wait" in page_of(alice)
+        node.client.request("DELETE", "/api/tenants/somebody")
+        for user in (bob, alice):  # now there is room for both
+            wait_until(lambda user=user: user.model()["servers"].get("", {}).get("ready"), 60, "the turn comes")
+        for user in (alice, bob, eve):
+            user.stop()
+    finally:
+        hub.stop()
+
+
 PARTS = """
 c.VGPUMixin.gpu_mem_limit = "4G"
 c.VGPUMixin.gpu_core_limit = 50

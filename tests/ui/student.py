@@ -60,15 +60,14 @@ class Student:
         answer: dict[str, Any] = self.demo.daemon().request(method, "/api/tenants/alice%2F", body)
         return answer
 
-    def allow_hours(self, hours: float | None) -> None:
-        """GPU-hours of alice, as an admin sets them; None: there is no end of them."""
+    def allow(self, **rule: Any) -> None:
+        """What alice may have, as an admin says it by the service's API; nothing: what the config says."""
         if self._admin is None:
             dean = HubUser(self.demo.url, "dean", PASSWORD)
             dean.login()
             self._admin = {"Authorization": f"token {dean.token()}"}
         url = f"{self.demo.url}/services/vgpu/api/users/alice/quota"
-        body = {} if hours is None else {"hours": hours}
-        requests.put(url, json=body, headers=self._admin, timeout=30).raise_for_status()
+        requests.put(url, json=rule, headers=self._admin, timeout=30).raise_for_status()
 
     def maintenance(self, message: str) -> None:
         """As the admin says it; empty: it is over."""

@@ -197,6 +197,19 @@ def test_a_changed_quota_is_seen_and_told_once(student: Student, lab: Page) -> N
         student.daemon("PATCH", {"memory": "2G", "cores": 50})
 
 
+def test_what_an_admin_says_reaches_the_open_panel(student: Student, lab: Page) -> None:
+    panel = panel_of(lab)
+    try:
+        student.allow(memory="1G")
+        expect(panel).to_contain_text("of 1 GiB", timeout=10_000)
+        student.allow(memory="2G", cores=25)
+        expect(panel).to_contain_text("of 2 GiB", timeout=10_000)
+        expect(panel).to_contain_text("of 25 %", timeout=10_000)
+    finally:
+        student.allow()
+    expect(panel).to_contain_text("of 50 %", timeout=10_000)
+
+
 BUSY = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -344,10 +357,10 @@ def test_it_is_found_in_the_command_palette(lab: Page) -> None:
 def test_what_the_hub_has_to_say_is_told_and_stays_in_the_panel(student: Student, lab: Page) -> None:
     toasts = lab.locator(".Toastify__toast")
     try:
-        student.allow_hours(1000)
+        student.allow(hours=1000)
         hours = panel_of(lab).locator(".jp-vgpu-Hours")
         expect(hours).to_have_text(re.compile(r"^[\d.]+ of 1000 used, [\d.]+ left$"), timeout=20_000)
-        student.allow_hours(0.001)  # more than that it has had already
+        student.allow(hours=0.001)  # more than that it has had already
         words = "Your GPU-hours are used up. This server goes on; the next one starts without a GPU."
         expect(toasts.filter(has_text=words)).to_have_count(1, timeout=20_000)
         expect(hours).to_have_attribute("data-state", "spent")
@@ -359,7 +372,7 @@ def test_what_the_hub_has_to_say_is_told_and_stays_in_the_panel(student: Student
         expect(panel_of(lab).get_by_role("status")).to_have_count(0)
     finally:
         student.maintenance("")
-        student.allow_hours(None)
+        student.allow()
 
 
 def test_other_front_ends_read_the_same_with_the_servers_own_token(student: Student) -> None:
@@ -388,7 +401,7 @@ def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser
         expect(page.locator(".Toastify__toast").filter(has_text=words).first).to_be_visible()
         expect(page.get_by_role("button", name="GPU 576 MiB / 2 GiB，")).to_be_visible()
         expect(panel_of(page)).to_contain_text("尚未计算过")
-        student.allow_hours(1000)
+        student.allow(hours=1000)
         student.maintenance("18:00")
         expect(panel_of(page)).to_contain_text(re.compile(r"已用 [\d.]+ / 1000，剩余"), timeout=20_000)
         labels = (
@@ -402,6 +415,6 @@ def test_it_speaks_simplified_chinese_and_nothing_else(student: Student, browser
         shot(page, "panel-zh")
     finally:
         student.maintenance("")
-        student.allow_hours(None)
+        student.allow()
         student.set_language("en")
         page.context.close()
