@@ -69,7 +69,7 @@ def test_the_second_server_gets_no_gpu_and_starts_without(hub: Hub, shared_node:
     start(alice, "", "1GiB-25")
     page = alice.session.get(f"{hub.url}/hub/spawn/alice/second", timeout=30).text
     assert TOO_MANY in page
-    assert page.count("disabled aria-describedby") == 3
+    assert page.count("disabled aria-describedby") == 4
     refused = ask(alice, "POST", "second", gpu_slice="1GiB-25")
     assert (refused.status_code, TOO_MANY in refused.text) == (403, True), refused.text
     assert slices(shared_node) == ["alice/"]
