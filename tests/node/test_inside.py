@@ -247,7 +247,7 @@ def test_top_wants_a_terminal_and_a_sensible_interval(node: Node) -> None:
 
 
 def test_status_in_a_slice_tells_of_hours_and_maintenance(node: Node) -> None:
-    tenant = node.tenant(labels={LABEL: Balance(12.5, 20).as_label(0.8, End.REFUSE)})
+    tenant = node.tenant(labels={LABEL: Balance(12.5, 20).as_label([0.8], End.REFUSE)})
     node.client.request("PUT", "/api/maintenance", {"message": "Restart at 18:00"})
     process = node.spawn(tenant, *CLI, "status")
     out, err = process.communicate(timeout=60)
