@@ -23,7 +23,7 @@ MIB = 1 << 20
 @pytest.fixture
 def server(node: Node) -> Iterator[JupyterServer]:
     """A slice of which everything can be told."""
-    hours = Balance(9, 10).as_label(0.8, End.STOP)
+    hours = Balance(9, 10).as_label([0.8], End.STOP)
     idle = json.dumps({"seconds": 600, "action": "kernel"})
     turn = Turn("gpu", Stage.WAITING, 2, 10).as_label()
     labels = {LABEL: hours, "jupyterhub_idle": idle, TURN_LABEL: turn}
