@@ -14,7 +14,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -152,8 +152,14 @@ def browser_rows() -> list[Row]:
                 hidden = main_thread_seconds(page, WATCHED_S)
                 page.get_by_role("tab", name="GPU slice").click()
                 pairs.append((100 * shown / WATCHED_S, 100 * hidden / WATCHED_S))
-            seen = [resize_seen(student, page, 2 + number % 2) for number in range(TRIES)]
-            followed = [resize_by_admin_seen(student, page, 1 + number % 2) for number in range(TRIES)]
+            seen = [
+                resize_seen(page, 3 + number % 2, lambda memory: student.daemon("PATCH", {"memory": memory}))
+                for number in range(TRIES)
+            ]
+            followed = [
+                resize_seen(page, 1 + number % 2, lambda memory: student.allow(memory=memory))
+                for number in range(TRIES)
+            ]
             told = [refusal_told(student, page, 10 + number) for number in range(TRIES)]
     finally:
         demo.stop()
@@ -187,16 +193,9 @@ def browser_rows() -> list[Row]:
     ]
 
 
-def resize_seen(student: Student, page: Page, gib: int) -> float:
+def resize_seen(page: Page, gib: int, resize: Callable[[str], object]) -> float:
     began = time.monotonic()
-    student.daemon("PATCH", {"memory": f"{gib + 1}G"})
-    expect(panel_of(page)).to_contain_text(f"of {gib + 1} GiB")
-    return time.monotonic() - began
-
-
-def resize_by_admin_seen(student: Student, page: Page, gib: int) -> float:
-    began = time.monotonic()
-    student.allow(memory=f"{gib}G")
+    resize(f"{gib}G")
     expect(panel_of(page)).to_contain_text(f"of {gib} GiB")
     return time.monotonic() - began
 

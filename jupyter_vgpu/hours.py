@@ -43,6 +43,10 @@ class Balance:
             return 0.0
         return max((part for part in warnings if self.spent >= part * self.allowed), default=0.0)
 
+    def is_low(self, warnings: Iterable[float]) -> bool:
+        """Somebody is to be warned: one of these parts is spent, or all of them."""
+        return self.passed((*warnings, 1)) > 0
+
     def as_label(self, warnings: Iterable[float], end: End) -> str:
         """For `told`; empty where there is no end of them. To a tenth of an hour, so that it seldom changes."""
         if self.allowed is None:

@@ -85,13 +85,14 @@ def setup_vgpu(
     if not _get(c, "JupyterHub", "spawner_class"):
         c.JupyterHub.spawner_class = "vgpu-docker"
     spawner = _spawner_class(c.JupyterHub.spawner_class)
-    if "remove" in spawner.class_traits() and not _is_set(c, spawner, "remove"):
-        c.VGPUMixin.remove = True  # also of a class of the admin's own
-    if "remove" in spawner.class_traits() and not _trait(c, spawner, "remove"):
-        raise ValueError(
-            "remove=False keeps containers, which would come back with a slice that is gone: leave it out, and give "
-            "what is to stay a volume"
-        )
+    if "remove" in spawner.class_traits():
+        if not _is_set(c, spawner, "remove"):
+            c.VGPUMixin.remove = True  # also of a class of the admin's own
+        elif not _trait(c, spawner, "remove"):
+            raise ValueError(
+                "remove=False keeps containers, which would come back with a slice that is gone: leave it out, and "
+                "give what is to stay a volume"
+            )
     _say(c, spawner, "vgpu_db_url", "db_url", db_url)
     _say(c, spawner, "gpu_idle_minutes", "gpu_idle_minutes", gpu_idle_minutes)
     _say(c, spawner, "gpu_idle_action", "gpu_idle_action", gpu_idle_action)

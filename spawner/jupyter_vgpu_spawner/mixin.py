@@ -209,7 +209,7 @@ class VGPUMixin(Queueing):
         page = _templates.get_template("slices.html")
         balance = offer.balance
         hours = "" if balance.allowed is None else f"You have used {balance}; {balance.left:.1f} are left."
-        low = balance.passed((1, *self.gpu_hours_warnings)) > 0
+        low = balance.is_low(self.gpu_hours_warnings)
         return form + page.render(
             field=FIELD,
             no_gpu=NO_GPU,

@@ -42,11 +42,16 @@ threading.Thread(target=work, daemon=True).start()
 )
 
 
-@pytest.fixture
-def hub(node: Node) -> Iterator[Hub]:
-    made = Hub(node, CONFIG.replace("{root}", str(node.root)))
+def hub_that(node: Node, arguments: str) -> Iterator[Hub]:
+    config = CONFIG.replace("{root}", str(node.root)).replace("gpu_idle_minutes=0.2", arguments)
+    made = Hub(node, config)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def hub(node: Node) -> Iterator[Hub]:
+    yield from hub_that(node, "gpu_idle_minutes=0.2")
 
 
 def test_a_server_that_holds_and_rests_is_stopped_and_one_that_works_is_not(hub: Hub, node: Node) -> None:
@@ -83,10 +88,7 @@ def resting(user: HubUser) -> list[str]:
 
 @pytest.fixture
 def hub_that_ends_kernels(node: Node) -> Iterator[Hub]:
-    action = 'gpu_idle_minutes=0.2, gpu_idle_action="kernel"'
-    made = Hub(node, CONFIG.replace("{root}", str(node.root)).replace("gpu_idle_minutes=0.2", action))
-    yield made
-    made.stop()
+    yield from hub_that(node, 'gpu_idle_minutes=0.2, gpu_idle_action="kernel"')
 
 
 def test_a_kernel_that_rests_is_shut_down_and_its_server_and_those_that_work_go_on(
@@ -116,10 +118,7 @@ def test_a_kernel_that_rests_is_shut_down_and_its_server_and_those_that_work_go_
 
 @pytest.fixture
 def hub_that_tells(node: Node) -> Iterator[Hub]:
-    action = 'gpu_idle_minutes=0.2, gpu_idle_action="notify"'
-    made = Hub(node, CONFIG.replace("{root}", str(node.root)).replace("gpu_idle_minutes=0.2", action))
-    yield made
-    made.stop()
+    yield from hub_that(node, 'gpu_idle_minutes=0.2, gpu_idle_action="notify"')
 
 
 def test_where_users_are_told_and_no_more_nothing_ends(hub_that_tells: Hub, node: Node) -> None:

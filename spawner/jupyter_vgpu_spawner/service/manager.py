@@ -536,7 +536,7 @@ class Manager:
     def is_low(self, person: Person) -> bool:
         """Few of the GPU-hours are left, or none."""
         allowed = person.entitlement.hours if person.entitlement else None
-        return Balance(self.spent(person.spent), allowed).passed((1, *self.settings.warnings)) > 0
+        return Balance(self.spent(person.spent), allowed).is_low(self.settings.warnings)
 
     def spent(self, metered: Metered) -> float:
         """Hours as this hub counts them."""
