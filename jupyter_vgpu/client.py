@@ -28,6 +28,11 @@ def tenant_path(key: str) -> str:
     return f"/api/tenants/{quote(key, safe='')}"
 
 
+def gpus_path(tenant: str) -> str:
+    """Of the node's GPUs, and with them of a tenant by name, if there is one."""
+    return f"/api/gpus?tenant={quote(tenant, safe='')}"
+
+
 def board_path(key: str) -> str:
     """Of a notice board, by id or name."""
     return f"{BOARDS_PATH}/{quote(key, safe='')}"

@@ -164,9 +164,15 @@ class BoardLabelsHandler(_OfBoards):
 
 
 class GpusHandler(ApiHandler):
+    """GET. With `?tenant=NAME` also `tenants`: the one of that name, if there is one."""
+
     def get(self) -> None:
         said = of_maintenance(self.manager.maintenance)
-        self.finish({"gpus": self.manager.describe_gpus(), "maintenance": said})
+        found: Json = {"gpus": self.manager.describe_gpus(), "maintenance": said}
+        if name := self.get_query_argument("tenant", None, strip=False):
+            named = [tenant for tenant in self.manager.tenants.values() if tenant.name == name]
+            found["tenants"] = [self.manager.describe(tenant) for tenant in named]
+        self.finish(found)
 
 
 class MaintenanceHandler(ApiHandler):

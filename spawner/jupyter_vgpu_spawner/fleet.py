@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jupyter_vgpu.client import Client, DaemonAway, DaemonError, board_path, tenant_path
+from jupyter_vgpu.client import Client, DaemonAway, DaemonError, board_path, gpus_path, tenant_path
 from jupyter_vgpu.quotas import Quota
 
 from .choices import why_not
@@ -75,6 +75,10 @@ class Fleet:
     async def gpus(self) -> View:
         return await self._look("gpus")
 
+    async def gpus_for(self, name: str) -> View:
+        """The GPUs, and of the tenants those of this name, by one request to each node."""
+        return await self._look("gpus", "tenants", paths=[gpus_path(name)])
+
     async def tenants(self) -> View:
         return await self._look("tenants")
 
@@ -94,14 +98,13 @@ class Fleet:
             raise max(answers.values(), key=lambda error: int(error.status))
         return max(found, key=lambda tenant: str(tenant["created"]))
 
-    async def place(self, quota: Quota, body: Json, packing: Packing) -> Json:
+    async def place(self, view: View, quota: Quota, body: Json, packing: Packing) -> Json:
         """A new tenant, on the first node that has room; the node itself has the last word. Raises DaemonError.
 
-        body: as vgpud's API has it; with a `gpu`, only there.
+        view: the GPUs, as they were last seen. body: as vgpud's API has it; with a `gpu`, only there.
         """
         names = list(self.configs)
         if len(names) > 1:
-            view = await self.gpus()
             gpus = [gpu for gpu in view.gpus if body.get("gpu") in (None, gpu["uuid"])]
             names = in_turn(quota, gpus, names, packing)
             if not names:
@@ -117,21 +120,19 @@ class Fleet:
                 break
         return made | {"node": name}
 
-    async def remove_all(self, name: str, hub: str) -> None:
-        """Tenants of a name that this hub made, wherever they are; there may be none.
+    async def gpus_without(self, name: str, hub: str) -> View:
+        """The GPUs, once tenants of a name that this hub made are removed, wherever they are; there may be none.
 
-        Of a node that is away, or that does not do it, the service removes them later.
+        Of a node that is away, or that does not do it, the service removes them later. Raises DaemonAway.
         """
-        for tenant in (await self.every("GET", tenant_path(name))).items():
-            await self._remove(*tenant, hub)
-
-    async def _remove(self, node: str, found: Json | DaemonError, hub: str) -> None:
-        if isinstance(found, DaemonError) or found["labels"].get(HUB_LABEL, hub) != hub:
-            return
-        try:
-            await self.request(node, "DELETE", tenant_path(found["id"]))
-        except DaemonError as error:
-            log.warning("the slice of %s on %s is not removed: %s", found["name"], node, error)
+        view = await self.gpus_for(name)
+        left = [tenant for tenant in view.tenants if tenant["labels"].get(HUB_LABEL, hub) == hub]
+        for tenant in left:
+            try:
+                await self.ask(tenant, "DELETE")
+            except DaemonError as error:
+                log.warning("the slice of %s on %s is not removed: %s", name, tenant["node"], error)
+        return await self.gpus_for(name) if left else view
 
     async def ask(self, tenant: Mapping[str, Any], method: str, what: str = "", body: Json | None = None) -> Any:
         """Something of a tenant, or of a board, on its own node. what: such as `/labels`. Raises DaemonError."""
@@ -148,9 +149,11 @@ class Fleet:
                 raise answer
         return dict(zip(self._clients, answers, strict=True))
 
-    async def _look(self, *whats: str) -> View:
+    async def _look(self, *whats: str, paths: Sequence[str] = ()) -> View:
+        """paths: where that is told; by default each in its own place."""
         view, first = View(), None
-        looks = await asyncio.gather(*(self._look_at(name, whats) for name in self._clients))
+        asked = paths or [f"/api/{what}" for what in whats]
+        looks = await asyncio.gather(*(self._look_at(name, asked) for name in self._clients))
         seen: set[str] = set()
         for name, found in zip(self._clients, looks, strict=True):
             if isinstance(found, DaemonError):
@@ -168,11 +171,11 @@ class Fleet:
             raise first
         return view
 
-    async def _look_at(self, name: str, whats: Iterable[str]) -> Json | DaemonError:
+    async def _look_at(self, name: str, paths: Iterable[str]) -> Json | DaemonError:
         found: Json = {}
         try:
-            for what in whats:
-                found |= await self.request(name, "GET", f"/api/{what}")
+            for path in paths:
+                found |= await self.request(name, "GET", path)
         except DaemonError as error:
             return error
         return found

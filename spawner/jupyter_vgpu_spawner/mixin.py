@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -114,17 +115,22 @@ class VGPUMixin(Queueing):
         others = getattr(self.user, "spawners", {}).items()
         return sorted(name for name, each in others if each is not self and getattr(each, "_tenant", None))
 
-    async def chosen_quota(self) -> tuple[Quota | None, Quota | None]:
+    async def chosen_quota(self, entries: list[Entry]) -> tuple[Quota | None, Quota | None]:
         """What this server gets: the user's choice among what is allowed; and what might be had. None: no GPU.
 
-        `user_options` also come by REST and from the database, so they are checked here again. Raises HTTPError.
+        `user_options` also come by REST and from the database, so they are checked here again. entries: all in the
+        queue. Raises HTTPError.
         """
-        key = self.user_options.get(FIELD)
-        if key == NO_GPU:
+        if self._wants_none:
             return None, None
-        offer = await self._offer(await self._entries())
-        quota = self._pick(key, offer)
+        offer = await self._offer(entries)
+        quota = self._pick(self.user_options.get(FIELD), offer)
         return quota, offer.whole
+
+    @property
+    def _wants_none(self) -> bool:
+        """The user has chosen to have no GPU."""
+        return bool(self.user_options.get(FIELD) == NO_GPU)
 
     def _pick(self, key: Any, offer: Offer) -> Quota | None:
         if not offer.slices:
@@ -268,16 +274,21 @@ class VGPUMixin(Queueing):
             await self._open_slice_alone()
 
     async def _open_slice_alone(self) -> None:
-        quota, whole = await self.chosen_quota()
+        # who wants no GPU starts without the database too
+        entries = [] if self._wants_none else await self._entries()
+        quota, whole = await self.chosen_quota(entries)
         await self.close_slice()
         self._node = self.fleet.home
-        # what an earlier server left, whose end nobody saw
-        await self.fleet.remove_all(self.tenant_name, self.vgpu_hub)
         labels = {USER_LABEL: self.user.name} | ({HUB_LABEL: self.vgpu_hub} if self.vgpu_hub else {})
+        # without what an earlier server left, whose end nobody saw
+        looking = self.fleet.gpus_without(self.tenant_name, self.vgpu_hub)
         if quota is None:
+            with suppress(DaemonError):  # it needs none of them
+                await looking
             await self._open_board(labels)
             return
-        gpu = await self._check_turn(quota)
+        view = await self._look_for(looking)
+        gpu = await self._check_turn(quota, view.gpus, entries)
         bounds = await self.gpu_bounds()
         labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), WHOLE_LABEL: as_whole(whole)}
         labels[CHOSEN_LABEL] = Chosen.of(quota, whole).as_label()
@@ -287,7 +298,7 @@ class VGPUMixin(Queueing):
         if gpu:
             body["gpu"] = gpu
         try:
-            tenant = await self.fleet.place(quota, body | self.slice_owner(), Packing(self.vgpu_placement))
+            tenant = await self.fleet.place(view, quota, body | self.slice_owner(), Packing(self.vgpu_placement))
         except DaemonAway as error:
             self.log.error("%s", error)
             raise Told(503, DAEMON_AWAY) from error
@@ -365,7 +376,7 @@ class VGPUMixin(Queueing):
         env: dict[str, str] = super().get_env()
         if self._queue:
             env[ENV_QUEUE_URL] = self._queue_url
-        if not self._launch and self.user_options.get(FIELD) != NO_GPU:
+        if not self._launch and not self._wants_none:
             env[ENV_NO_QUOTA] = "1"
         if self._board_dir:
             env[ENV_BOARD_DIR] = self.board_directory()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
 
-from jupyter_vgpu.client import DaemonAway
+from jupyter_vgpu.client import DaemonError
 from jupyter_vgpu.paths import ADMIN_SOCKET, default_run_dir
 from jupyter_vgpu.quotas import Quota
 from jupyter_vgpu.turn import Stage
@@ -133,7 +133,7 @@ class Queueing(Limits):
         """Raises HTTPError."""
         try:
             return await looking
-        except DaemonAway as error:
+        except DaemonError as error:
             self.log.error("%s", error)
             raise Told(503, DAEMON_AWAY) from error
 
@@ -200,12 +200,11 @@ class Queueing(Limits):
             raise Told(409, str(error)) from error
         raise Elsewhere(self._queue_url, f"You wait for {describe(quota)} now.")
 
-    async def _check_turn(self, quota: Quota) -> str | None:
+    async def _check_turn(self, quota: Quota, gpus: list[Json], entries: list[Entry]) -> str | None:
         """However the start was asked for: nobody overtakes those who wait. The GPU to take; None: any."""
         if not self._queue:
             return None
-        gpus = (await self._look_for(self.fleet.gpus())).gpus
-        line = await self._line(gpus, await self._entries())
+        line = await self._line(gpus, entries)
         # where nobody waits and there is no room, the node has better words for it
         waits = bool(line.ahead) and is_possible(quota, line.spaces)
         if line.must_wait(quota) and (waits or not why_not(quota, gpus)):

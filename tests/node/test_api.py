@@ -14,7 +14,7 @@ import requests
 from support.node import CLI, Node, Worker, wait_until
 from support.routes import METHODS, admin_paths, body_of
 
-from jupyter_vgpu.client import Client, DaemonError
+from jupyter_vgpu.client import Client, DaemonError, gpus_path
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -33,6 +33,9 @@ def test_a_tenant_is_created_shown_resized_and_removed(node: Node) -> None:
     resized = node.client.request("PATCH", f"/api/tenants/{tenant['id']}", {"memory": "3G", "policy": "burst"})
     assert resized["quota"] == {"memory": 3 * GIB, "cores": 25.0, "policy": "burst"}
     assert node.show("alice/")["id"] == tenant["id"]
+    found = node.client.request("GET", gpus_path("alice/"))
+    assert ([each["id"] for each in found["tenants"]], found["gpus"][0]["slices"]) == ([tenant["id"]], 1)
+    assert node.client.request("GET", gpus_path("alice"))["tenants"] == []
     node.client.request("DELETE", f"/api/tenants/{tenant['id']}")
     assert node.client.request("GET", "/api/tenants")["tenants"] == []
     assert node.client.request("GET", "/api/gpus")["gpus"][0]["memory"]["free"] == 8 * GIB

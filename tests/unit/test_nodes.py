@@ -19,6 +19,7 @@ from jupyter_vgpu_spawner.docker import VGPUDockerSpawner
 from jupyter_vgpu_spawner.fleet import Fleet
 from jupyter_vgpu_spawner.local import VGPUSimpleLocalProcessSpawner
 from jupyter_vgpu_spawner.nodes import ONLY, NodeConfig, Packing, in_turn, parse_nodes
+from jupyter_vgpu_spawner.rules import HUB_LABEL
 from jupyter_vgpu_spawner.service.orphans import ORPHAN_S, Orphans
 from traitlets import TraitError
 
@@ -157,7 +158,7 @@ class Answering:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = _answer  # noqa: N815 (as http.server calls them)
+            do_GET = do_POST = do_DELETE = _answer  # noqa: N815 (as http.server calls them)
 
             def address_string(self) -> str:
                 return "a client"
@@ -192,6 +193,10 @@ def answering(tmp_path: Path) -> Iterator[Callable[..., Answering]]:
 
 def fleet_of(tmp_path: Path, *names: str) -> Fleet:
     return Fleet([NodeConfig(name, str(tmp_path / name)) for name in names])
+
+
+async def place(fleet: Fleet, quota: Quota) -> dict[str, Any]:
+    return await fleet.place(await fleet.gpus(), quota, {"name": "alice/"}, Packing.SPREAD)
 
 
 @pytest.mark.parametrize("wrong", [(500, b'{"error": "broken"}'), (200, b"<html>somebody else</html>")])
@@ -246,7 +251,8 @@ def test_a_node_that_is_back_and_says_no_is_back(
         with pytest.raises(DaemonAway):
             await fleet.gpus()
         await asyncio.sleep(0.4)
-        await fleet.remove_all("alice/", "")  # as each start begins: there is none
+        with pytest.raises(DaemonError, match="no tenant"):
+            await fleet.find("alice/")
         assert [each["node"] for each in (await fleet.gpus()).gpus] == ["a"]
 
     asyncio.run(story())
@@ -258,7 +264,7 @@ def test_a_node_that_was_faster_taken_is_not_the_last_that_is_asked(
     first = answering("a", told(gpu("a", 60)), (409, b'{"error": "no room"}'))
     second = answering("b", told(gpu("b", 20)), (201, b'{"id": "t"}'))
     quota = Quota(8 * GIB, 25)
-    made = asyncio.run(fleet_of(tmp_path, "a", "b").place(quota, {"name": "alice/"}, Packing.SPREAD))
+    made = asyncio.run(place(fleet_of(tmp_path, "a", "b"), quota))
     assert made == {"id": "t", "node": "b"}
     assert first.asked[1:] == second.asked[1:] == ["POST /api/tenants"]
 
@@ -267,8 +273,26 @@ def test_where_no_node_has_room_the_words_say_what_is_free(tmp_path: Path, answe
     less = gpu("a", 2) | {"memory": {"total": 80 * GIB, "reserved": 78 * GIB, "free": 2 * GIB}}
     less["cores"] = {"total": 100.0, "reserved": 0.0, "free": 100.0}
     answering("a", told(less))
-    quota, body = Quota(8 * GIB, 25), {"name": "alice/"}
+    quota = Quota(8 * GIB, 25)
     with pytest.raises(DaemonError, match="2 GiB and 100 % of compute are free"):
-        asyncio.run(fleet_of(tmp_path, "a", "gone").place(quota, body, Packing.SPREAD))
+        asyncio.run(place(fleet_of(tmp_path, "a", "gone"), quota))
     with pytest.raises(DaemonError, match="a machine with GPUs does not answer now"):
-        asyncio.run(fleet_of(tmp_path, "a", "gone").place(Quota(90 * GIB, 25), body, Packing.SPREAD))
+        asyncio.run(place(fleet_of(tmp_path, "a", "gone"), Quota(90 * GIB, 25)))
+
+
+def test_a_start_asks_each_node_once_and_what_an_earlier_server_left_is_removed_first(
+    tmp_path: Path, answering: Callable[..., Answering]
+) -> None:
+    def and_tenants(*tenants: dict[str, Any]) -> tuple[int, bytes]:
+        return 200, json.dumps({"gpus": [gpu("a", 10)], "maintenance": None, "tenants": tenants}).encode()
+
+    none, old = and_tenants(), {"id": "old", "name": "alice/", "quota": {}, "labels": {HUB_LABEL: "mine"}}
+    first = answering("a", none)
+    second = answering("b", and_tenants(old), (200, b"null"), none)
+    fleet = fleet_of(tmp_path, "a", "b")
+    look = "GET /api/gpus?tenant=alice%2F"
+    assert asyncio.run(fleet.gpus_without("alice/", "theirs")).tenants == [old | {"node": "b"}]
+    assert (first.asked, second.asked) == ([look], [look])
+    second.asked.clear()
+    assert asyncio.run(fleet.gpus_without("alice/", "mine")).tenants == []
+    assert second.asked == [look, "DELETE /api/tenants/old", look]

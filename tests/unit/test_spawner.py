@@ -57,10 +57,10 @@ def test_who_may_have_less_than_any_slice_is_told() -> None:
     assert re.findall('type="radio"[^>]* value="([^"]+)"([^>]*)', form)[0][1].startswith(" disabled")
     assert "more memory than you may have (4 GiB)" in form
     assert re.findall('value="([^"]+)" checked', form) == ["none"]
-    assert asyncio.run(made.chosen_quota())[0] is None  # nothing was asked for
+    assert asyncio.run(made.chosen_quota([]))[0] is None  # nothing was asked for
     made.user_options = {"gpu_slice": "40GiB-100-H100"}
     with pytest.raises(HTTPError, match=re.escape(words)):
-        asyncio.run(made.chosen_quota())
+        asyncio.run(made.chosen_quota([]))
 
 
 def test_limits_may_be_callables_of_the_spawner() -> None:
