@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -118,8 +119,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._engine: Engine = create_engine(f"sqlite:///{path}")
-        # a power cut must not bring back a slice that was given to another since
-        event.listen(self._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=FULL"))
+        event.listen(self._engine, "connect", _prepare)
         _Base.metadata.create_all(self._engine)
         self._add_columns()
 
@@ -204,6 +204,12 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _prepare(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")  # one wait for the disk a change, where there were four
+    # a power cut must not bring back a slice that was given to another since
+    connection.execute("PRAGMA synchronous=FULL")
 
 
 def timestamp() -> str:
