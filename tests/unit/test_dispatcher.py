@@ -56,6 +56,18 @@ def made(tmp_path: Path, hub: HubApi) -> tuple[Dispatcher, Database]:
     return Dispatcher(database.queue, fleet, hub, recent, looked), database
 
 
+class KnownUsers(SlowHub):
+    """Has these users, and counts who is asked for."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names, self.asked_for = set(names), []  # type: set[str], list[str]
+
+    async def user(self, user: str) -> HubUser | None:
+        self.asked_for.append(user)
+        return HubUser(user) if user in self.names else None
+
+
 def call(database: Database, *users: str) -> None:
     for user in users:
         database.queue.join(user, "", SMALL, {})
@@ -119,5 +131,25 @@ def test_a_start_that_the_node_refuses_slowly_keeps_the_place(
             assert (entry.stage, entry.waiting.since) == (stage, since)
         assert hub.started == ["alice"] * len(stages)
         assert entry.words == ("no room" if status == 409 else "")
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_who_is_no_user_of_the_hub_any_more_leaves_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(dispatcher: Dispatcher, database: Database) -> list[str]:
+        for entry in database.queue.entries():
+            await dispatcher._look_after(entry, set())
+        return sorted(entry.waiting.user for entry in database.queue.entries())
+
+    async def story() -> None:
+        hub = KnownUsers("alice", "bob")
+        dispatcher, database = made(tmp_path, hub)
+        for user in ("alice", "bob"):
+            database.queue.join(user, "", SMALL, {})
+        hub.names.remove("bob")
+        assert await look(dispatcher, database) == ["alice", "bob"]
+        assert hub.asked_for == []  # they were users a moment ago
+        monkeypatch.setattr("jupyter_vgpu_spawner.service.dispatcher.KNOWN_S", 0.0)
+        assert await look(dispatcher, database) == ["alice"]
 
     asyncio.run(asyncio.wait_for(story(), 30))

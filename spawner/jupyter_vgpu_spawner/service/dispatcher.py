@@ -33,6 +33,8 @@ TRY_AGAIN_S = 10.0
 FORETELL_S = 10.0
 ENDED_S = 24 * 3600.0
 """So long the words for who got no GPU are kept."""
+KNOWN_S = 20.0
+GROUPS_FRESH_S, GROUPS_STALE_S = 5.0, 60.0
 STARTS_MAX = 4
 """At once: each holds a connection to the hub for as long as the hub waits for the server."""
 REFUSED_MAX = 5
@@ -61,7 +63,7 @@ class Standing:
 class Dispatcher:
     """Raises DaemonError, HubError, DatabaseError.
 
-    recent: the hub's users, and the properties of its groups. looked: the nodes; for pages, which are many.
+    recent: the hub's users, and the properties of its groups. looked: the nodes. Both are for pages, which are many.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class Dispatcher:
         looked: Recent[View],
     ) -> None:
         self._store, self._fleet, self._hub, self._recent, self._looked = store, fleet, hub, recent, looked
+        self._groups = Recent("the hub for its groups", hub.groups, GROUPS_FRESH_S, GROUPS_STALE_S)
         self._alive: dict[str, Json] = {}  # slices of users, as last seen
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: dict[tuple[str, str], float] = {}
+        self._known: dict[str, float] = {}  # users who wait, and when the hub was asked for them last
         # by a call of a server: the hub took its start. By a wait: how often its start was refused.
         self._asked: set[tuple[str, str, float]] = set()
         self._refused: dict[tuple[str, str, float], int] = {}
@@ -136,9 +140,12 @@ class Dispatcher:
         return [entry.waiting.since for entry in entries if entry.stage == Stage.WAITING]
 
     async def _order(self, entries: list[Entry], view: View) -> list[Waiting]:
-        users, properties = await self._recent.get()
-        groups = {user.name: user.groups for user in users}
-        shares = {name: group_share(values) for name, values in properties.items()}
+        groups: dict[str, list[str]] = {}
+        shares = {}
+        for group in await self._groups.get():
+            shares[group.name] = group_share(group.properties)
+            for member in group.users:
+                groups.setdefault(member, []).append(group.name)
         held = [(user, Quota.from_json(tenant["quota"])) for tenant in view.tenants if (user := user_of(tenant))]
         # who is called holds the room already
         held += [(entry.waiting.user, entry.waiting.quota) for entry in promised(entries, view.names)]
@@ -182,15 +189,16 @@ class Dispatcher:
         view = await self._fleet.tenants()
         await self._note_ends(view)
         entries = await asyncio.to_thread(self._store.entries)
-        known = {user.name for user in (await self._recent.get())[0]} if entries else set()
         for entry in entries:
             try:
-                await self._look_after(entry, view.names, known)
+                await self._look_after(entry, view.names)
             except HubError as error:  # the others are looked after
                 log.warning("looking after %s: %s", entry.name, error)
         # the node second: whose slice came meanwhile is in it, and holds no room twice
         entries = await asyncio.to_thread(self._store.entries)
         self._asked &= {_call_of(entry) for entry in entries}
+        here = {entry.waiting.user for entry in entries}
+        self._known = {user: at for user, at in self._known.items() if user in here}
         waits = {_wait_of(entry) for entry in entries}
         self._refused = {wait: count for wait, count in self._refused.items() if wait in waits}
         if entries:
@@ -221,12 +229,19 @@ class Dispatcher:
             if entry.stage == Stage.CALLED:
                 self._try(entry)
 
-    async def _look_after(self, entry: Entry, names: set[str], known: set[str]) -> None:
+    async def _look_after(self, entry: Entry, names: set[str]) -> None:
         user, server = entry.key
         old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
-        gone = user not in known and await self._hub.user(user) is None
-        if old or gone or (entry.name in names and (await self._hub.servers(user)).get(server)):
+        if old or await self._is_gone(user) or (entry.name in names and (await self._hub.servers(user)).get(server)):
             await asyncio.to_thread(self._store.leave, user, server)
+
+    async def _is_gone(self, user: str) -> bool:
+        """The hub has no such user any more. Looked at now and then: it is asked for one user by one."""
+        now = time.monotonic()
+        if now - self._known.setdefault(user, now) < KNOWN_S:
+            return False
+        self._known[user] = now
+        return await self._hub.user(user) is None
 
     async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> bool:
         """False: it is gone, or not as it was."""

@@ -144,7 +144,7 @@ class Manager:
         self.looked = Recent("the nodes", fleet.look, NODES_FRESH_S, NODES_STALE_S)
 
     async def _ask_hub(self) -> tuple[list[HubUser], dict[str, Any]]:
-        users, groups = await asyncio.gather(self._hub.users(), self._hub.groups())
+        users, groups = await asyncio.gather(self._hub.users(), self._hub.properties())
         return users, groups
 
     # --- looking ---
@@ -263,7 +263,7 @@ class Manager:
         user = await self._hub.user(name)
         if user is None and not rule.is_empty:
             raise Refused(404, f"this hub has no user {name[:80]!r}")
-        groups = await self._hub.groups()
+        groups = await self._hub.properties()
         async with self._changing:
             before = await asyncio.to_thread(self._database.rule, name)
             if expected not in (None, before):
@@ -322,7 +322,7 @@ class Manager:
 
     async def _see(self) -> _Seen:
         """For all tenants at once: asking for each would keep the hub busy with nothing else."""
-        users, groups = await asyncio.gather(self._hub.users(active=True), self._hub.groups())
+        users, groups = await asyncio.gather(self._hub.users(active=True), self._hub.properties())
         since = window_start(Window(self.settings.window), datetime.now(UTC))
         metered = await asyncio.to_thread(self._database.metered, since)
         changes = self._changes
