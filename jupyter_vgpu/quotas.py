@@ -104,7 +104,8 @@ class Quota:
         return f"{format_bytes(self.memory)}, {format_percent(self.cores)} {self.policy}{where}{alone}"
 
 
-def is_called(model: str, names: Iterable[str]) -> bool:
+@lru_cache(maxsize=4096)
+def is_called(model: str, names: tuple[str, ...]) -> bool:
     """Is a GPU of these names (its model, and its labels) what `model` asks for? Whole words of a name will do.
 
     `H100` is the `NVIDIA H100 80GB HBM3`, and `L4` is no `NVIDIA L40S`; an empty one is any but those of MPS and MIG. A
@@ -145,11 +146,10 @@ def goes_alone(quota: Quota, names: Iterable[str]) -> bool:
     return quota.exclusive or MIG in names
 
 
-def has_room(quota: Quota, names: Iterable[str], slices: int, memory_free: int, cores_free: float) -> bool:
+def has_room(quota: Quota, names: tuple[str, ...], slices: int, memory_free: int, cores_free: float) -> bool:
     """May a slice go onto a GPU of these names, with so many slices on it and so much free? Bytes and percent."""
-    called = list(names)
-    empty = not slices or not goes_alone(quota, called)
-    return is_called(quota.model, called) and empty and quota.memory <= memory_free and quota.cores <= cores_free
+    is_free = quota.memory <= memory_free and quota.cores <= cores_free
+    return is_free and not (slices and goes_alone(quota, names)) and is_called(quota.model, names)
 
 
 def is_roomy(slices: Sequence[int]) -> bool:

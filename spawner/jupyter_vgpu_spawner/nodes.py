@@ -139,7 +139,9 @@ def in_turn(quota: Quota, gpus: Iterable[Json], names: Iterable[str], packing: P
             slices.append(space.slices)
             alone |= space.is_for_one(quota)
         if space.fits(quota):
-            best[gpu["node"]] = max(space.suits(quota), best.get(gpu["node"], space.suits(quota)))
+            # who takes all of it gets the smallest
+            room = -space.memory_total if space.is_for_one(quota) else space.memory_free
+            best[gpu["node"]] = max(room, best.get(gpu["node"], room))
     order = [name for name in names if name in best]
     if packing is Packing.BINPACK or not (alone or is_roomy(slices)):
         return order

@@ -8,7 +8,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from jupyter_vgpu.quotas import Quota, goes_alone, has_room, is_called
 
@@ -77,9 +77,15 @@ class Space:
         memory, cores = (self.memory_total, self.cores_total) if whole else (quota.memory, quota.cores)
         return max((memory - self.memory_free) / self.memory_total, (cores - self.cores_free) / self.cores_total)
 
-    def suits(self, quota: Quota) -> int:
-        """The more the better, of those that it fits: much room, but for who takes all of it the smallest GPU."""
-        return -self.memory_total if self.is_for_one(quota) else self.memory_free
+    def leaves(self, quota: Quota) -> float:
+        """How much of the GPU is free beside the slice; the less, the more room large ones find elsewhere.
+
+        Of who takes all of it: how large the GPU is.
+        """
+        if self.is_for_one(quota):
+            return float(self.memory_total)
+        memory, cores = self.memory_free - quota.memory, self.cores_free - quota.cores
+        return memory / self.memory_total + cores / self.cores_total
 
     def less(self, quota: Quota) -> Space:
         """With one slice more on it."""
@@ -195,9 +201,11 @@ def seat(order: Sequence[Waiting], spaces: Sequence[Space]) -> tuple[list[tuple[
     return seated, [space.kept() if at in keeps else space for at, space in enumerate(left)]
 
 
-def _seat(
-    order: Sequence[Waiting], spaces: Sequence[Space]
-) -> tuple[list[tuple[Waiting, int]], list[Space], dict[int, Waiting]]:
+_Seats: TypeAlias = tuple[list[tuple[Waiting, int]], list[Space], dict[int, Waiting]]
+"""Who may start and where, what is left, and which GPUs are kept for whom."""
+
+
+def _seat(order: Sequence[Waiting], spaces: Sequence[Space]) -> _Seats:
     left, seated = list(spaces), []
     keeps: dict[int, Waiting] = {}
     for each in order:
@@ -206,7 +214,7 @@ def _seat(
         free = [at for at in range(len(left)) if at not in keeps and left[at].could_fit(each.quota)]
         fitting = [at for at in free if left[at].fits(each.quota)]
         if fitting:
-            at = max(fitting, key=lambda at: left[at].suits(each.quota))
+            at = min(fitting, key=lambda at: left[at].leaves(each.quota))
             left[at] = left[at].less(each.quota)
             seated.append((each, at))
         elif free:
@@ -223,7 +231,7 @@ def room_for(quota: Quota, ahead: Sequence[Waiting], spaces: Sequence[Space]) ->
     """The GPU that a newcomer may have, beside what those who are ahead get or keep. None: it has to wait."""
     _, left = seat(ahead, spaces)
     fitting = [space for space in left if space.fits(quota)]
-    return max(fitting, key=lambda space: space.suits(quota), default=None)
+    return min(fitting, key=lambda space: space.leaves(quota), default=None)
 
 
 def without(spaces: Iterable[Space], promised: Iterable[tuple[str, Quota]]) -> list[Space]:
@@ -278,8 +286,9 @@ def foretell(
         return {}
     chance, ended = random.Random(1), sorted(lifetimes)  # noqa: S311 (no secret)
     waits: dict[Waiting, list[float]] = {each: [] for each in order}
+    begin = _seat(order, spaces)
     for _ in range(_SAMPLES):
-        turns = _play(order, spaces, running, ended, chance)
+        turns = _play(order, begin, running, ended, chance)
         for each in order:
             waits[each].append(turns.get(each, math.inf))
     return {each: Forecast(_quantile(found, 0.5), _quantile(found, 0.9)) for each, found in waits.items()}
@@ -292,14 +301,14 @@ def _quantile(values: list[float], part: float) -> float | None:
 
 def _play(
     order: Sequence[Waiting],
-    spaces: Sequence[Space],
+    begin: _Seats,
     running: Sequence[Running],
     ended: Sequence[float],
     chance: random.Random,
 ) -> dict[Waiting, float]:
     ends = [(_rest(each.age, ended, chance), number, each.gpu, each.quota) for number, each in enumerate(running)]
     heapq.heapify(ends)
-    seated, free, keeps = _seat(order, spaces)
+    seated, free, keeps = begin[0], list(begin[1]), dict(begin[2])
     turns: dict[Waiting, float] = {}
     left = dict.fromkeys(order)
 

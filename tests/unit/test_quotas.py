@@ -116,4 +116,4 @@ def test_a_share_is_what_others_at_work_leave(policy: Policy, at_work: list[floa
     ],
 )
 def test_a_gpu_is_called_by_whole_words_of_its_name(model: str, name: str, is_it: bool) -> None:
-    assert is_called(model, [name]) == is_it
+    assert is_called(model, (name,)) == is_it

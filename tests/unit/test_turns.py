@@ -106,6 +106,13 @@ def test_a_large_wish_is_not_overtaken_on_its_gpu_but_others_go_on() -> None:
     assert room_for(Quota(2 * GIB, 10), [], [gpu(15)]) == gpu(15)
 
 
+def test_from_the_queue_a_slice_goes_where_least_is_left_so_that_whole_gpus_stay() -> None:
+    here = [gpu(free=16), gpu(free=9, cores=40), gpu(free=5, cores=90)]
+    seated, left = seat([wants("alice", 4), wants("bob", 4, since=1), wants("eve", 16, 100, since=2)], here)
+    assert [(each.user, at) for each, at in seated] == [("alice", 1), ("bob", 1), ("eve", 0)]
+    assert room_for(Quota(GIB, 10), [], left) == left[1]
+
+
 def test_a_gpu_that_is_to_be_somebodys_alone_is_kept_until_it_is_empty() -> None:
     alone = Waiting("alone", "", Quota(GIB, 10, exclusive=True), 0)
     assert room_for(Quota(GIB, 10), [alone], [gpu(15)]) is None
