@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ def test_each_goes_where_it_asks_to_and_who_is_alone_stays_alone(hub: Hub, two_g
     assert choose(alice, "4GiB-100-device_0-exclusive").status_code == 200
     assert "on device 0, with nobody else on it" in page_of(alice)
     assert [each["quota"]["exclusive"] for each in queue(admin)] == [True]
+    assert admin.person("bob")["slices"] == ["1GiB-25-research", "1GiB-25-MPS"]
+    assert re.search(r"\), only 1GiB-25-research, 1GiB-25-MPS \(group\)", admin.page())
     eve.spawn("1GiB-25")  # the GPU that alice waits for is kept for her
     assert two_gpus.show("eve%2F")["gpu"]["index"] == 1
     two_gpus.client.request("DELETE", "/api/tenants/somebody")

@@ -44,6 +44,7 @@ def _person(person: Person) -> Json:
         "rule": person.rule.as_json(),
         "quota": entitlement.quota.as_json() if entitlement and entitlement.quota else None,
         "gpus": entitlement.gpus if entitlement else person.rule.gpus,
+        "slices": entitlement.slices if entitlement else person.rule.slices,
         "hours": {
             "allowed": entitlement.hours if entitlement else person.rule.hours,
             "held": person.spent.held,
