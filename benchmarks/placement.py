@@ -1,8 +1,9 @@
 """Waiting and fragmentation by placement, simulated: 64 GPUs of 80 GiB, against first-fit.
 
 The trace is synthetic and stated below: slices come at random moments, in the mix of a department (most are small),
-stay for two hours on average (log-normal, at most a day), and wait in one line: who comes first is placed first.
-Writes benchmarks/results/cpu.json.
+stay for two hours on average (log-normal, at most a day). Twice: all GPUs in one node, whose placement alone is looked
+at, with one line where who comes first is placed first; and eight nodes of eight GPUs with all that a hub does: the
+choice of the node, the node's placement, and the queue with its groups. Writes benchmarks/results/cpu.json.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import platform
 import random
 import statistics
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "spawner")]
 
+from jupyter_vgpu_spawner.nodes import Packing, in_turn  # noqa: E402
+from jupyter_vgpu_spawner.turns import Space, Waiting, in_order, loads, seat  # noqa: E402
 from results import Machine, Row, show, write  # noqa: E402
 
 from jupyter_vgpu.node.placement import NoRoom, Room, Strategy, place  # noqa: E402
@@ -27,9 +30,11 @@ from jupyter_vgpu.quotas import Quota  # noqa: E402
 
 GIB = 1 << 30
 GPUS, MEMORY = 64, 80 * GIB
+NODES, GROUPS, USERS = 8, 10, 400
 # (part of all, GiB, percent)
 MIX = ((0.30, 4, 10), (0.25, 8, 25), (0.15, 20, 25), (0.10, 16, 50), (0.08, 40, 25), (0.07, 40, 50), (0.05, 80, 100))
 HOURS, SIGMA, LONGEST = 2.0, 1.18, 24.0
+HOUR_S = 3600.0
 LOADS = (0.85, 0.95)
 JOBS, SEEDS, WARM_UP = 6000, 5, 1000
 
@@ -40,9 +45,29 @@ Placer = Callable[[Quota, Sequence[Room], Iterable[Quota]], Room]
 class Job:
     """Hours."""
 
+    number: int
     at: float
     quota: Quota
     stays: float
+
+    @property
+    def user(self) -> str:
+        return f"user{self.number * 7919 % USERS}"
+
+    @property
+    def group(self) -> str:
+        return f"group{self.number * 7919 % USERS % GROUPS}"
+
+
+Held: TypeAlias = dict[Job, int]
+"""Jobs that have their slice, and the index of their GPU."""
+
+
+class System(Protocol):
+    """Who is placed next, and where."""
+
+    def next(self, line: list[Job], rooms: list[Room], held: Held, now: float) -> tuple[Job, Room] | None:
+        """line: who waits, as they came. None: nobody is, until another comes or ends."""
 
 
 def first_fit(quota: Quota, rooms: Sequence[Room], held: Iterable[Quota]) -> Room:
@@ -56,26 +81,92 @@ def by(strategy: Strategy) -> Placer:
     return lambda quota, rooms, held: place(quota, rooms, strategy=strategy, held=held)
 
 
+@dataclass(frozen=True)
+class OneLine:
+    """Who comes first is placed first; others wait behind."""
+
+    placer: Placer
+
+    def next(self, line: list[Job], rooms: list[Room], held: Held, now: float) -> tuple[Job, Room] | None:
+        try:
+            return (line[0], self.placer(line[0].quota, rooms, [job.quota for job in held])) if line else None
+        except NoRoom:
+            return None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """As the spawner and the service do it, but for the seconds that they take."""
+
+    strategy: Strategy
+
+    def next(self, line: list[Job], rooms: list[Room], held: Held, now: float) -> tuple[Job, Room] | None:
+        if len(line) < 2:  # nobody is ahead
+            return self._place(line[0], rooms, held) if line else None
+        spaces = [Space.from_json(_as_json(room)) for room in rooms]
+        groups = {job.user: [job.group] for job in (*line, *held)}
+        weights = loads(((job.user, job.quota) for job in held), groups, {}, spaces)
+        waiting = {Waiting(job.user, str(job.number), job.quota, HOUR_S * job.at): job for job in line}
+        seated, _ = seat(in_order(waiting, weights, HOUR_S * now), spaces)
+        return (waiting[seated[0][0]], rooms[seated[0][1]]) if seated else None
+
+    def _place(self, job: Job, rooms: list[Room], held: Held) -> tuple[Job, Room] | None:
+        names = in_turn(job.quota, map(_as_json, rooms), map(str, range(NODES)), Packing(self.strategy))
+        if not names:
+            return None
+        here = [room for room in rooms if _node(room.index) == names[0]]
+        there = [other.quota for other, index in held.items() if _node(index) == names[0]]
+        return job, place(job.quota, here, strategy=self.strategy, held=there)
+
+
+def _node(index: int) -> str:
+    return str(index * NODES // GPUS)
+
+
+def _as_json(room: Room) -> dict[str, Any]:
+    """As a node tells of it."""
+    return {
+        "uuid": room.uuid,
+        "node": _node(room.index),
+        "name": "",
+        "labels": [],
+        "slices": room.slices,
+        "taken": room.taken,
+        "closed": None,
+        "memory": {"total": room.memory_total, "reserved": room.memory_reserved},
+        "cores": {"total": room.cores_total, "reserved": room.cores_reserved},
+    }
+
+
 def jobs(seed: int, load: float) -> list[Job]:
     """load: of the scarcer of memory and compute, on average."""
     chance = random.Random(seed)
     each = sum(part * max(gib * GIB / MEMORY, percent / 100) for part, gib, percent in MIX)
     a_hour = load * GPUS / (each * HOURS)
     at, made = 0.0, []
-    for _ in range(JOBS):
+    for number in range(JOBS):
         at += chance.expovariate(a_hour)
         _, gib, percent = chance.choices(MIX, [part for part, _, _ in MIX])[0]
-        made.append(Job(at, Quota(gib * GIB, percent), min(LONGEST, chance.lognormvariate(0, SIGMA))))
+        stays = min(LONGEST, chance.lognormvariate(0, SIGMA))
+        made.append(Job(number, at, Quota(gib * GIB, percent), stays))
     return made
 
 
-def simulate(placer: Placer, trace: list[Job]) -> tuple[float, float]:
-    """(useless part of the GPUs, hours waited), means after the warm-up."""
+@dataclass(frozen=True)
+class Found:
+    """Means after the warm-up: the useless part of the GPUs, hours waited; of those who want a whole GPU."""
+
+    lost: float
+    waited: float
+    waited_whole: float
+
+
+def simulate(system: System, trace: list[Job]) -> Found:
     rooms = [Room(f"GPU-{i}", i, MEMORY, 0, 100.0, 0.0) for i in range(GPUS)]
-    line: deque[Job] = deque()
-    ends: list[tuple[float, int, int, Quota]] = []
-    held: dict[int, Quota] = {}
-    waited, lost, number, arriving = [], [], 0, 0
+    line: list[Job] = []
+    ends: list[tuple[float, int, Job]] = []
+    held: dict[Job, int] = {}
+    waited, whole, lost, arriving = [], [], [], 0
 
     def change(index: int, quota: Quota, sign: int) -> None:
         room = rooms[index]
@@ -84,29 +175,25 @@ def simulate(placer: Placer, trace: list[Job]) -> tuple[float, float]:
 
     while arriving < len(trace) or line:
         if ends and (arriving == len(trace) or ends[0][0] <= trace[arriving].at):
-            now, which, index, quota = heapq.heappop(ends)
-            change(index, quota, -1)
-            del held[which]
+            now, _, job = heapq.heappop(ends)
+            change(held.pop(job), job.quota, -1)
         else:
             now = trace[arriving].at
             line.append(trace[arriving])
             arriving += 1
-        while line:
-            job = line[0]
-            try:
-                room = placer(job.quota, rooms, held.values())
-            except NoRoom:
-                break
-            line.popleft()
-            number += 1
+        while found := system.next(line, rooms, held, now):
+            job, room = found
+            line.remove(job)
             change(room.index, job.quota, +1)
-            held[number] = job.quota
-            heapq.heappush(ends, (now + job.stays, number, room.index, job.quota))
-            if number > WARM_UP:
+            held[job] = room.index
+            heapq.heappush(ends, (now + job.stays, job.number, job))
+            if job.number > WARM_UP:
                 waited.append(now - job.at)
-        if number > WARM_UP and number % 20 == 0:
+                if job.quota.cores == 100:
+                    whole.append(now - job.at)
+        if WARM_UP < arriving < len(trace) and arriving % 20 == 0:
             lost.append(sum(_useless(room) for room in rooms) / GPUS)
-    return statistics.mean(lost), statistics.mean(waited)
+    return Found(statistics.mean(lost), statistics.mean(waited), statistics.mean(whole))
 
 
 def _useless(room: Room) -> float:
@@ -115,37 +202,48 @@ def _useless(room: Room) -> float:
     return free * sum(part for part, gib, percent in MIX if not room.fits(Quota(gib * GIB, percent)))
 
 
-def main() -> int:
-    placers: dict[str, Placer] = {"first_fit": first_fit} | {str(each): by(each) for each in Strategy}
+def measure(load: float) -> dict[str, Found]:
+    systems: dict[str, System] = {"first_fit": OneLine(first_fit)}
+    systems |= {str(each): OneLine(by(each)) for each in Strategy}
+    systems |= {f"hub_{each}": Hub(each) for each in Strategy}
+    found = {}
+    for name, system in systems.items():
+        runs = [simulate(system, jobs(seed, load)) for seed in range(SEEDS)]
+        found[name] = Found(*(statistics.mean(values) for values in zip(*map(astuple, runs), strict=True)))
+    return found
+
+
+def rows_of(load: float, found: dict[str, Found]) -> list[Row]:
+    percent = round(100 * load)
+    told = f"{GPUS} GPUs, load {percent} %, {SEEDS} traces of {JOBS} slices; first-fit"
+    first = found.pop("first_fit")
     rows = []
-    for load in LOADS:
-        found = {
-            name: [simulate(placer, jobs(seed, load)) for seed in range(SEEDS)] for name, placer in placers.items()
-        }
-        lost, waited = (
-            {name: statistics.mean(run[which] for run in runs) for name, runs in found.items()} for which in (0, 1)
+    for name, ours in found.items():
+        nodes = f"{NODES} nodes and the queue; " if name.startswith("hub_") else ""
+        rows.append(
+            Row(
+                f"hub.fragmentation_vs_first_fit.{name}.{percent}",
+                ours.lost / first.lost,
+                "ratio",
+                "lower",
+                f"{nodes}{told} leaves {100 * first.lost:.2f} % useless",
+            )
         )
-        percent = round(100 * load)
-        for name in (str(each) for each in Strategy):
-            told = f"{GPUS} GPUs, load {percent} %, {SEEDS} traces of {JOBS} slices; first-fit"
-            rows.append(
-                Row(
-                    f"hub.fragmentation_vs_first_fit.{name}.{percent}",
-                    lost[name] / lost["first_fit"],
-                    "ratio",
-                    "lower",
-                    f"{told} leaves {100 * lost['first_fit']:.2f} % useless",
-                )
+        rows.append(
+            Row(
+                f"hub.wait_vs_first_fit.{name}.{percent}",
+                ours.waited / first.waited if first.waited else 1.0,
+                "ratio",
+                "lower",
+                f"{nodes}{told} waits {60 * first.waited:.1f} minutes on average; for a whole GPU "
+                f"{60 * first.waited_whole:.0f}, here {60 * ours.waited_whole:.0f}",
             )
-            rows.append(
-                Row(
-                    f"hub.wait_vs_first_fit.{name}.{percent}",
-                    waited[name] / waited["first_fit"] if waited["first_fit"] else 1.0,
-                    "ratio",
-                    "lower",
-                    f"{told} waits {60 * waited['first_fit']:.1f} minutes on average",
-                )
-            )
+        )
+    return rows
+
+
+def main() -> int:
+    rows = [row for load in LOADS for row in rows_of(load, measure(load))]
     ratios = {row.id.split(".", 2)[2]: row.value for row in rows if ".fragmentation_vs_first_fit." in row.id}
     where = max(ratios, key=lambda name: ratios[name])
     rows.append(Row("hub.fragmentation_vs_first_fit", ratios[where], "ratio", "lower", f"the worst of them: {where}"))

@@ -42,14 +42,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15, what: str = ""
 
 
 class Node:
-    """`jupyter vgpu node` in directories of its own."""
+    """`jupyter vgpu node` in directories of its own. run_dir: another one for what is gone after a reboot."""
 
-    def __init__(self, *arguments: str, prefix: list[str] | None = None) -> None:
+    def __init__(self, *arguments: str, prefix: list[str] | None = None, run_dir: Path | None = None) -> None:
         self.prefix = prefix or []
         # short: a Unix socket's path has 107 characters
         self.root = Path(tempfile.mkdtemp(prefix="vgpu-"))
         self.root.chmod(0o777 if prefix else 0o755)
-        self.run_dir = self.root / "run"
+        self.run_dir = run_dir or self.root / "run"
         self.arguments = list(arguments)
         self.log = self.root / "log"
         self.client = Client(self.run_dir / "vgpud.sock")
