@@ -48,9 +48,14 @@ class View:
         """Of the slices that there are."""
         return {tenant["name"] for tenant in self.tenants}
 
+    @property
+    def names_on_gpus(self) -> set[str]:
+        """The same, where only the GPUs were asked for: as of the moment that their room is of."""
+        return {name for gpu in self.gpus for name in gpu["tenants"]}
+
 
 class Fleet:
-    """All nodes of a hub as one. Raises DaemonAway where none of them answers."""
+    """All nodes of a hub as one. Raises DaemonError where none of them answers as it should."""
 
     def __init__(self, configs: Sequence[NodeConfig]) -> None:
         self.configs = {config.name: config for config in configs}
@@ -75,7 +80,7 @@ class Fleet:
     async def gpus(self) -> View:
         return await self._look("gpus")
 
-    async def gpus_for(self, name: str) -> View:
+    async def _gpus_and(self, name: str) -> View:
         """The GPUs, and of the tenants those of this name, by one request to each node."""
         return await self._look("gpus", "tenants", paths=[gpus_path(name)])
 
@@ -123,16 +128,16 @@ class Fleet:
     async def gpus_without(self, name: str, hub: str) -> View:
         """The GPUs, once tenants of a name that this hub made are removed, wherever they are; there may be none.
 
-        Of a node that is away, or that does not do it, the service removes them later. Raises DaemonAway.
+        Of a node that is away, or that does not do it, the service removes them later. Raises DaemonError.
         """
-        view = await self.gpus_for(name)
+        view = await self._gpus_and(name)
         left = [tenant for tenant in view.tenants if tenant["labels"].get(HUB_LABEL, hub) == hub]
         for tenant in left:
             try:
                 await self.ask(tenant, "DELETE")
             except DaemonError as error:
                 log.warning("the slice of %s on %s is not removed: %s", name, tenant["node"], error)
-        return await self.gpus_for(name) if left else view
+        return await self._gpus_and(name) if left else view
 
     async def ask(self, tenant: Mapping[str, Any], method: str, what: str = "", body: Json | None = None) -> Any:
         """Something of a tenant, or of a board, on its own node. what: such as `/labels`. Raises DaemonError."""
@@ -153,7 +158,7 @@ class Fleet:
         """paths: where that is told; by default each in its own place."""
         view, first = View(), None
         asked = paths or [f"/api/{what}" for what in whats]
-        looks = await asyncio.gather(*(self._look_at(name, asked) for name in self._clients))
+        looks = await asyncio.gather(*(self._look_at(name, whats, asked) for name in self._clients))
         seen: set[str] = set()
         for name, found in zip(self._clients, looks, strict=True):
             if isinstance(found, DaemonError):
@@ -171,13 +176,15 @@ class Fleet:
             raise first
         return view
 
-    async def _look_at(self, name: str, paths: Iterable[str]) -> Json | DaemonError:
+    async def _look_at(self, name: str, whats: Iterable[str], paths: Iterable[str]) -> Json | DaemonError:
         found: Json = {}
         try:
             for path in paths:
                 found |= await self.request(name, "GET", path)
         except DaemonError as error:
             return error
+        if lacking := [what for what in whats if what not in found]:
+            return DaemonError(501, f"vgpud of node {name!r} does not tell of {lacking[0]}: it is older than this hub")
         return found
 
     async def request(self, name: str, method: str, path: str, body: Json | None = None) -> Any:

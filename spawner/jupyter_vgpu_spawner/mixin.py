@@ -204,7 +204,7 @@ class VGPUMixin(Queueing):
             gpus = view.gpus
             models = capacity(gpus)
             if offer.slices and not offer.why_none:
-                line = await self._line(gpus, entries) if self._queue else None
+                line = self._line(view, entries) if self._queue else None
                 lines = choices(offer.slices, gpus, line, bool(view.away))
         except DaemonError as error:
             self.log.error("spawn page of %s: %s", self.user.name, error)
@@ -253,7 +253,7 @@ class VGPUMixin(Queueing):
 
     async def _check_room(self, quota: Quota, options: Json, entries: list[Entry]) -> None:
         view = await self._look_for(self.fleet.gpus())
-        line, away = await self._line(view.gpus, entries), bool(view.away)
+        line, away = self._line(view, entries), bool(view.away)
         if self._queue and (away or is_possible(quota, line.spaces)):
             if line.must_wait(quota):
                 await self._wait_in_queue(quota, options)
@@ -288,7 +288,7 @@ class VGPUMixin(Queueing):
             await self._open_board(labels)
             return
         view = await self._look_for(looking)
-        gpu = await self._check_turn(quota, view.gpus, entries)
+        gpu = await self._check_turn(quota, view)
         bounds = await self.gpu_bounds()
         labels |= {DEFAULT_LABEL: json.dumps(bounds.default.as_json()), WHOLE_LABEL: as_whole(whole)}
         labels[CHOSEN_LABEL] = Chosen.of(quota, whole).as_label()

@@ -23,7 +23,7 @@ from .fleet import Fleet, View, open_fleet
 from .limits import Limits
 from .nodes import Packing, parse_nodes
 from .queue_store import Entry, QueueStore, TooMany, promised
-from .turns import Line, Space, is_possible, without
+from .turns import Line, is_possible, without
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -162,15 +162,14 @@ class Queueing(Limits):
         """This server's place in the queue, if it has one."""
         return next((entry for entry in entries if entry.key == (self.user.name, self.name)), None)
 
-    async def _line(self, gpus: list[Json], entries: list[Entry]) -> Line:
-        """The queue in front of this server. Raises HTTPError."""
-        spaces = [Space.from_json(gpu) for gpu in gpus]
+    def _line(self, view: View, entries: list[Entry]) -> Line:
+        """The queue in front of this server."""
+        spaces = view.spaces
         mine = self._mine(entries)
         others = [entry for entry in entries if entry is not mine]
         kept = bool(promised(others, ()))
         if kept:
-            names = (await self._look_for(self.fleet.tenants())).names
-            spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in promised(others, names)])
+            spaces = without(spaces, [(each.gpu, each.waiting.quota) for each in promised(others, view.names_on_gpus)])
         since = mine.waiting.since if mine and mine.stage == Stage.WAITING else math.inf
         ahead = [each.waiting for each in entries if each.stage == Stage.WAITING and each.waiting.since < since]
         if mine and mine.stage == Stage.CALLED:
@@ -200,14 +199,15 @@ class Queueing(Limits):
             raise Told(409, str(error)) from error
         raise Elsewhere(self._queue_url, f"You wait for {describe(quota)} now.")
 
-    async def _check_turn(self, quota: Quota, gpus: list[Json], entries: list[Entry]) -> str | None:
+    async def _check_turn(self, quota: Quota, view: View) -> str | None:
         """However the start was asked for: nobody overtakes those who wait. The GPU to take; None: any."""
         if not self._queue:
             return None
-        line = await self._line(gpus, entries)
+        # the queue after the GPUs: whoever was called since then has room kept there
+        line = self._line(view, await self._entries())
         # where nobody waits and there is no room, the node has better words for it
         waits = bool(line.ahead) and is_possible(quota, line.spaces)
-        if line.must_wait(quota) and (waits or not why_not(quota, gpus)):
+        if line.must_wait(quota) and (waits or not why_not(quota, view.gpus)):
             raise Told(409, f"Others wait for a GPU before you: wait on the hub's spawn page or at {self._queue_url}.")
         return line.where(quota)
 

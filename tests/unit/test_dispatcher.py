@@ -13,7 +13,7 @@ from jupyter_vgpu_spawner.database import Database
 from jupyter_vgpu_spawner.errors import Told
 from jupyter_vgpu_spawner.fleet import Fleet, View
 from jupyter_vgpu_spawner.nodes import NodeConfig
-from jupyter_vgpu_spawner.service.dispatcher import STARTS_MAX, Dispatcher
+from jupyter_vgpu_spawner.service.dispatcher import KNOWN_AT_ONCE, STARTS_MAX, Dispatcher
 from jupyter_vgpu_spawner.service.hub import HubApi, HubUser
 from jupyter_vgpu_spawner.service.recent import Recent
 
@@ -137,19 +137,28 @@ def test_a_start_that_the_node_refuses_slowly_keeps_the_place(
 
 def test_who_is_no_user_of_the_hub_any_more_leaves_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def look(dispatcher: Dispatcher, database: Database) -> list[str]:
+        gone = await dispatcher._gone(database.queue.entries())
         for entry in database.queue.entries():
-            await dispatcher._look_after(entry, set())
-        return sorted(entry.waiting.user for entry in database.queue.entries())
+            await dispatcher._look_after(entry, set(), gone)
+        return sorted(entry.name for entry in database.queue.entries())
 
     async def story() -> None:
         hub = KnownUsers("alice", "bob")
         dispatcher, database = made(tmp_path, hub)
-        for user in ("alice", "bob"):
-            database.queue.join(user, "", SMALL, {})
+        for user, server in (("alice", ""), ("bob", ""), ("bob", "more"), ("eve", "")):
+            database.queue.join(user, server, SMALL, {})
+        eve = next(entry for entry in database.queue.entries() if entry.waiting.user == "eve")
+        database.queue.move(eve, Stage.ENDED, "no more")
         hub.names.remove("bob")
-        assert await look(dispatcher, database) == ["alice", "bob"]
+        assert await look(dispatcher, database) == ["alice/", "bob/", "bob/more", "eve/"]
         assert hub.asked_for == []  # they were users a moment ago
         monkeypatch.setattr("jupyter_vgpu_spawner.service.dispatcher.KNOWN_S", 0.0)
-        assert await look(dispatcher, database) == ["alice"]
+        assert await look(dispatcher, database) == ["alice/", "eve/"]
+        assert sorted(hub.asked_for) == ["alice", "bob"]  # whose wait has ended, of that one nothing is asked
+        for number in range(2 * KNOWN_AT_ONCE):
+            database.queue.join(f"user{number}", "", SMALL, {})
+        hub.asked_for.clear()
+        await look(dispatcher, database)
+        assert len(hub.asked_for) == KNOWN_AT_ONCE
 
     asyncio.run(asyncio.wait_for(story(), 30))

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import UnixStreamServer
+from types import SimpleNamespace
 from typing import Any
 
 import jupyter_vgpu_spawner.fleet as fleet_module
 import pytest
+from jupyter_vgpu_spawner.database import Database
 from jupyter_vgpu_spawner.docker import VGPUDockerSpawner
+from jupyter_vgpu_spawner.errors import Told
 from jupyter_vgpu_spawner.fleet import Fleet
 from jupyter_vgpu_spawner.local import VGPUSimpleLocalProcessSpawner
 from jupyter_vgpu_spawner.nodes import ONLY, NodeConfig, Packing, in_turn, parse_nodes
@@ -25,6 +28,7 @@ from traitlets import TraitError
 
 from jupyter_vgpu.client import DaemonAway, DaemonError
 from jupyter_vgpu.quotas import Quota
+from jupyter_vgpu.turn import Stage
 
 GIB = 1 << 30
 
@@ -295,4 +299,40 @@ def test_a_start_asks_each_node_once_and_what_an_earlier_server_left_is_removed_
     assert (first.asked, second.asked) == ([look], [look])
     second.asked.clear()
     assert asyncio.run(fleet.gpus_without("alice/", "mine")).tenants == []
-    assert second.asked == [look, "DELETE /api/tenants/old", look]
+    assert (first.asked, second.asked) == ([look] * 3, [look, "DELETE /api/tenants/old", look])
+
+
+def test_a_node_that_is_older_than_the_hub_takes_no_other_with_it(
+    tmp_path: Path, answering: Callable[..., Answering]
+) -> None:
+    answering("a", told(gpu("a", 10)))  # which knows nothing of tenants beside GPUs
+    answering("b", (200, json.dumps({"gpus": [gpu("b", 10)], "maintenance": None, "tenants": []}).encode()))
+    view = asyncio.run(fleet_of(tmp_path, "a", "b").gpus_without("alice/", ""))
+    assert ([each["node"] for each in view.gpus], list(view.away)) == (["b"], ["a"])
+    assert "does not tell of tenants: it is older" in view.away["a"]
+    with pytest.raises(DaemonError, match="older than this hub"):
+        asyncio.run(fleet_of(tmp_path, "a").gpus_without("alice/", ""))
+
+
+def test_who_is_called_while_the_nodes_are_asked_is_not_overtaken(
+    tmp_path: Path, answering: Callable[..., Answering]
+) -> None:
+    """The room that eve's start sees was given to bob after she came."""
+    database = Database(f"sqlite:///{tmp_path}/vgpu.sqlite")
+    database.upgrade()
+    free = gpu("a", 8, tenants=[])
+    node = answering("a", (200, json.dumps({"gpus": [free], "maintenance": None, "tenants": []}).encode()))
+    quota = Quota(8 * GIB, 25)
+
+    class Eve(VGPUSimpleLocalProcessSpawner):
+        async def gpu_balance(self, entitlement: Any) -> Any:  # it is past the queue's first look, not at the nodes yet
+            database.queue.join("bob", "", quota, {})
+            database.queue.move(database.queue.entries()[0], Stage.CALLED, gpu=free["uuid"])
+            return await super().gpu_balance(entitlement)
+
+    user = SimpleNamespace(name="eve", url="/user/eve/", server=None, orm_user=None, groups=[])
+    eve = Eve(user=user, vgpu_socket=str(tmp_path / "a"), gpu_queue=True, gpu_mem_limit="8G", gpu_core_limit=25)
+    eve.vgpu_db_url = f"sqlite:///{tmp_path}/vgpu.sqlite"
+    with pytest.raises(Told, match="in use by others|Others wait"):
+        asyncio.run(eve.start())
+    assert node.asked == ["GET /api/gpus?tenant=eve%2F"]  # and no POST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,7 @@ TRY_AGAIN_S = 10.0
 FORETELL_S = 10.0
 ENDED_S = 24 * 3600.0
 """So long the words for who got no GPU are kept."""
-KNOWN_S = 20.0
+KNOWN_S, KNOWN_AT_ONCE = 20.0, 5
 GROUPS_FRESH_S, GROUPS_STALE_S = 5.0, 60.0
 STARTS_MAX = 4
 """At once: each holds a connection to the hub for as long as the hub waits for the server."""
@@ -79,7 +79,7 @@ class Dispatcher:
         self._alive: dict[str, Json] = {}  # slices of users, as last seen
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: dict[tuple[str, str], float] = {}
-        self._known: dict[str, float] = {}  # users who wait, and when the hub was asked for them last
+        self._known: dict[str, float] = {}  # users who wait, and when they were known to be users
         # by a call of a server: the hub took its start. By a wait: how often its start was refused.
         self._asked: set[tuple[str, str, float]] = set()
         self._refused: dict[tuple[str, str, float], int] = {}
@@ -189,16 +189,15 @@ class Dispatcher:
         view = await self._fleet.tenants()
         await self._note_ends(view)
         entries = await asyncio.to_thread(self._store.entries)
+        gone = await self._gone(entries)
         for entry in entries:
             try:
-                await self._look_after(entry, view.names)
+                await self._look_after(entry, view.names, gone)
             except HubError as error:  # the others are looked after
                 log.warning("looking after %s: %s", entry.name, error)
         # the node second: whose slice came meanwhile is in it, and holds no room twice
         entries = await asyncio.to_thread(self._store.entries)
         self._asked &= {_call_of(entry) for entry in entries}
-        here = {entry.waiting.user for entry in entries}
-        self._known = {user: at for user, at in self._known.items() if user in here}
         waits = {_wait_of(entry) for entry in entries}
         self._refused = {wait: count for wait, count in self._refused.items() if wait in waits}
         if entries:
@@ -229,19 +228,27 @@ class Dispatcher:
             if entry.stage == Stage.CALLED:
                 self._try(entry)
 
-    async def _look_after(self, entry: Entry, names: set[str]) -> None:
+    async def _look_after(self, entry: Entry, names: set[str], gone: set[str]) -> None:
         user, server = entry.key
         old = entry.stage == Stage.ENDED and time.time() - entry.at > ENDED_S
-        if old or await self._is_gone(user) or (entry.name in names and (await self._hub.servers(user)).get(server)):
+        if old or user in gone or (entry.name in names and (await self._hub.servers(user)).get(server)):
             await asyncio.to_thread(self._store.leave, user, server)
 
-    async def _is_gone(self, user: str) -> bool:
-        """The hub has no such user any more. Looked at now and then: it is asked for one user by one."""
+    async def _gone(self, entries: Iterable[Entry]) -> set[str]:
+        """Of who waits or is called those that are no users any more. The hub is asked seldom, for one user by one."""
         now = time.monotonic()
-        if now - self._known.setdefault(user, now) < KNOWN_S:
-            return False
-        self._known[user] = now
-        return await self._hub.user(user) is None
+        here = {entry.waiting.user for entry in entries if entry.stage != Stage.ENDED}
+        self._known = {user: self._known.get(user, now) for user in here}
+        due = sorted((at, user) for user, at in self._known.items() if now - at >= KNOWN_S)[:KNOWN_AT_ONCE]
+        gone = set()
+        for _, user in due:
+            self._known[user] = now
+            try:
+                if await self._hub.user(user) is None:
+                    gone.add(user)
+            except HubError as error:  # it is asked again
+                log.warning("asking the hub for %s: %s", user, error)
+        return gone
 
     async def _move(self, entry: Entry, stage: Stage, words: str = "", gpu: str = "") -> bool:
         """False: it is gone, or not as it was."""

@@ -12,7 +12,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from ..nodes import BOARD_KEY, TENANT_KEY
 
 PAGE = 50
-"""The hub does nothing else while it tells of a page; of 50 users with their servers for a hundredth of a second."""
+"""The hub does nothing else while it tells of a page: of 50 users with their servers for some 20 ms."""
 
 
 class HubError(RuntimeError):
