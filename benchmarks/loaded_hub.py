@@ -77,8 +77,7 @@ class LoadHandler(BaseHandler):
     async def post(self) -> None:
         asked = json.loads(self.request.body)
         work = _WORKS[asked["work"]]
-        spawners = [self.find_user(name) for name in asked["users"]]
-        spawners = [self.user_from_username(user.name).get_spawner("", replace_failed=True) for user in spawners]
+        spawners = [self.find_user(name).get_spawner("", replace_failed=True) for name in asked["users"]]
         took: list[float] = []
         began = time.monotonic() + 0.5
 

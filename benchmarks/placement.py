@@ -94,16 +94,28 @@ class OneLine:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class FirstFitSpace(Space):
+    """None is better than another, so the first is taken."""
+
+    def leaves(self, quota: Quota) -> float:
+        return 0.0
+
+
 @dataclass(frozen=True)
 class Hub:
-    """As the spawner and the service do it, but for the seconds that they take."""
+    """As the spawner and the service do it, but for the seconds that they take. strategy None: first-fit instead of
+    each choice of a GPU."""
 
-    strategy: Strategy
+    strategy: Strategy | None
 
     def next(self, line: list[Job], rooms: list[Room], held: Held, now: float) -> tuple[Job, Room] | None:
-        if len(line) < 2:  # nobody is ahead
-            return self._place(line[0], rooms, held) if line else None
-        spaces = [Space.from_json(_as_json(room)) for room in rooms]
+        if not line:
+            return None
+        if len(line) == 1 and line[0].at == now:  # it comes, and nobody is ahead
+            return self._place(line[0], rooms, held)
+        kind = Space if self.strategy else FirstFitSpace
+        spaces = [kind.from_json(_as_json(room)) for room in rooms]
         groups = {job.user: [job.group] for job in (*line, *held)}
         weights = loads(((job.user, job.quota) for job in held), groups, {}, spaces)
         waiting = {Waiting(job.user, str(job.number), job.quota, HOUR_S * job.at): job for job in line}
@@ -111,6 +123,8 @@ class Hub:
         return (waiting[seated[0][0]], rooms[seated[0][1]]) if seated else None
 
     def _place(self, job: Job, rooms: list[Room], held: Held) -> tuple[Job, Room] | None:
+        if self.strategy is None:
+            return next(((job, room) for room in rooms if room.fits(job.quota)), None)
         names = in_turn(job.quota, map(_as_json, rooms), map(str, range(NODES)), Packing(self.strategy))
         if not names:
             return None
@@ -202,48 +216,42 @@ def _useless(room: Room) -> float:
     return free * sum(part for part, gib, percent in MIX if not room.fits(Quota(gib * GIB, percent)))
 
 
-def measure(load: float) -> dict[str, Found]:
-    systems: dict[str, System] = {"first_fit": OneLine(first_fit)}
-    systems |= {str(each): OneLine(by(each)) for each in Strategy}
-    systems |= {f"hub_{each}": Hub(each) for each in Strategy}
-    found = {}
-    for name, system in systems.items():
-        runs = [simulate(system, jobs(seed, load)) for seed in range(SEEDS)]
-        found[name] = Found(*(statistics.mean(values) for values in zip(*map(astuple, runs), strict=True)))
-    return found
+def measure(system: System, load: float) -> Found:
+    runs = [simulate(system, jobs(seed, load)) for seed in range(SEEDS)]
+    return Found(*(statistics.mean(values) for values in zip(*map(astuple, runs), strict=True)))
 
 
-def rows_of(load: float, found: dict[str, Found]) -> list[Row]:
+def compare(name: str, percent: int, ours: Found, first: Found, told: str) -> list[Row]:
+    """Beside first-fit in the same place. told: which place that is."""
+
+    def row(what: str, mine: float, theirs: float, words: str) -> Row:
+        return Row(f"hub.{what}_vs_first_fit.{name}.{percent}", mine / theirs, "ratio", "lower", f"{told}; {words}")
+
+    waits, wholes = 60 * first.waited, 60 * first.waited_whole
+    return [
+        row("fragmentation", ours.lost, first.lost, f"first-fit leaves {100 * first.lost:.2f} % useless"),
+        row("wait", ours.waited, first.waited, f"with first-fit {waits:.1f} minutes on average"),
+        row("whole_gpu_wait", ours.waited_whole, first.waited_whole, f"with first-fit {wholes:.1f} minutes on average"),
+    ]
+
+
+def rows_of(load: float) -> list[Row]:
     percent = round(100 * load)
-    told = f"{GPUS} GPUs, load {percent} %, {SEEDS} traces of {JOBS} slices; first-fit"
-    first = found.pop("first_fit")
+    trace = f"{GPUS} GPUs, load {percent} %, {SEEDS} traces of {JOBS} slices"
+    line, queue = measure(OneLine(first_fit), load), measure(Hub(None), load)
     rows = []
-    for name, ours in found.items():
-        nodes = f"{NODES} nodes and the queue; " if name.startswith("hub_") else ""
-        rows.append(
-            Row(
-                f"hub.fragmentation_vs_first_fit.{name}.{percent}",
-                ours.lost / first.lost,
-                "ratio",
-                "lower",
-                f"{nodes}{told} leaves {100 * first.lost:.2f} % useless",
-            )
-        )
-        rows.append(
-            Row(
-                f"hub.wait_vs_first_fit.{name}.{percent}",
-                ours.waited / first.waited if first.waited else 1.0,
-                "ratio",
-                "lower",
-                f"{nodes}{told} waits {60 * first.waited:.1f} minutes on average; for a whole GPU "
-                f"{60 * first.waited_whole:.0f}, here {60 * ours.waited_whole:.0f}",
-            )
-        )
+    for each in Strategy:
+        ours = measure(OneLine(by(each)), load)
+        rows += compare(str(each), percent, ours, line, f"{trace}, in one line")
+        ours = measure(Hub(each), load)
+        rows += compare(f"hub_{each}", percent, ours, queue, f"{trace}, {NODES} nodes with the hub's queue")
+    told = f"first-fit, {trace}; for a whole GPU {queue.waited_whole / line.waited_whole:.2f}"
+    rows.append(Row(f"hub.queue_wait_vs_one_line.{percent}", queue.waited / line.waited, "ratio", "lower", told))
     return rows
 
 
 def main() -> int:
-    rows = [row for load in LOADS for row in rows_of(load, measure(load))]
+    rows = [row for load in LOADS for row in rows_of(load)]
     ratios = {row.id.split(".", 2)[2]: row.value for row in rows if ".fragmentation_vs_first_fit." in row.id}
     where = max(ratios, key=lambda name: ratios[name])
     rows.append(Row("hub.fragmentation_vs_first_fit", ratios[where], "ratio", "lower", f"the worst of them: {where}"))
