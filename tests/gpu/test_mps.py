@@ -105,10 +105,8 @@ def rates(node: Node, tenants: list[dict[str, Any]], load: Path, how: Any = None
 
 
 def test_only_who_asks_for_it_is_there(shared: Node, four: list[dict[str, Any]]) -> None:
-    with pytest.raises(
-        DaemonError, match="all GPUs of this node are for slices that ask for them: give the model 'MPS'"
-    ):
-        shared.tenant("1G", 10, "e")
+    with pytest.raises(DaemonError, match="GPU 0 is for slices that ask for them: give the model 'MPS'"):
+        shared.tenant("1G", 10, "e", gpu="0")
     assert four[0]["gpu"]["mps"]
     assert shared.client.request("GET", "/api/gpus")["gpus"][0]["labels"] == ["MPS"]
 
