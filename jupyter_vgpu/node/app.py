@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -383,6 +384,7 @@ class NodeApp(JupyterApp):
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
         self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
+        gc.freeze()  # what there is by now stays: each look for garbage through all of it would hold up the answers
         await ended.wait()
         sampler.cancel()
         looker.cancel()

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jupyter_vgpu.client import Client, DaemonAway, DaemonError, board_path, gpus_path, tenant_path
@@ -25,7 +25,7 @@ REST_S = 5.0
 """A node that kept the asker waiting is not asked again for so long: one that is down answers nobody, slowly."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """What the nodes have, as of one moment. Each GPU and tenant says its `node`.
 
@@ -39,7 +39,7 @@ class View:
     maintenance: dict[str, Json] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def spaces(self) -> list[Space]:
         return [Space.from_json(gpu) for gpu in self.gpus]
 

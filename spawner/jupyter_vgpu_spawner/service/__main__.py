@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import secrets
@@ -93,6 +94,7 @@ async def serve(hub: int) -> None:
 
     async def work() -> None:
         await _prepare(database)
+        gc.freeze()  # what there is by now stays: each look for garbage through all of it would hold up the pages
         works = [
             _repeat("GPU-hours are not counted now", manager.meter, METER_S),
             _repeat("running slices don't follow their quotas now", manager.follow_all, METER_S),

@@ -98,17 +98,13 @@ class Dispatcher:
         order = await self._order(entries, view)
         forecasts = await self._foretell(order, entries, view)
         by_waiting = {entry.waiting: entry for entry in entries}
+        quotas = {each.quota for each in order}  # many ask for the same
+        possible = {quota: bool(view.away) or is_possible(quota, view.spaces) for quota in quotas}
+        closed = {quota: "" if view.away else why_closed(quota, view.gpus) for quota in quotas}
         found = [Standing(entry) for entry in entries if entry.stage != Stage.WAITING]
         for number, each in enumerate(order, 1):
-            found.append(
-                Standing(
-                    by_waiting[each],
-                    number,
-                    forecasts.get(each),
-                    bool(view.away) or is_possible(each.quota, view.spaces),
-                    "" if view.away else why_closed(each.quota, view.gpus),
-                )
-            )
+            quota = each.quota
+            found.append(Standing(by_waiting[each], number, forecasts.get(each), possible[quota], closed[quota]))
         return [each for each in found if user in (None, each.entry.waiting.user)]
 
     async def note(self, standings: Sequence[Standing]) -> None:
