@@ -310,6 +310,7 @@ class NodeApp(JupyterApp):
             self.exit_with(f"{unknown[0]} is no option: 'jupyter vgpu node --help-all' tells which there are")
         level: Any = self.log_level
         logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        gc.freeze()  # modules stay: each look for garbage through all of them would hold up the answers
         try:
             asyncio.run(self._run())
         except (NoGpu, GuardError, MpsError, QuotaError) as error:
@@ -384,7 +385,6 @@ class NodeApp(JupyterApp):
         for gpu in gpus:
             self.log.info("GPU %d: %s, %s", gpu.index, gpu.name, gpu.uuid)
         self.log.info("serving on %s", run_dir / ADMIN_SOCKET)
-        gc.freeze()  # what there is by now stays: each look for garbage through all of it would hold up the answers
         await ended.wait()
         sampler.cancel()
         looker.cancel()

@@ -94,7 +94,6 @@ async def serve(hub: int) -> None:
 
     async def work() -> None:
         await _prepare(database)
-        gc.freeze()  # what there is by now stays: each look for garbage through all of it would hold up the pages
         works = [
             _repeat("GPU-hours are not counted now", manager.meter, METER_S),
             _repeat("running slices don't follow their quotas now", manager.follow_all, METER_S),
@@ -116,6 +115,7 @@ async def serve(hub: int) -> None:
 def main() -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="[%(levelname)1.1s %(asctime)s %(name)s] %(message)s")
+    gc.freeze()  # modules stay: each look for garbage through all of them would hold up the pages
     asyncio.run(serve(os.getppid()))
 
 

@@ -98,13 +98,10 @@ class Dispatcher:
         order = await self._order(entries, view)
         forecasts = await self._foretell(order, entries, view)
         by_waiting = {entry.waiting: entry for entry in entries}
-        quotas = {each.quota for each in order}  # many ask for the same
-        possible = {quota: bool(view.away) or is_possible(quota, view.spaces) for quota in quotas}
-        closed = {quota: "" if view.away else why_closed(quota, view.gpus) for quota in quotas}
+        prospects = {quota: _prospect(quota, view) for quota in {each.quota for each in order}}
         found = [Standing(entry) for entry in entries if entry.stage != Stage.WAITING]
         for number, each in enumerate(order, 1):
-            quota = each.quota
-            found.append(Standing(by_waiting[each], number, forecasts.get(each), possible[quota], closed[quota]))
+            found.append(Standing(by_waiting[each], number, forecasts.get(each), *prospects[each.quota]))
         return [each for each in found if user in (None, each.entry.waiting.user)]
 
     async def note(self, standings: Sequence[Standing]) -> None:
@@ -332,6 +329,13 @@ def _call_of(entry: Entry) -> tuple[str, str, float]:
 
 def _wait_of(entry: Entry) -> tuple[str, str, float]:
     return (*entry.key, entry.waiting.since)
+
+
+def _prospect(quota: Quota, view: View) -> tuple[bool, str]:
+    """Whether there may be room some day, and why none is given now; a node that is away may have it."""
+    if view.away:
+        return True, ""
+    return is_possible(quota, view.spaces), why_closed(quota, view.gpus)
 
 
 def _free(view: View, called: list[Entry]) -> list[Space]:
